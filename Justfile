@@ -1,0 +1,16 @@
+default: test lint types
+
+quickstart:
+    cdkit run pipelines/quickstart.yaml
+
+test:
+    pytest
+
+lint:
+    ruff check . && ruff format --check .
+
+types:
+    mypy cdkit
+
+bench:
+    python -m tests.bench

@@ -1,0 +1,101 @@
+"""What commands print: data on stdout, words on stderr, in one of three formats."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from cdkit.errors import CdkitError
+
+Format = Literal["human", "json", "quiet"]
+
+
+@dataclass(frozen=True)
+class Output:
+    """One command's output. human: tables and words; json: one object; quiet: only the essential value."""
+
+    format: Format = "human"
+
+    @property
+    def words(self) -> Console:
+        """The console for everything that is not data."""
+        return Console(stderr=True, highlight=False, soft_wrap=True, quiet=self.format == "quiet")
+
+    def result(self, data: Mapping[str, Any], *, human: Callable[[Console], None], quiet: object = "") -> None:
+        """Print the command's one result: `data` as JSON, what `human` draws, or just `quiet`."""
+        if self.format == "json":
+            print(json.dumps(data, ensure_ascii=False))
+        elif self.format == "human":
+            human(data_console())
+        elif str(quiet):
+            print(quiet)
+
+    def note(self, message: str) -> None:
+        """One line the user should know."""
+        self.words.print(message, markup=False)
+
+    def hint(self, message: str) -> None:
+        """What to do next."""
+        self.words.print(f"→ {message}", markup=False, style="cyan")
+
+    def error(self, error: CdkitError) -> None:
+        """Report an error: message and hint on stderr; with JSON also one object on stdout."""
+        if self.format == "json":
+            body = {"code": error.code, "message": error.message, "hint": error.hint}
+            print(json.dumps({"error": body}, ensure_ascii=False))
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        console.print("Error:", style="bold red", end=" ")
+        console.print(error.message, markup=False)
+        if error.hint:
+            console.print("Hint:", style="bold", end="  ")
+            console.print(error.hint, markup=False)
+
+
+def data_console() -> Console:
+    """The console for data; a pipe gets full-width lines, so that nothing is cut off."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[object]], *, title: str = "") -> Table:
+    """A plain table; numbers are right-aligned and grouped."""
+    drawn = Table(title=title or None, box=None, header_style="bold", pad_edge=False, title_justify="left")
+    for column, heading in enumerate(headings):
+        numeric = bool(rows) and all(isinstance(row[column], int | float) for row in rows)
+        drawn.add_column(heading, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        drawn.add_row(*(_cell(value) for value in row))
+    return drawn
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: ""}[value]
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 100 else f"{value:,.0f}"
+    return str(value).replace("[", r"\[")
+
+
+def size(number: float) -> str:
+    """A byte count for people: `12.3 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(number) < 1000:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """A time for people: `3.2 s`, `4 min 10 s`, `2 h 5 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    if seconds < 3600:
+        return f"{int(seconds // 60)} min {int(seconds % 60)} s"
+    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"

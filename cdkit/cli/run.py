@@ -1,0 +1,186 @@
+"""`cdkit run` and `cdkit pipeline`: run, list, show, validate and copy pipelines."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+import yaml
+from rich.console import Console
+
+from cdkit.cli.options import SESSION, Session, command
+from cdkit.cli.output import Output, duration, size, table
+from cdkit.cli.progress import progress_for
+from cdkit.errors import ConfigError, OutputError, PartialError
+from cdkit.pipeline import spec
+from cdkit.pipeline.plan import Planned, plan
+from cdkit.pipeline.runner import RunResult, forced_steps
+from cdkit.pipeline.runner import run as run_pipeline
+from cdkit.storage import atomic_path, writing
+
+pipeline_app = typer.Typer(help="List, show, check and copy pipelines.", no_args_is_help=True)
+
+PIPELINE = typer.Argument(..., help="A pipeline file, or the name of a shipped one (see cdkit pipeline list).")
+SET = typer.Option([], "--set", metavar="KEY=VALUE", help="Set a variable, or STAGE.KEY of one stage. Repeatable.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add `run` and the `pipeline` group."""
+    command(
+        app,
+        "run",
+        help="Run a pipeline: what is done already is left alone, what is missing or stale is made.",
+        examples=[
+            "cdkit run quickstart",
+            "cdkit run one-concept --set category=dog --set photos=photos/dog --out runs/dog",
+            "cdkit run runs/dog.yaml --dry-run",
+        ],
+    )(_run)
+    app.add_typer(pipeline_app, name="pipeline")
+
+
+def _run(
+    output: Output,
+    pipeline: str = PIPELINE,
+    set: list[str] = SET,
+    out: Path | None = typer.Option(None, "--out", help="The run's folder [default: runs/NAME]."),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Print what would be done, and do nothing."),
+    from_stage: str | None = typer.Option(
+        None, "--from", metavar="STAGE", help="Make this stage and what needs it again."
+    ),
+    force: bool = typer.Option(False, "--force", help="Make every stage again."),
+    stop_after: str | None = typer.Option(None, "--stop-after", metavar="STAGE", help="Stop when this stage is done."),
+) -> None:
+    path = spec.find(pipeline)
+    folder = out or Path("runs") / _run_name(path)
+    loaded = spec.load(path, parse_overrides(set), folder)
+    forced = forced_steps(loaded, force=force, from_step=from_stage)
+    if dry_run:
+        _print_plan(output, plan(loaded, folder, forced))
+        return
+    result = run_pipeline(loaded, folder, forced=forced, stop_after=stop_after, progress=progress_for(output))
+    output.result(result.as_json(), human=lambda console: _print_run(console, result), quiet=folder)
+    if result.report:
+        output.hint(f"The report is {result.report}")
+    if result.shortfalls:
+        # The result is printed already, and JSON must stay one object.
+        SESSION.set(Session(Output("quiet")))
+        raise PartialError(
+            "\n".join(result.shortfalls), hint="What was found is kept; the manifests count the reasons."
+        )
+
+
+def _run_name(path: Path) -> str:
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return str(document["name"])
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError, RecursionError):
+        return path.stem  # spec.load says what is wrong with the file
+
+
+def parse_overrides(entries: Sequence[str]) -> dict[str, Any]:
+    """`key=value` options as a mapping; values are read as YAML scalars, so that numbers are numbers."""
+    found: dict[str, Any] = {}
+    for entry in entries:
+        key, separator, text = entry.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"--set takes KEY=VALUE, not {entry!r}.", hint="Example: --set category=dog")
+        try:
+            found[key] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            found[key] = text
+    return found
+
+
+def _print_plan(output: Output, planned: Sequence[Planned]) -> None:
+    def draw(console: Console) -> None:
+        rows = [
+            (
+                entry.step.name,
+                entry.step.stage,
+                {"cached": "cached", "stale": "stale, will run", "run": "will run"}[entry.state],
+                size(entry.input_bytes) if entry.input_bytes is not None else "",
+                size(entry.output_bytes) if entry.output_bytes is not None else "",
+                entry.reason,
+            )
+            for entry in planned
+        ]
+        console.print(table(["stage", "run", "state", "input", "output", "why"], rows))
+
+    output.result({"plan": [entry.as_json() for entry in planned]}, human=draw)
+
+
+def _print_run(console: Console, result: RunResult) -> None:
+    rows = [
+        (name, entry.state, duration(entry.seconds), str(entry.out))
+        for name, entry in zip(result.names, result.results, strict=True)
+    ]
+    console.print(table(["stage", "state", "time", "folder"], rows))
+
+
+def _list(output: Output) -> None:
+    found = spec.shipped("pipelines")
+    described = [(name, _description(path), str(path)) for name, path in found.items()]
+    output.result(
+        {"pipelines": [{"name": name, "description": text, "path": path} for name, text, path in described]},
+        human=lambda console: console.print(table(["pipeline", "what it does"], [entry[:2] for entry in described])),
+        quiet="\n".join(found),
+    )
+    output.hint("cdkit pipeline show NAME prints one with its variables.")
+
+
+def _description(path: Path) -> str:
+    return " ".join(str(yaml.safe_load(path.read_text(encoding="utf-8")).get("description", "")).split())
+
+
+def _show(output: Output, pipeline: str = PIPELINE) -> None:
+    path = spec.find(pipeline)
+    text = path.read_text(encoding="utf-8")
+    output.result({"path": str(path), "yaml": text}, human=lambda _: print(text, end=""), quiet=path)
+
+
+def _validate(output: Output, pipeline: str = PIPELINE, set: list[str] = SET) -> None:
+    path = spec.find(pipeline)
+    loaded = spec.load(path, parse_overrides(set), Path("runs") / _run_name(path))
+    steps = [{"name": step.name, "run": step.stage, "needs": list(step.needs)} for step in loaded.steps]
+    output.result(
+        {"pipeline": loaded.name, "valid": True, "stages": steps, "vars": dict(loaded.variables)},
+        human=lambda console: console.print(
+            table(["stage", "run", "needs"], [(step["name"], step["run"], ", ".join(step["needs"])) for step in steps])
+        ),
+        quiet="valid",
+    )
+
+
+def _copy(
+    output: Output,
+    pipeline: str = PIPELINE,
+    target: Path = typer.Argument(..., help="The file to write."),
+    force: bool = typer.Option(False, "--force", help="Replace a file that is there."),
+) -> None:
+    source = spec.find(pipeline)
+    if target.is_dir():
+        target = target / source.name
+    if target.exists() and not force:
+        raise OutputError(f"{target} exists.", hint="Choose another name, or add --force.")
+    with writing(target), atomic_path(target) as temporary:
+        shutil.copyfile(source, temporary)
+    output.result({"path": str(target)}, human=lambda console: console.print(f"wrote {target}"), quiet=target)
+    output.hint(f"cdkit run {target}")
+
+
+for _name, _function, _help, _examples in (
+    ("list", _list, "List the pipelines that ship with cdkit.", ["cdkit pipeline list"]),
+    ("show", _show, "Print a pipeline.", ["cdkit pipeline show quickstart"]),
+    (
+        "validate",
+        _validate,
+        "Check a pipeline; nothing is run or downloaded.",
+        ["cdkit pipeline validate my.yaml"],
+    ),
+    ("copy", _copy, "Copy a shipped pipeline to a file of your own.", ["cdkit pipeline copy quickstart my.yaml"]),
+):
+    command(pipeline_app, _name, help=_help, examples=_examples)(_function)

@@ -1,0 +1,129 @@
+"""Stage configuration: one pydantic class per stage, from which CLI options, YAML keys and fingerprints all come."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticUndefined
+
+from cdkit.errors import ConfigError
+
+InputKind = Literal["files", "folder", "model", "encoder"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a config field is to the command line and to fingerprints, beyond its type and default.
+
+    flag: the option's name when it differs from the field's (`--concept` for `concepts`); argument: given by
+    position; execution: how the work runs, not what comes out, so it stays out of fingerprints; input: the field
+    names data, which enters the fingerprint by content instead of by name; hidden: no command-line option.
+    """
+
+    flag: str | None = None
+    argument: bool = False
+    execution: bool = False
+    input: InputKind | None = None
+    hidden: bool = False
+
+
+def setting(  # noqa: PLR0913 - one call declares everything about a field
+    default: Any = PydanticUndefined,
+    help: str = "",
+    *,
+    flag: str | None = None,
+    argument: bool = False,
+    execution: bool = False,
+    input: InputKind | None = None,
+    hidden: bool = False,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    min_length: int | None = None,
+) -> Any:
+    """A pydantic field that carries a Setting; without a default it is required. `help` is its `--help` text."""
+    extra = Setting(flag=flag, argument=argument, execution=execution, input=input, hidden=hidden)
+    return Field(
+        default,
+        description=help,
+        ge=ge,
+        gt=gt,
+        le=le,
+        min_length=min_length,
+        json_schema_extra={"setting": asdict(extra)},
+    )
+
+
+class StageConfig(BaseModel):
+    """Base of every stage's configuration: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class ParallelConfig(StageConfig):
+    """Settings of stages whose work an engine spreads over workers."""
+
+    engine: Literal["local", "ray"] = setting(
+        "local", "Where the work runs: this machine or a Ray cluster.", execution=True
+    )
+    workers: int | None = setting(None, "Parallel workers [default: one per core].", execution=True, ge=1)
+
+
+Config = TypeVar("Config", bound=StageConfig)
+
+
+def field_settings(config: type[StageConfig]) -> dict[str, Setting]:
+    """The Setting of every field, by field name."""
+    found = {}
+    for name, info in config.model_fields.items():
+        extra = info.json_schema_extra
+        found[name] = Setting(**extra["setting"]) if isinstance(extra, dict) else Setting()  # type: ignore[arg-type]
+    return found
+
+
+def canonical(config: StageConfig) -> dict[str, Any]:
+    """The values that decide the output, as JSON: execution settings and inputs (counted by content) left out."""
+    settings = field_settings(type(config))
+    values = config.model_dump(mode="json")
+    return {name: values[name] for name in sorted(values) if not settings[name].execution and not settings[name].input}
+
+
+def parse_config(config: type[Config], values: Mapping[str, Any], *, where: str = "") -> Config:
+    """Validate `values`; raises ConfigError that lists every mistake, with a suggestion for misspelt keys."""
+    try:
+        return config.model_validate(dict(values))
+    except ValidationError as error:
+        problems = describe_mistakes(error, config, where=where)
+        raise ConfigError(f"{len(problems)} mistake(s) in the settings:", problems=problems) from error
+
+
+def describe_mistakes(error: ValidationError, config: type[BaseModel], *, where: str = "") -> list[str]:
+    """One plain line per mistake pydantic found; `where` is put before the key (`stages.picks`)."""
+    lines = []
+    for mistake in error.errors(include_url=False):
+        keys = [str(part) for part in mistake["loc"]]
+        name = ".".join([part for part in [where] if part] + keys)
+        if mistake["type"] == "extra_forbidden":
+            lines.append(f"{name}: unknown key{did_you_mean(keys[-1], config.model_fields)}")
+        elif mistake["type"] == "missing":
+            lines.append(f"{name}: missing")
+        else:
+            message = mistake["msg"].removeprefix("Value error, ")
+            lines.append(f"{name or 'settings'}: {message[:1].lower() + message[1:]} (got {_short(mistake['input'])})")
+    return lines
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for a close match, else the list of what is known."""
+    names = list(known)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else f" (known: {', '.join(sorted(names))})"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,94 @@
+"""The local engine: processes on this machine, one outcome per item even when a worker dies."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait
+
+from cdkit.errors import CdkitError
+from cdkit.protocols import Item, Outcome, Value
+
+
+class LocalEngine:
+    """Runs work in spawned processes (fork is not safe beside DuckDB's and torch's threads)."""
+
+    name = "local"
+
+    def __init__(self, workers: int) -> None:
+        self.workers = max(1, workers)
+
+    def map(
+        self, work: Callable[[Item], Value], items: Sequence[Item], *, label: str
+    ) -> Iterator[Outcome[Item, Value]]:
+        """Yield one outcome per item, in order; with one worker or one item it runs in this process."""
+        if self.workers == 1 or len(items) <= 1:
+            for item in items:
+                yield _attempt(work, item)
+            return
+        yield from self._map_in_processes(work, items, label)
+
+    def _map_in_processes(
+        self, work: Callable[[Item], Value], items: Sequence[Item], label: str
+    ) -> Iterator[Outcome[Item, Value]]:
+        pool = self._pool(len(items))
+        try:
+            futures = [pool.submit(work, item) for item in items]
+            for item, future in zip(items, futures, strict=True):
+                outcome = _outcome(item, future)
+                if isinstance(outcome.error, BrokenProcessPool):
+                    # One dead worker breaks the whole pool; alone in a process, only the guilty item fails again.
+                    outcome = self._attempt_alone(work, item, label)
+                yield outcome
+        finally:
+            # Reached on an error or ctrl-C too: what has not started is dropped, what runs is stopped.
+            for process in list((pool._processes or {}).values()):
+                if any(not future.done() for future in futures):
+                    process.terminate()
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _attempt_alone(self, work: Callable[[Item], Value], item: Item, label: str) -> Outcome[Item, Value]:
+        with self._pool(1) as pool:
+            outcome = _outcome(item, pool.submit(work, item))
+        if isinstance(outcome.error, BrokenProcessPool):
+            error = CdkitError(
+                f"A worker process of {label!r} died (killed, or out of memory).",
+                hint="Run again with fewer --workers; finished shards are kept.",
+            )
+            return Outcome(item, error=error)
+        return outcome
+
+    def _pool(self, items: int) -> ProcessPoolExecutor:
+        context = multiprocessing.get_context("spawn")
+        return ProcessPoolExecutor(min(self.workers, items), mp_context=context, initializer=_end_with_parent)
+
+
+def _end_with_parent() -> None:
+    """Workers of a killed run would wait for work for ever: end when the parent process does."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _attempt(work: Callable[[Item], Value], item: Item) -> Outcome[Item, Value]:
+    try:
+        return Outcome(item, value=work(item))
+    except Exception as error:
+        return Outcome(item, error=error)
+
+
+def _outcome(item: Item, future: Future[Value]) -> Outcome[Item, Value]:
+    try:
+        return Outcome(item, value=future.result())
+    except Exception as error:
+        return Outcome(item, error=error)

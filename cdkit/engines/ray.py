@@ -1,0 +1,54 @@
+"""The Ray engine: the same work on a Ray cluster, one outcome per item."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+
+from cdkit.errors import MissingExtraError
+from cdkit.protocols import Item, Outcome, Value
+
+
+class RayEngine:
+    """Runs work as Ray tasks on the cluster of $RAY_ADDRESS, or on one started on this machine.
+
+    `workers` bounds the tasks in flight; None means one per CPU of the cluster. Raises MissingExtraError without ray.
+    """
+
+    name = "ray"
+
+    def __init__(self, workers: int | None) -> None:
+        try:
+            import ray
+        except ImportError as error:
+            raise MissingExtraError("The engine 'ray'", extra="ray") from error
+        if not ray.is_initialized():
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
+        self.workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+    def map(
+        self, work: Callable[[Item], Value], items: Sequence[Item], *, label: str
+    ) -> Iterator[Outcome[Item, Value]]:
+        """Yield one outcome per item, in order; at most `workers` tasks are in flight."""
+        import ray
+
+        task = ray.remote(max_retries=1)(work).options(name=label)
+        waiting = iter(items)
+        flying = deque((item, task.remote(item)) for item in islice(waiting, self.workers))
+        while flying:
+            item, reference = flying.popleft()
+            outcome: Outcome[Item, Value] = _outcome(item, reference)
+            flying.extend((following, task.remote(following)) for following in islice(waiting, 1))
+            yield outcome
+
+
+def _outcome(item: Item, reference: object) -> Outcome[Item, Value]:
+    import ray
+
+    try:
+        return Outcome(item, value=ray.get(reference))
+    except ray.exceptions.RayTaskError as error:
+        return Outcome(item, error=error.cause if isinstance(error.cause, Exception) else error)
+    except ray.exceptions.RayError as error:
+        return Outcome(item, error=error)

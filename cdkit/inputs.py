@@ -1,0 +1,130 @@
+"""Inputs of a stage: pool files, folders and models, resolved and fingerprinted by their content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cdkit.config import InputKind, StageConfig, field_settings
+from cdkit.errors import CdkitError, InputError
+from cdkit.manifest import read_manifest
+from cdkit.storage import SourceFile, content_fingerprint, find_files
+
+EMBEDDED = "embedded"
+POOL_SUFFIXES = tuple(
+    f".{kind}{compression}"
+    for kind in ("parquet", "csv", "tsv", "jsonl", "ndjson")
+    for compression in (("",) if kind == "parquet" else ("", ".gz", ".zst"))
+)
+
+
+@dataclass(frozen=True)
+class Input:
+    """One resolved input: what the config said, its content fingerprint, and for pool files the files."""
+
+    name: str
+    kind: InputKind
+    value: Any
+    fingerprint: str
+    files: tuple[SourceFile, ...] = ()
+
+
+def resolve_inputs(config: StageConfig, planned: Mapping[Path, str] | None = None) -> dict[str, Input]:
+    """Resolve every input field of `config`.
+
+    `planned` maps folders that an earlier stage of the same pipeline will make to the fingerprints they will have.
+    Raises InputError that names every input that is missing or unreadable.
+    """
+    found: dict[str, Input] = {}
+    problems: list[CdkitError] = []
+    for name, extra in field_settings(type(config)).items():
+        value = getattr(config, name)
+        if extra.input is None or value in (None, [], {}):
+            continue
+        try:
+            found[name] = _resolve(name, extra.input, value, planned or {})
+        except CdkitError as error:
+            problems.append(error)
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        raise InputError("\n".join(problem.message for problem in problems), hint=problems[0].hint)
+    return found
+
+
+def _resolve(name: str, kind: InputKind, value: Any, planned: Mapping[Path, str]) -> Input:
+    if kind == "files":
+        files = tuple(find_files([str(item) for item in value], POOL_SUFFIXES))
+        marks = [(source.name, content_fingerprint(source)) for source in files]
+        return Input(name, kind, value, _digest(marks), files)
+    if isinstance(value, Mapping):
+        marks = [(key, _one(kind, str(item), planned)) for key, item in sorted(value.items())]
+        return Input(name, kind, value, _digest(marks))
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        marks = [(str(index), _one(kind, str(item), planned)) for index, item in enumerate(value)]
+        return Input(name, kind, value, _digest(marks))
+    return Input(name, kind, value, _one(kind, str(value), planned))
+
+
+def _one(kind: InputKind, value: str, planned: Mapping[Path, str]) -> str:
+    if value == EMBEDDED or value.startswith(f"{EMBEDDED}:"):
+        return _embedded_fingerprint(value)
+    if kind in ("model", "encoder"):
+        return _model_fingerprint(value)
+    return _folder_fingerprint(Path(value), planned)
+
+
+def _folder_fingerprint(path: Path, planned: Mapping[Path, str]) -> str:
+    """A cdkit folder counts by its manifest, any other by the names and contents of its files."""
+    if path.resolve() in planned:
+        return planned[path.resolve()]
+    if not path.exists():
+        raise InputError(f"{path} does not exist.", hint="Check the path, or run the stage that makes it first.")
+    if path.is_dir():
+        manifest = read_manifest(path)
+        if manifest is not None:
+            return manifest.fingerprint
+    return _digest(_listing(path))
+
+
+def _model_fingerprint(spec: str) -> str:
+    """A model in a local folder counts by its files, a hub or listed model by its name (its commit when cached)."""
+    location = spec.split(":", 1)[1] if spec.startswith(("open_clip:", "transformers:")) else spec
+    path = Path(location)
+    if path.exists():
+        return _digest(_listing(path))
+    if location.startswith((".", "/", "~")):
+        raise InputError(f"{location} does not exist.", hint="Give a model folder, a hub id, or 'embedded'.")
+    return _digest([("hub", location), ("commit", _cached_commit(location))])
+
+
+def _cached_commit(hub_id: str) -> str:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    reference = Path(HF_HUB_CACHE) / f"models--{hub_id.replace('/', '--')}" / "refs" / "main"
+    return reference.read_text().strip() if reference.exists() else ""
+
+
+def _embedded_fingerprint(value: str) -> str:
+    from cdkit.embedded import fingerprint
+
+    return _digest([("spec", value), ("content", fingerprint(value))])
+
+
+def _listing(path: Path) -> list[tuple[str, str]]:
+    files = [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.is_file())
+    visible = [item for item in files if not item.name.startswith(".")]
+    if not visible:
+        raise InputError(f"{path} is empty.", hint="Put the files there, or give another folder.")
+    return [
+        (str(item.relative_to(path)), content_fingerprint(SourceFile(str(item), item.name, item.stat().st_size)))
+        for item in visible
+    ]
+
+
+def _digest(marks: Sequence[tuple[str, str]]) -> str:
+    return hashlib.sha256(json.dumps([list(mark) for mark in marks]).encode()).hexdigest()

@@ -1,0 +1,135 @@
+"""Manifests and fingerprints: what a folder holds, what it was made from, and whether it is done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import resource
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import cdkit
+from cdkit.errors import InputError
+from cdkit.storage import read_json, write_json
+
+MANIFEST_NAME = "manifest.json"
+STARTED_NAME = "started.json"
+MANIFEST_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Rows in, kept and rejected by reason; the three always add up."""
+
+    read: int = 0
+    kept: int = 0
+    rejected: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.read != self.kept + sum(self.rejected.values()):
+            raise AssertionError(
+                f"rows do not add up: {self.read} in, {self.kept} kept, {dict(self.rejected)} rejected"
+            )
+
+    def as_json(self) -> dict[str, Any]:
+        return {"in": self.read, "kept": self.kept, "rejected": dict(sorted(self.rejected.items()))}
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What decides a stage's output: stage, version, canonical config, and each input's fingerprint."""
+
+    stage: str
+    version: int
+    config: Mapping[str, Any]
+    inputs: Mapping[str, str]
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over the whole identity, in hex."""
+        text = json.dumps(
+            [self.stage, self.version, dict(self.config), dict(self.inputs)],
+            sort_keys=True,
+            separators=(",", ":"),
+            ensure_ascii=False,
+        )
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The record written last into a stage's folder; clocks and hosts are in `run` and nowhere else."""
+
+    stage: str
+    version: int
+    fingerprint: str
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    steps: dict[str, str] = field(default_factory=dict)
+    counts: dict[str, Any] = field(default_factory=dict)
+    shortfall: str = ""
+    details: dict[str, Any] = field(default_factory=dict)
+    run: dict[str, Any] = field(default_factory=dict)
+    format: int = MANIFEST_FORMAT
+
+    def identity(self) -> Identity:
+        return Identity(self.stage, self.version, self.config, self.inputs)
+
+    def write(self, folder: Path, name: str = MANIFEST_NAME) -> None:
+        """Write the manifest atomically."""
+        write_json(folder / name, asdict(self))
+
+
+def read_manifest(folder: Path, name: str = MANIFEST_NAME) -> Manifest | None:
+    """The manifest of `folder`; None when there is none. Raises InputError when it is damaged or of a newer format."""
+    path = folder / name
+    if not path.exists():
+        return None
+    values = read_json(path)
+    if not isinstance(values, dict) or "fingerprint" not in values or "stage" not in values:
+        raise InputError(f"{path} is not a cdkit manifest.", hint="Point to a folder that cdkit made.")
+    if int(values.get("format", 0)) > MANIFEST_FORMAT:
+        raise InputError(f"{path} was written by a newer cdkit.", hint="pip install --upgrade cdkit")
+    known = set(Manifest.__dataclass_fields__)
+    try:
+        return Manifest(**{key: value for key, value in values.items() if key in known})
+    except TypeError as error:
+        raise InputError(f"{path} is damaged: {error}", hint="Make the folder again with --force.") from error
+
+
+def differences(old: Identity, new: Identity) -> list[str]:
+    """What changed between two identities, one readable line per value."""
+    if old.stage != new.stage:
+        return [f"it was made by stage {old.stage!r}, not {new.stage!r}"]
+    lines = []
+    if old.version != new.version:
+        lines.append(f"stage version {old.version} → {new.version}")
+    for key in sorted({*old.config, *new.config}):
+        before, after = old.config.get(key), new.config.get(key)
+        if before != after:
+            lines.append(f"{key}: {json.dumps(before)} → {json.dumps(after)}")
+    for key in sorted({*old.inputs, *new.inputs}):
+        if old.inputs.get(key) != new.inputs.get(key):
+            lines.append(f"input {key} changed")
+    return lines
+
+
+def run_record(started: datetime, seconds: float) -> dict[str, Any]:
+    """Clock, host and versions of one run: facts that never enter a fingerprint."""
+    # ru_maxrss is in KiB on Linux and in bytes on macOS.
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) * unit
+    return {
+        "started": started.isoformat(timespec="seconds"),
+        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 3),
+        "peak_process_bytes": peak,
+        "host": platform.node(),
+        "python": platform.python_version(),
+        "cdkit": cdkit.__version__,
+    }

@@ -1,0 +1,110 @@
+"""Runs a planned pipeline step by step; what is cached is left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cdkit.errors import CdkitError, ConfigError, OutputError
+from cdkit.manifest import read_manifest
+from cdkit.pipeline.plan import Planned, plan
+from cdkit.pipeline.spec import Pipeline
+from cdkit.protocols import Progress
+from cdkit.stages import Result, execute
+from cdkit.storage import Folder, write_json, writing
+
+RECORD_NAME = "run.json"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended: one result per step, and the report page when a step made one."""
+
+    folder: Path
+    results: tuple[Result, ...]
+    names: tuple[str, ...]
+    report: Path | None
+
+    @property
+    def shortfalls(self) -> list[str]:
+        """One line per step that found less than it was asked for."""
+        pairs = zip(self.names, self.results, strict=True)
+        return [f"{name}: {result.manifest.shortfall}" for name, result in pairs if result.manifest.shortfall]
+
+    def as_json(self) -> dict[str, Any]:
+        stages = [
+            {"name": name, "state": result.state, "seconds": round(result.seconds, 3), "out": str(result.out)}
+            for name, result in zip(self.names, self.results, strict=True)
+        ]
+        return {"stages": stages, "report": str(self.report) if self.report else None}
+
+
+def forced_steps(pipeline: Pipeline, *, force: bool, from_step: str | None) -> set[str]:
+    """The steps to run again although they are done; raises ConfigError for a step that is not there."""
+    _check_step(pipeline, from_step)
+    if force:
+        return {step.name for step in pipeline.steps}
+    return pipeline.descendants(from_step) if from_step else set()
+
+
+def run(
+    pipeline: Pipeline, folder: Path, *, forced: set[str], stop_after: str | None, progress: Progress
+) -> RunResult:
+    """Run what the plan says, in order. A step that falls short does not stop the rest; an error does."""
+    _check_step(pipeline, stop_after)
+    _check_folder(folder)
+    planned = plan(pipeline, folder, forced)
+    if stop_after:
+        # A step may stand behind others it does not need: only what `stop_after` needs and itself is run.
+        names = [entry.step.name for entry in planned]
+        planned = planned[: names.index(stop_after) + 1]
+    with Folder(folder).lock(), writing(folder):
+        write_json(folder / RECORD_NAME, _record(pipeline))
+        results = [_run_step(entry, forced, progress) for entry in planned]
+    report = next((path for entry in reversed(planned) if (path := entry.out / "report.html").exists()), None)
+    return RunResult(folder, tuple(results), tuple(entry.step.name for entry in planned), report)
+
+
+def _run_step(entry: Planned, forced: set[str], progress: Progress) -> Result:
+    name = entry.step.name
+    if entry.state != "cached":
+        progress.note(f"{name} ({entry.step.stage}): {entry.reason}")
+    try:
+        return execute(
+            entry.step.stage,
+            entry.step.config,
+            entry.out,
+            progress=progress,
+            force=name in forced,
+            replace_other=True,
+        )
+    except CdkitError as error:
+        error.message = f"stage {name!r}: {error.message}"
+        raise
+
+
+def _record(pipeline: Pipeline) -> dict[str, Any]:
+    return {
+        "pipeline": pipeline.name,
+        "description": pipeline.description,
+        "vars": dict(pipeline.variables),
+        "stages": {step.name: {"run": step.stage, **dict(step.values)} for step in pipeline.steps},
+    }
+
+
+def _check_step(pipeline: Pipeline, name: str | None) -> None:
+    names: Sequence[str] = [step.name for step in pipeline.steps]
+    if name is not None and name not in names:
+        raise ConfigError(f"The pipeline has no stage {name!r}.", hint=f"Its stages are {', '.join(names)}.")
+
+
+def _check_folder(folder: Path) -> None:
+    entries = Folder(folder).entries()
+    ours = RECORD_NAME in entries or all(read_manifest(folder / name) for name in entries)
+    if entries and not ours:
+        raise OutputError(
+            f"{folder} is not empty and holds no cdkit run.",
+            hint="Choose another --out, or empty the folder yourself.",
+        )

@@ -1,0 +1,109 @@
+"""The contracts plug-ins meet: engines that run work, progress that shows it, encoders that embed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+Item = TypeVar("Item")
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[Item, Value]):
+    """What became of one item: a value, or the error that stopped it."""
+
+    item: Item
+    value: Value | None = None
+    error: BaseException | None = None
+
+    def unwrap(self) -> Value:
+        """The value; raises the error when there is one."""
+        if self.error is not None:
+            raise self.error
+        return self.value  # type: ignore[return-value]
+
+
+class Engine(Protocol):
+    """Runs one function over many items somewhere: one outcome per item, in the items' order, never fewer."""
+
+    name: str
+    workers: int
+
+    def map(
+        self, work: Callable[[Item], Value], items: Sequence[Item], *, label: str
+    ) -> Iterator[Outcome[Item, Value]]: ...
+
+
+class Task(Protocol):
+    """One progress bar."""
+
+    def advance(self, amount: float = 1) -> None: ...
+
+
+class Progress(Protocol):
+    """Where a stage reports how far it is; the command line draws it, a library call ignores it."""
+
+    def task(self, label: str, total: float | None, *, unit: str = "") -> AbstractContextManager[Task]: ...
+
+    def note(self, message: str) -> None:
+        """Say one thing the user should know (a warning, a choice made)."""
+
+
+class _SilentTask:
+    def advance(self, amount: float = 1) -> None:
+        return None
+
+
+class SilentProgress:
+    """Progress that goes nowhere: the default of the Python API."""
+
+    @contextmanager
+    def task(self, label: str, total: float | None, *, unit: str = "") -> Iterator[Task]:
+        yield _SilentTask()
+
+    def note(self, message: str) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage may use besides its config and inputs: an engine and progress."""
+
+    engine: Engine
+    progress: Progress = field(default_factory=SilentProgress)
+
+
+class TextEncoder(Protocol):
+    """Embeds captions: normalised fp32 rows, exact whatever the batch."""
+
+    spec: str
+    dimension: int
+    context_length: int
+    default_threshold: float
+
+    def weights_hash(self) -> str: ...
+
+    def token_counts(self, captions: Sequence[str]) -> np.ndarray:
+        """int32 [n]: tokens per caption with start and end, before truncation."""
+
+    def encode(self, captions: Sequence[str]) -> np.ndarray:
+        """float32 [n, dimension], rows of norm 1, in the order given."""
+
+
+class ImageEncoder(Protocol):
+    """Embeds images into the same space as its text encoder."""
+
+    spec: str
+    dimension: int
+
+    def weights_hash(self) -> str: ...
+
+    def encode_images(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """float32 [n, dimension], rows of norm 1."""

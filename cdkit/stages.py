@@ -1,0 +1,227 @@
+"""The table of contents: every stage with its config, function, inputs and output, and how one is executed."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from cdkit.config import ParallelConfig, StageConfig, canonical, field_settings
+from cdkit.datasets import Dataset
+from cdkit.engines import create_engine
+from cdkit.errors import OutputError
+from cdkit.inputs import Input, resolve_inputs
+from cdkit.manifest import (
+    MANIFEST_NAME,
+    STARTED_NAME,
+    Identity,
+    Manifest,
+    differences,
+    read_manifest,
+    run_record,
+)
+from cdkit.protocols import Context, Engine, Progress, SilentProgress
+from cdkit.storage import Folder, writing
+
+StageFunction = Callable[[StageConfig, Mapping[str, Input], Folder, Context], Dataset]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the work. `owns` are the entries it writes into its folder; it deletes nothing else.
+
+    config and function are `module:name`, imported only when the stage is used. A stage `extends` an earlier one
+    when it does that one's work first, in the same folder: their shards are shared.
+    """
+
+    name: str
+    summary: str
+    config: str
+    function: str
+    version: int
+    owns: tuple[str, ...]
+    extends: str | None = None
+
+    def config_class(self) -> type[StageConfig]:
+        return _load(self.config)  # type: ignore[no-any-return]
+
+    def run(self) -> StageFunction:
+        return _load(self.function)  # type: ignore[no-any-return]
+
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Stage(
+            name="import",
+            summary="read pools of captions; clean, filter, deduplicate and partition them",
+            config="cdkit.captions.import_captions:ImportConfig",
+            function="cdkit.captions.import_captions:import_captions",
+            version=1,
+            owns=("captions", "image_rows", "rejects", "buckets"),
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """How one stage ended: cached, done or partial, with its manifest and the seconds it took now."""
+
+    stage: str
+    state: Literal["cached", "done", "partial"]
+    manifest: Manifest
+    out: Path
+    seconds: float
+
+
+def identity_of(stage: Stage, config: StageConfig, inputs: Mapping[str, Input]) -> Identity:
+    """What `stage` would make from this config and these inputs."""
+    return Identity(stage.name, stage.version, canonical(config), {name: i.fingerprint for name, i in inputs.items()})
+
+
+def earlier_identities(stage: Stage, config: StageConfig, inputs: Mapping[str, Input]) -> dict[str, Identity]:
+    """Identities of the stages that `stage` extends, by name: what a half-way folder may hold."""
+    found: dict[str, Identity] = {}
+    while stage.extends is not None:
+        stage = STAGES[stage.extends]
+        config = project(config, stage.config_class())
+        needed = field_settings(type(config))
+        inputs = {name: given for name, given in inputs.items() if name in needed}
+        found[stage.name] = identity_of(stage, config, inputs)
+    return found
+
+
+def project(config: StageConfig, target: type[StageConfig]) -> StageConfig:
+    """The part of a config that an extended stage's config class knows."""
+    return target.model_validate({name: getattr(config, name) for name in target.model_fields})
+
+
+def execute(
+    name: str,
+    config: StageConfig,
+    out: Path,
+    *,
+    progress: Progress | None = None,
+    force: bool = False,
+    replace_other: bool = False,
+) -> Result:
+    """Run one stage into `out`, or find it done already.
+
+    force: make it again even if it is done; replace_other: throw away what another configuration left in the folder
+    (pipelines own their folders). Raises OutputError when the folder holds something else or is in use.
+    """
+    stage = STAGES[name]
+    target = Target(Folder(out), stage, config, resolve_inputs(config))
+    clock = time.monotonic()
+    known = target.finished()
+    if known is not None and not force:
+        return Result(name, "partial" if known.shortfall else "cached", known, out, time.monotonic() - clock)
+    target.check(may_replace=force or replace_other)
+    engine = _engine(config)
+    with target.folder.lock(), writing(out):
+        target.check(may_replace=force or replace_other)
+        if force or not target.continues():
+            target.folder.remove([*stage.owns, MANIFEST_NAME, STARTED_NAME])
+        target.folder.remove_temporaries()
+        return target.make(Context(engine=engine, progress=progress or SilentProgress()))
+
+
+@dataclass(frozen=True)
+class Target:
+    """One stage about to be made in one folder."""
+
+    folder: Folder
+    stage: Stage
+    config: StageConfig
+    inputs: Mapping[str, Input]
+
+    @cached_property
+    def identity(self) -> Identity:
+        return identity_of(self.stage, self.config, self.inputs)
+
+    @cached_property
+    def earlier(self) -> dict[str, Identity]:
+        return earlier_identities(self.stage, self.config, self.inputs)
+
+    def finished(self) -> Manifest | None:
+        """The folder's manifest when it already holds this result."""
+        done = read_manifest(self.folder.path)
+        return (
+            done
+            if done is not None and self.identity.fingerprint in {done.fingerprint, *done.steps.values()}
+            else None
+        )
+
+    def existing(self) -> Manifest | None:
+        """What the folder says it holds; the marker first: it stands beside a manifest while a stage extends it."""
+        return read_manifest(self.folder.path, STARTED_NAME) or read_manifest(self.folder.path)
+
+    def continues(self) -> bool:
+        """Whether what the folder holds is a part of this result, or this result a part of it."""
+        existing = self.existing()
+        if existing is None:
+            return False
+        ours = {self.identity.fingerprint, *(identity.fingerprint for identity in self.earlier.values())}
+        return existing.fingerprint in ours or self.identity.fingerprint in existing.steps.values()
+
+    def check(self, *, may_replace: bool) -> None:
+        """Raise OutputError unless the folder is empty, ours to continue, or ours to replace."""
+        entries = self.folder.entries()
+        if not entries:
+            return
+        existing = self.existing()
+        if existing is None:
+            raise OutputError(
+                f"{self.folder.path} is not empty and was not made by cdkit (it holds {', '.join(entries[:3])}).",
+                hint="Choose another --out, or empty the folder yourself.",
+            )
+        if may_replace or self.continues():
+            return
+        comparable = self.earlier.get(existing.stage, self.identity)
+        raise OutputError(
+            f"{self.folder.path} holds something else: {'; '.join(differences(existing.identity(), comparable))}.",
+            hint="Choose another --out, or add --force to throw the old content away.",
+        )
+
+    def make(self, context: Context) -> Result:
+        """Run the stage's function and write the manifest last."""
+        started, clock = datetime.now(UTC), time.monotonic()
+        draft = Manifest(
+            stage=self.stage.name,
+            version=self.stage.version,
+            fingerprint=self.identity.fingerprint,
+            config=dict(self.identity.config),
+            inputs=dict(self.identity.inputs),
+            steps={name: identity.fingerprint for name, identity in self.earlier.items()},
+        )
+        # Recorded first, so that an interrupted folder is recognised as ours and can be continued.
+        draft.write(self.folder.path, STARTED_NAME)
+        dataset = self.stage.run()(self.config, self.inputs, self.folder, context)
+        seconds = time.monotonic() - clock
+        manifest = replace(
+            draft,
+            counts=dataset.counts.as_json(),
+            shortfall=dataset.shortfall,
+            details=dataset.details,
+            run=run_record(started, seconds),
+        )
+        manifest.write(self.folder.path)
+        self.folder.remove([STARTED_NAME])
+        return Result(self.stage.name, "partial" if dataset.shortfall else "done", manifest, self.folder.path, seconds)
+
+
+def _engine(config: StageConfig) -> Engine:
+    if isinstance(config, ParallelConfig):
+        return create_engine(config.engine, config.workers)
+    return create_engine("local", 1)
+
+
+def _load(path: str) -> Any:
+    module, name = path.split(":")
+    return getattr(importlib.import_module(module), name)

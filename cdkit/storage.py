@@ -1,0 +1,284 @@
+"""Files on disk: atomic writes, folder locks, input expansion over fsspec, and content fingerprints."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cdkit.errors import CdkitError, InputError, OutputError
+
+TEMPORARY_PREFIX = ".tmp-"
+LOCK_NAME = ".lock"
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_DENIED = {errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A local output folder; writes inside it are atomic."""
+
+    path: Path
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def sub(self, name: str) -> Folder:
+        """A folder inside this one, created when missing."""
+        (self.path / name).mkdir(parents=True, exist_ok=True)
+        return Folder(self.path / name)
+
+    def entries(self) -> list[str]:
+        """Names inside the folder that are not our own lock or left-over temporaries; empty when it does not exist."""
+        if not self.path.exists():
+            return []
+        if not self.path.is_dir():
+            raise OutputError(f"{self.path} is a file, not a folder.", hint="Choose another --out.")
+        names = sorted(entry.name for entry in self.path.iterdir())
+        return [name for name in names if name != LOCK_NAME and not name.startswith(TEMPORARY_PREFIX)]
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Delete the named entries, whole folders included; missing ones are fine."""
+        for name in names:
+            target = self.path / name
+            if target.is_dir() and not target.is_symlink():
+                shutil.rmtree(target)
+            else:
+                target.unlink(missing_ok=True)
+
+    def remove_temporaries(self) -> None:
+        """Delete what a killed run left half-written."""
+        for path in self.path.rglob(f"{TEMPORARY_PREFIX}*"):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder for one run; the kernel releases it however the process ends.
+
+        Raises OutputError when another process holds it.
+        """
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = open(self.path / LOCK_NAME, "a+", encoding="utf-8")  # noqa: SIM115 - held past this block
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            handle.seek(0)
+            owner = handle.read().strip() or "unknown"
+            handle.close()
+            raise OutputError(
+                f"Another run (process {owner}) is using {self.path}.",
+                hint="Wait until it ends, or choose another --out.",
+            ) from error
+        try:
+            # The owner is only for the other run's message, so a full disk must not stop this one here.
+            with suppress(OSError):
+                handle.truncate(0)
+                handle.write(str(os.getpid()))
+                handle.flush()
+            yield
+        finally:
+            handle.close()
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a full disk or missing permission while writing under `path` into an OutputError."""
+    try:
+        yield
+    except CdkitError:
+        raise
+    except Exception as error:
+        problem = write_problem(error, path)
+        if problem is None:
+            raise
+        raise problem from error
+
+
+def write_problem(error: BaseException, path: Path) -> OutputError | None:
+    """The OutputError that `error` means for a run writing to `path`; None when it is something else.
+
+    DuckDB and Arrow report a full disk in words rather than with an errno, hence the look at the text.
+    """
+    code = getattr(error, "errno", None)
+    text = str(error).lower()
+    if code in _FULL or "no space left" in text or "disk quota" in text or "disk full" in text:
+        return OutputError(
+            f"The disk is full while writing to {path}.",
+            hint="Free some space and run the same command again: finished shards are kept.",
+        )
+    if code in _DENIED or "read-only file system" in text or "permission denied" in text:
+        return OutputError(f"Cannot write to {path}: {error}", hint="Check the permissions, or choose another --out.")
+    return None
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it is flushed to disk and renamed, on failure removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}"
+    try:
+        yield temporary
+        with open(temporary, "rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically, keys in the order given."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; raises InputError when it is missing or not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist.", hint="Check the path.") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as JSON: {error}", hint="The file may be truncated.") from error
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One input file: an fsspec URL (plain paths for local files), its name and its size in bytes."""
+
+    url: str
+    name: str
+    size: int
+
+    @property
+    def is_local(self) -> bool:
+        return "://" not in self.url
+
+
+def find_files(patterns: Sequence[str], suffixes: Sequence[str]) -> list[SourceFile]:
+    """Expand files, folders, globs and fsspec URLs into files: patterns in the order given, matches sorted by name.
+
+    In a folder only files ending in one of `suffixes` count. Raises InputError for a pattern that matches nothing.
+    """
+    found: dict[str, SourceFile] = {}
+    for pattern in patterns:
+        for source in _expand(pattern, suffixes):
+            found.setdefault(source.url, source)
+    return list(found.values())
+
+
+def _expand(pattern: str, suffixes: Sequence[str]) -> list[SourceFile]:
+    import fsspec
+    from fsspec.implementations.local import LocalFileSystem
+
+    try:
+        filesystem, path = fsspec.core.url_to_fs(pattern)
+        local = isinstance(filesystem, LocalFileSystem)
+        if filesystem.isfile(path):
+            matches = [path]
+        elif filesystem.isdir(path):
+            matches = [name for name in filesystem.find(path) if _is_data(name, path, suffixes)]
+        else:
+            matches = [name for name in filesystem.glob(path) if filesystem.isfile(name)] if _is_glob(path) else []
+        sources = []
+        for name in sorted(matches):
+            url = str(name) if local else filesystem.unstrip_protocol(name)
+            sources.append(
+                SourceFile(url=url, name=str(name).rsplit("/", 1)[-1], size=int(filesystem.size(name) or 0))
+            )
+    except (ImportError, ValueError) as error:
+        raise InputError(f"{pattern}: {error}", hint="Install the fsspec driver for this kind of URL.") from error
+    except OSError as error:
+        raise InputError(f"{pattern} cannot be read: {error}", hint="Check the path and the permissions.") from error
+    if not sources:
+        raise InputError(
+            f"{pattern} matches no input file.",
+            hint=f"Give a file, a folder or a glob with files ending in {', '.join(suffixes)}.",
+        )
+    return sources
+
+
+def _is_glob(path: str) -> bool:
+    return any(character in path for character in "*?[")
+
+
+def _is_data(name: str, root: str, suffixes: Sequence[str]) -> bool:
+    """Hidden files and folders (`.cache`, `_temporary`) inside a data folder are never data."""
+    relative = name[len(root) :].strip("/")
+    hidden = any(part.startswith((".", "_")) for part in relative.split("/"))
+    return not hidden and name.lower().endswith(tuple(suffixes))
+
+
+def sha256_file(path: Path | str) -> str:
+    """sha256 of a local file's content, in hex."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as handle:
+        while block := handle.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def content_fingerprint(source: SourceFile) -> str:
+    """What identifies a file's content: sha256 for local files (cached), etag or size for remote ones.
+
+    Raises InputError when the file cannot be read.
+    """
+    try:
+        return _local_fingerprint(source) if source.is_local else _remote_fingerprint(source)
+    except OSError as error:
+        raise InputError(f"{source.url} cannot be read: {error}", hint="Check the path and permissions.") from error
+
+
+def _local_fingerprint(source: SourceFile) -> str:
+    status = os.stat(source.url)
+    key = f"{os.path.abspath(source.url)}|{status.st_size}|{status.st_mtime_ns}"
+    entry = cache_folder() / "fingerprints" / hashlib.sha256(key.encode()).hexdigest()
+    with suppress(OSError):
+        return entry.read_text(encoding="ascii")
+    fingerprint = sha256_file(source.url)
+    # A read-only or full home only costs hashing again.
+    with suppress(OSError):
+        write_text(entry, fingerprint)
+    return fingerprint
+
+
+def _remote_fingerprint(source: SourceFile) -> str:
+    import fsspec
+
+    filesystem, path = fsspec.core.url_to_fs(source.url)
+    info = filesystem.info(path)
+    for key in ("ETag", "etag", "sha256", "commit_hash", "mtime", "LastModified"):
+        if info.get(key):
+            return f"{key}:{info[key]}:{source.size}"
+    return f"size:{source.size}"
+
+
+def cache_folder() -> Path:
+    """Where cdkit keeps what it can compute again: $CDKIT_CACHE, else the user's cache folder."""
+    chosen = os.environ.get("CDKIT_CACHE")
+    if chosen:
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "cdkit"
+    except RuntimeError:  # no home folder at all
+        return Path(tempfile.gettempdir()) / "cdkit-cache"

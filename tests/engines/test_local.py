@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cdkit.engines import create_engine
+from cdkit.engines.local import LocalEngine
+from cdkit.errors import CdkitError, ConfigError, InputError
+
+
+def _square(number: int) -> int:
+    if number == 3:
+        raise InputError("three", hint="not three")
+    if number == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number * number
+
+
+def test_one_outcome_per_item_in_order_even_when_a_worker_is_killed() -> None:
+    outcomes = list(LocalEngine(2).map(_square, [1, 2, 3, 4, 5, 6, 7], label="squares"))
+    assert [outcome.item for outcome in outcomes] == [1, 2, 3, 4, 5, 6, 7]
+    assert [outcome.value for outcome in outcomes] == [1, 4, None, 16, None, 36, 49]
+    assert isinstance(outcomes[2].error, InputError)
+    assert isinstance(outcomes[4].error, CdkitError)
+    assert "died" in str(outcomes[4].error)
+    with pytest.raises(InputError, match="three"):
+        outcomes[2].unwrap()
+
+
+def test_one_worker_gives_the_same_outcomes() -> None:
+    values = [outcome.value for outcome in LocalEngine(1).map(_square, [1, 2, 3, 4], label="squares")]
+    assert values == [1, 4, None, 16]
+
+
+def test_an_unknown_engine_is_an_error_not_a_no_op() -> None:
+    with pytest.raises(ConfigError, match="dask"):
+        create_engine("dask", 1)
+
+
+def _sleep(seconds: float) -> float:
+    time.sleep(seconds)
+    return seconds
+
+
+def _run_for_ever(marker: Path) -> None:
+    for _ in LocalEngine(2).map(_sleep, [0.01, 600.0, 600.0], label="sleep"):
+        marker.touch()
+
+
+def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
+    marker = tmp_path / "started"
+    imports = "from pathlib import Path; from tests.engines.test_local import _run_for_ever"
+    code = f"if __name__ == '__main__':\n    {imports}; _run_for_ever(Path({str(marker)!r}))"
+    parent = subprocess.Popen([sys.executable, "-c", code])
+    deadline = time.monotonic() + 60
+    while not marker.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    children = psutil.Process(parent.pid).children(recursive=True)
+    assert children
+    parent.kill()
+    parent.wait()
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cdkit.errors import ConfigError, InputError, OutputError
+from cdkit.pipeline.plan import plan
+from cdkit.pipeline.runner import RunResult, forced_steps, run
+from cdkit.pipeline.spec import Pipeline, load
+from cdkit.protocols import SilentProgress
+
+pytestmark = pytest.mark.usefixtures("adding")
+
+CHAIN = """
+name: chain
+vars: {plus: 1}
+stages:
+  a: {run: adding, plus: "${plus}"}
+  b: {run: adding, source: a, numbers: []}
+  c: {run: adding, numbers: [7]}
+  d: {run: adding, source: b}
+"""
+
+
+@pytest.fixture
+def chain(tmp_path: Path) -> Path:
+    path = tmp_path / "chain.yaml"
+    path.write_text(CHAIN)
+    return path
+
+
+def _load(chain: Path, **overrides: Any) -> Pipeline:
+    values = {key.replace("__", "."): value for key, value in overrides.items()}
+    return load(chain, values, chain.parent / "run")
+
+
+def _run(pipeline: Pipeline, folder: Path, **options: Any) -> RunResult:
+    chosen = {"forced": set(), "stop_after": None, "progress": SilentProgress(), **options}
+    return run(pipeline, folder, **chosen)
+
+
+def _states(pipeline: Pipeline, folder: Path) -> dict[str, str]:
+    return {entry.step.name: entry.state for entry in plan(pipeline, folder)}
+
+
+def test_the_second_run_is_cached_and_a_change_reruns_exactly_its_descendants(chain: Path) -> None:
+    folder = chain.parent / "run"
+    assert [result.state for result in _run(_load(chain), folder).results] == ["done"] * 4
+    assert [result.state for result in _run(_load(chain), folder).results] == ["cached"] * 4
+    changed = _load(chain, plus=5)
+    assert _states(changed, folder) == {"a": "stale", "b": "stale", "c": "cached", "d": "stale"}
+    reasons = {entry.step.name: entry.reason for entry in plan(changed, folder)}
+    assert reasons["a"] == "plus: 1 → 5"
+    assert reasons["b"] == "input source changed"
+    result = _run(changed, folder)
+    assert [entry.state for entry in result.results] == ["done", "done", "cached", "done"]
+    assert [entry["state"] for entry in result.as_json()["stages"]] == ["done", "done", "cached", "done"]
+
+
+def test_an_error_names_its_stage_and_the_rerun_continues(chain: Path) -> None:
+    folder = chain.parent / "run"
+    with pytest.raises(InputError, match="stage 'b': cannot add to 3"):
+        _run(_load(chain, b__fail_at=3), folder)
+    assert _states(_load(chain), folder) == {"a": "cached", "b": "run", "c": "run", "d": "run"}
+    assert [result.state for result in _run(_load(chain), folder).results] == ["cached", "done", "done", "done"]
+
+
+def test_from_and_stop_after(chain: Path) -> None:
+    folder = chain.parent / "run"
+    pipeline = _load(chain)
+    assert _run(pipeline, folder, stop_after="b").names == ("a", "b")
+    _run(pipeline, folder)
+    forced = forced_steps(pipeline, force=False, from_step="b")
+    assert forced == {"b", "d"}
+    assert [result.state for result in _run(pipeline, folder, forced=forced).results] == [
+        "cached",
+        "done",
+        "cached",
+        "done",
+    ]
+    with pytest.raises(ConfigError, match="no stage 'x'"):
+        forced_steps(pipeline, force=False, from_step="x")
+
+
+def test_a_shortfall_does_not_stop_the_rest(chain: Path) -> None:
+    result = _run(_load(chain, a__wanted=99), chain.parent / "run")
+    assert [entry.state for entry in result.results] == ["partial", "done", "done", "done"]
+    assert result.shortfalls == ["a: 3 of 99 numbers"]
+
+
+def test_missing_inputs_are_all_named(chain: Path) -> None:
+    chain.write_text("stages:\n  a: {run: adding, source: gone}\n  b: {run: adding, source: lost}\n")
+    with pytest.raises(InputError, match=r"(?s)2 inputs.*gone.*lost"):
+        plan(_load(chain), chain.parent / "run")
+
+
+def test_a_foreign_folder_is_refused(chain: Path) -> None:
+    folder = chain.parent / "run"
+    folder.mkdir()
+    (folder / "mine.txt").write_text("x")
+    with pytest.raises(OutputError, match="holds no cdkit run"):
+        _run(_load(chain), folder)

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import importlib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cdkit.config import StageConfig
+from cdkit.datasets import parts
+from cdkit.errors import InputError, OutputError
+from cdkit.manifest import read_manifest
+from cdkit.stages import STAGES, execute
+from tests.support.adding_stage import AddingConfig
+
+pytestmark = pytest.mark.usefixtures("adding")
+
+
+def _times(out: Path) -> list[int]:
+    return [path.stat().st_mtime_ns for path in parts(out / "sums")]
+
+
+@pytest.mark.parametrize("name", [name for name in STAGES if name != "adding"])
+def test_every_stage_names_a_config_class_and_a_function(name: str) -> None:
+    stage = STAGES[name]
+    assert issubclass(stage.config_class(), StageConfig)
+    assert callable(stage.run())
+    assert stage.owns
+    assert stage.extends is None or stage.extends in STAGES
+    importlib.import_module(stage.config.split(":")[0])
+
+
+def test_the_second_run_is_cached_and_execution_settings_do_not_matter(out: Path) -> None:
+    first = execute("adding", AddingConfig(), out)
+    times = _times(out)
+    second = execute("adding", AddingConfig(workers=1, label="other"), out)
+    assert (first.state, second.state) == ("done", "cached")
+    assert _times(out) == times
+    assert first.manifest.fingerprint == second.manifest.fingerprint
+    assert read_manifest(out) == second.manifest
+
+
+def test_a_failed_run_keeps_its_shards_and_continues(out: Path) -> None:
+    with pytest.raises(InputError, match="cannot add to 3"):
+        execute("adding", AddingConfig(fail_at=3), out)
+    assert read_manifest(out) is None
+    kept = _times(out)
+    assert len(kept) == 2
+    assert execute("adding", AddingConfig(), out).state == "done"
+    assert _times(out)[:2] == kept
+
+
+def test_a_folder_with_another_result_is_refused_and_says_what_changed(out: Path) -> None:
+    execute("adding", AddingConfig(), out)
+    with pytest.raises(OutputError, match=r"holds something else: plus: 1 → 2\.") as caught:
+        execute("adding", AddingConfig(plus=2), out)
+    assert "--force" in caught.value.hint
+    (out / "notes.txt").write_text("mine")
+    assert execute("adding", AddingConfig(plus=2, numbers=[1]), out, force=True).state == "done"
+    assert len(parts(out / "sums")) == 1
+    assert (out / "notes.txt").exists(), "--force deletes only what the stage owns"
+
+
+def test_an_unfinished_run_of_another_config_is_refused(out: Path) -> None:
+    with pytest.raises(InputError):
+        execute("adding", AddingConfig(fail_at=2), out)
+    with pytest.raises(OutputError, match="plus"):
+        execute("adding", AddingConfig(plus=5), out)
+    assert execute("adding", AddingConfig(plus=5), out, replace_other=True).state == "done"
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_foreign_folder_is_never_touched(out: Path, force: bool) -> None:
+    out.mkdir()
+    (out / "thesis.tex").write_text("x")
+    with pytest.raises(OutputError, match="was not made by cdkit"):
+        execute("adding", AddingConfig(), out, force=force)
+    assert [path.name for path in out.iterdir()] == ["thesis.tex"]
+
+
+def test_a_file_in_the_way_is_an_output_error(out: Path) -> None:
+    out.write_text("x")
+    with pytest.raises(OutputError, match="is a file"):
+        execute("adding", AddingConfig(), out)
+
+
+def test_a_shortfall_is_partial_also_when_cached(out: Path) -> None:
+    states = [execute("adding", AddingConfig(wanted=9), out).state for _ in range(2)]
+    assert states == ["partial", "partial"]
+    manifest = read_manifest(out)
+    assert manifest is not None
+    assert manifest.shortfall == "3 of 9 numbers"
+
+
+def test_an_input_counts_by_its_manifest_not_by_its_path(out: Path, tmp_path: Path) -> None:
+    execute("adding", AddingConfig(), tmp_path / "a")
+    first = execute("adding", AddingConfig(source=str(tmp_path / "a")), out)
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert execute("adding", AddingConfig(source=str(tmp_path / "b")), out).state == "cached"
+    execute("adding", AddingConfig(plus=4), tmp_path / "c")
+    with pytest.raises(OutputError, match="input source changed"):
+        execute("adding", AddingConfig(source=str(tmp_path / "c")), out)
+    assert first.manifest.counts["in"] == 6
+
+
+def test_an_extending_stage_continues_the_earlier_ones_folder(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(STAGES, "more", replace(STAGES["adding"], name="more", extends="adding"))
+    execute("adding", AddingConfig(), out)
+    times = _times(out)
+    assert execute("more", AddingConfig(), out).state == "done"
+    assert _times(out) == times
+    assert execute("adding", AddingConfig(), out).state == "cached", "the longer result holds the shorter one"
+    with pytest.raises(OutputError, match="plus: 1 → 2"):
+        execute("more", AddingConfig(plus=2), out)

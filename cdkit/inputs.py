@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cdkit
 from cdkit.config import InputKind, StageConfig, field_settings
 from cdkit.errors import CdkitError, InputError
 from cdkit.manifest import read_manifest
-from cdkit.storage import SourceFile, content_fingerprint, find_files
+from cdkit.storage import SourceFile, atomic_path, cache_folder, content_fingerprint, find_files, writing
 
 EMBEDDED = "embedded"
 POOL_SUFFIXES = tuple(
@@ -58,7 +59,8 @@ def resolve_inputs(config: StageConfig, planned: Mapping[Path, str] | None = Non
 
 def _resolve(name: str, kind: InputKind, value: Any, planned: Mapping[Path, str]) -> Input:
     if kind == "files":
-        files = tuple(find_files([str(item) for item in value], POOL_SUFFIXES))
+        patterns = [str(_embedded_pool()) if item == EMBEDDED else str(item) for item in value]
+        files = tuple(find_files(patterns, POOL_SUFFIXES))
         marks = [(source.name, content_fingerprint(source)) for source in files]
         return Input(name, kind, value, _digest(marks), files)
     if isinstance(value, Mapping):
@@ -72,7 +74,7 @@ def _resolve(name: str, kind: InputKind, value: Any, planned: Mapping[Path, str]
 
 def _one(kind: InputKind, value: str, planned: Mapping[Path, str]) -> str:
     if value == EMBEDDED or value.startswith(f"{EMBEDDED}:"):
-        return _embedded_fingerprint(value)
+        return _embedded_fingerprint(kind, value)
     if kind in ("model", "encoder"):
         return _model_fingerprint(value)
     return _folder_fingerprint(Path(value), planned)
@@ -109,10 +111,27 @@ def _cached_commit(hub_id: str) -> str:
     return reference.read_text().strip() if reference.exists() else ""
 
 
-def _embedded_fingerprint(value: str) -> str:
-    from cdkit.embedded import fingerprint
+def _embedded_fingerprint(kind: InputKind, value: str) -> str:
+    """The embedded model counts by its weights, an embedded concept by its pictures."""
+    from cdkit import embedded
 
-    return _digest([("spec", value), ("content", fingerprint(value))])
+    if kind == "encoder":
+        return embedded.text_encoder_hash()
+    if kind == "model":
+        return embedded.weights_hash()
+    photos = embedded.concept_photos(value.removeprefix(f"{EMBEDDED}:"))
+    return _digest([(value, hashlib.sha256(photo.tobytes()).hexdigest()) for photo in photos])
+
+
+def _embedded_pool() -> Path:
+    """The embedded world's caption pool as a folder of Parquet files, written once into the cache."""
+    from cdkit import embedded
+
+    folder = cache_folder() / f"embedded-pool-{cdkit.__version__}"
+    if not folder.is_dir():
+        with writing(folder), atomic_path(folder) as temporary:
+            embedded.write_pool(temporary)
+    return folder
 
 
 def _listing(path: Path) -> list[tuple[str, str]]:

@@ -81,20 +81,30 @@ class Context:
 
 
 class TextEncoder(Protocol):
-    """Embeds captions: normalised fp32 rows, exact whatever the batch."""
+    """Embeds captions cleaned by `cdkit.captions.cleaning`: normalised fp32 rows, exact whatever the batch.
+
+    precision: the number format the tower runs in (fp32, fp16 or bf16). default_threshold: the similarity from which
+    captions count as alike.
+    """
 
     spec: str
     dimension: int
     context_length: int
     default_threshold: float
+    precision: str
 
-    def weights_hash(self) -> str: ...
+    def weights_hash(self) -> str:
+        """sha256 in hex of the text tower: its weights and what else decides its output."""
 
     def token_counts(self, captions: Sequence[str]) -> np.ndarray:
-        """int32 [n]: tokens per caption with start and end, before truncation."""
+        """int32 [n]: tokens per caption with start and end, before truncation to the context."""
 
-    def encode(self, captions: Sequence[str]) -> np.ndarray:
-        """float32 [n, dimension], rows of norm 1, in the order given."""
+    def encode(self, captions: Sequence[str], *, advance: Callable[[int], None] | None = None) -> np.ndarray:
+        """float32 [n, dimension], rows of norm 1, in the order given.
+
+        `advance` is called with the number of captions each batch finished. Raises InputError when the encoder gives
+        NaN or infinite values.
+        """
 
 
 class ImageEncoder(Protocol):

@@ -65,6 +65,14 @@ STAGES: dict[str, Stage] = {
             version=1,
             owns=("captions", "image_rows", "rejects", "buckets"),
         ),
+        Stage(
+            name="sample",
+            summary="draw images from a base model: every prompt with every seed",
+            config="cdkit.sampling.sample:SampleConfig",
+            function="cdkit.sampling.sample:sample",
+            version=1,
+            owns=("images", "samples.parquet", "grid.png"),
+        ),
     )
 }
 

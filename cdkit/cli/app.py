@@ -14,10 +14,10 @@ import typer
 from pydantic import ValidationError
 
 import cdkit
-from cdkit.cli import doctor, index, run
+from cdkit.cli import doctor, index, run, sample
 from cdkit.cli.options import SESSION
 from cdkit.cli.output import Format, Output
-from cdkit.errors import EXIT_BUG, EXIT_INTERRUPTED, CdkitError, ConfigError
+from cdkit.errors import EXIT_INTERRUPTED, CdkitError, ConfigError
 from cdkit.storage import write_problem
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ app = typer.Typer(
 )
 run.register(app)
 app.add_typer(index.app, name="index")
+sample.register(app)
 doctor.register(app)
 
 
@@ -50,13 +51,14 @@ def execute_command(arguments: Sequence[str]) -> int:
     SESSION.set(None)
     try:
         outcome = typer.main.get_command(app).main(list(arguments), prog_name="cdkit", standalone_mode=False)
-        return outcome if isinstance(outcome, int) else 0
+        # Typer turns ctrl-C into this exit code by itself.
+        return _interrupted() if outcome == EXIT_INTERRUPTED else outcome if isinstance(outcome, int) else 0
     except CdkitError as error:
         return _report(error, arguments)
     except typer.TyperException as error:
         usage = error.format_message() if hasattr(error, "format_message") else str(error)
         return _report(ConfigError(usage, hint=f"See cdkit {_command_words(arguments)}--help"), arguments)
-    except (KeyboardInterrupt, typer.Abort):
+    except typer.Abort:
         return _interrupted()
     except BrokenPipeError:
         # The reader of our output has gone (`cdkit … | head`): nothing is wrong, and nobody is left to tell.
@@ -84,7 +86,7 @@ def _report_unexpected(error: Exception, arguments: Sequence[str]) -> int:
         f"{type(error).__name__}: {error}",
         hint="This is a bug in cdkit. Run again with --debug and report the traceback.",
     )
-    bug.exit_code = EXIT_BUG
+    bug.__cause__ = error
     return _report(bug, arguments)
 
 

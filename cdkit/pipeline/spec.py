@@ -200,9 +200,12 @@ def _step(
     values = {key: item for key, item in body.items() if key != "run"}
     before = len(mistakes.lines)
     values = _interpolate(values, variables, where, mistakes)
-    if len(mistakes.lines) > before:
-        return None
     config_class = STAGES[stage].config_class()
+    if len(mistakes.lines) > before:
+        # Its values cannot be checked without the variable, its keys can.
+        for key in values.keys() - config_class.model_fields.keys():
+            mistakes.add(f"{where}.{key}", f"unknown key{did_you_mean(key, config_class.model_fields)}")
+        return None
     linked, needs = _link(values, config_class, names, folder)
     try:
         config = config_class.model_validate(linked)

@@ -1,0 +1,1 @@
+"""Sampling: prompts and seeds in, images out."""

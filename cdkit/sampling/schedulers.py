@@ -1,0 +1,37 @@
+"""Schedulers by name: DDIM, DDPM and DPM-Solver++, made from the base model's own noise schedule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from diffusers import SchedulerMixin
+
+SchedulerName = Literal["ddim", "ddpm", "dpm++"]
+
+
+@dataclass(frozen=True)
+class SchedulerChoice:
+    """A scheduler's class, its settings on top of the base model's, and the steps it takes by default."""
+
+    class_name: str
+    settings: dict[str, Any]
+    steps: int
+
+
+# Stable Diffusion's own PNDM ignores eta, so nothing that reports eta may run on it: the class is always set here.
+# 50 DDPM steps at guidance 6 are the paper's single-concept comparison (200 elsewhere; see the `paper` preset).
+SCHEDULERS: dict[SchedulerName, SchedulerChoice] = {
+    "ddim": SchedulerChoice("DDIMScheduler", {"clip_sample": False}, 50),
+    "ddpm": SchedulerChoice("DDPMScheduler", {"clip_sample": False}, 50),
+    "dpm++": SchedulerChoice("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}, 25),
+}
+
+
+def make_scheduler(name: SchedulerName, current: SchedulerMixin) -> SchedulerMixin:
+    """The named scheduler with the noise schedule and prediction type of the base model's `current` one."""
+    import diffusers
+
+    choice = SCHEDULERS[name]
+    return getattr(diffusers, choice.class_name).from_config(current.config, **choice.settings)

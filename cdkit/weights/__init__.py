@@ -1,0 +1,1 @@
+"""Weights: base models as diffusers pipelines."""

@@ -1,0 +1,88 @@
+"""Base models: a diffusers pipeline from a folder, a hub id, or the one that ships with the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cdkit.config import did_you_mean
+from cdkit.errors import ConfigError, InputError, NetworkError
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import DiffusionPipeline
+
+EMBEDDED = "embedded"
+PRECISIONS = ("no", "bf16", "fp16")
+
+
+def choose_device(device: str | None = None) -> torch.device:
+    """The device named, else CUDA, else Apple's, else the CPU. Raises ConfigError for one that is not there."""
+    import torch
+
+    if device is None:
+        return torch.device(
+            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        )
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"The device {device!r} is not available: {error}", hint="cdkit doctor lists devices."
+        ) from error
+    return chosen
+
+
+def compute_type(precision: str) -> torch.dtype:
+    """The torch type of `no`, `bf16` or `fp16`."""
+    import torch
+
+    return {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def load_base_model(base: str, *, device: torch.device, precision: str = "no") -> DiffusionPipeline:
+    """Load a Stable Diffusion pipeline without its safety checker, in eval mode, progress bars off.
+
+    base: `embedded`, a diffusers folder, or a hub id. Raises InputError for a folder that is not a pipeline,
+    NetworkError when the hub cannot be reached, ConfigError for something that is neither.
+    """
+    dtype = compute_type(precision)
+    if base == EMBEDDED:
+        from cdkit.embedded import load_pipeline
+
+        pipeline = load_pipeline()
+    else:
+        pipeline = _load_diffusers(base, dtype)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(device=device, dtype=dtype)
+
+
+def _load_diffusers(base: str, dtype: torch.dtype) -> DiffusionPipeline:
+    from diffusers import DiffusionPipeline
+
+    folder = Path(base).expanduser()
+    if folder.is_dir() and not (folder / "model_index.json").exists():
+        raise InputError(
+            f"{base} is not a diffusers pipeline: it has no model_index.json.",
+            hint="Give the folder that save_pretrained wrote, or convert a checkpoint with diffusers first.",
+        )
+    if not folder.is_dir() and (base.startswith((".", "/", "~")) or base.count("/") != 1):
+        raise ConfigError(
+            f"There is no base model {base!r}{did_you_mean(base, [EMBEDDED])}.",
+            hint="Give 'embedded', a diffusers pipeline folder, or a hub id such as owner/name.",
+        )
+    options = {"torch_dtype": dtype, "use_safetensors": True}
+    if (folder / "safety_checker").is_dir() or not folder.is_dir():
+        # Samples of one's own concepts are not censored into black squares; diffusers would load 1.2 GB for it.
+        options |= {"safety_checker": None, "requires_safety_checker": False}
+    try:
+        return DiffusionPipeline.from_pretrained(str(folder) if folder.is_dir() else base, **options)
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        text = " ".join(str(error).split())
+        if folder.is_dir():
+            raise InputError(f"{base} cannot be loaded: {text}", hint="A file may be missing or damaged.") from error
+        raise NetworkError(
+            f"The base model {base!r} cannot be had from the hub: {text}",
+            hint="Check the name and the connection, or give a local folder.",
+        ) from error

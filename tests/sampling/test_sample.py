@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cdkit.config import parse_config
+from cdkit.errors import ConfigError, InputError
+from cdkit.sampling.sample import SampleConfig, read_samples
+from cdkit.sampling.schedulers import SCHEDULERS, make_scheduler
+from cdkit.stages import execute
+from tests.support.tiny_pipeline import tiny_pipeline
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("tiny base")
+    tiny_pipeline(folder)
+    return str(folder)
+
+
+def _config(base: str, **values: object) -> SampleConfig:
+    defaults = {"base": base, "prompts": ["photo of a cat", "dog"], "seeds": 3, "steps": 4, "device": "cpu"}
+    return parse_config(SampleConfig, {**defaults, **values})
+
+
+def _pixels(out: Path) -> np.ndarray:
+    images = [np.asarray(image, dtype=int) for _, image in read_samples(out)]
+    return np.stack(images)
+
+
+def test_every_prompt_with_every_seed(base: str, out: Path) -> None:
+    result = execute("sample", _config(base), out)
+    assert result.manifest.details == {"samples": 6, "scheduler": "ddim", "steps": 4, "guidance": 6.0}
+    samples = [sample for sample, _ in read_samples(out)]
+    assert [(sample.prompt, sample.seed) for sample in samples] == [
+        (prompt, seed) for prompt in ("photo of a cat", "dog") for seed in (0, 1, 2)
+    ]
+    pixels = _pixels(out)
+    assert pixels.shape == (6, 32, 32, 3)
+    assert len(np.unique(pixels.reshape(6, -1), axis=0)) == 6, "seeds and prompts make different images"
+    assert Image.open(out / "images" / "0000-2.png").text == {"prompt": "photo of a cat", "seed": "2"}  # type: ignore[attr-defined]
+    assert Image.open(out / "grid.png").size == (3 * 132 - 4, 2 * 132 - 4)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_the_batch_size_does_not_change_an_image(base: str, tmp_path: Path, scheduler: str) -> None:
+    eta = 1.0 if scheduler == "ddim" else 0.0
+    execute("sample", _config(base, scheduler=scheduler, eta=eta, batch_size=1), tmp_path / "one")
+    execute("sample", _config(base, scheduler=scheduler, eta=eta, batch_size=4), tmp_path / "four")
+    assert np.abs(_pixels(tmp_path / "one") - _pixels(tmp_path / "four")).max() <= 2
+
+
+def test_schedulers_and_eta_are_honoured(base: str, tmp_path: Path) -> None:
+    variants = [
+        {"scheduler": "ddim"},
+        {"scheduler": "ddim", "eta": 1.0},
+        {"scheduler": "ddpm"},
+        {"scheduler": "dpm++"},
+    ]
+    pixels = []
+    for number, variant in enumerate(variants):
+        execute("sample", _config(base, seeds=1, **variant), tmp_path / str(number))
+        pixels.append(_pixels(tmp_path / str(number)))
+    for first in range(4):
+        for second in range(first):
+            assert np.abs(pixels[first] - pixels[second]).max() > 2
+
+
+def test_an_interrupted_run_draws_only_what_is_missing(base: str, out: Path, tmp_path: Path) -> None:
+    execute("sample", _config(base), out)
+    whole = _pixels(out)
+    times = {path.name: path.stat().st_mtime_ns for path in (out / "images").iterdir()}
+    (out / "images" / "0001-1.png").unlink()
+    (out / "manifest.json").rename(out / "started.json")
+    assert execute("sample", _config(base), out).state == "done"
+    after = {path.name: path.stat().st_mtime_ns for path in (out / "images").iterdir()}
+    assert {name for name in times if times[name] != after[name]} == {"0001-1.png"}
+    assert np.abs(_pixels(out) - whole).max() <= 2
+
+
+def test_a_file_of_prompts_and_a_prompt_beyond_the_context(base: str, out: Path, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("\ufeffcat\n\n  dog \ncat\n" + "dog " * 100 + "\n", encoding="utf-8")
+    notes: list[str] = []
+
+    class Notes:
+        from cdkit.protocols import SilentProgress
+
+        task = SilentProgress.task
+
+        def note(self, message: str) -> None:
+            notes.append(message)
+
+    execute("sample", _config(base, prompts=[], prompts_file=str(file), seeds=1), out, progress=Notes())
+    assert [sample.prompt for sample, _ in read_samples(out)][:2] == ["cat", "dog"]
+    assert [note for note in notes if "context" in note]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"first_seed": -1}, "first_seed"),
+        ({"first_seed": 2**63 - 2, "seeds": 5}, "largest seed"),
+        ({"seeds": 0}, "seeds"),
+        ({"eta": 1.0, "scheduler": "ddpm"}, "eta is a setting of ddim"),
+        ({"preset": "paper", "steps": 5}, "preset"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(base: str, values: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        _config(base, **values)
+
+
+def test_no_prompt_is_an_error(base: str, out: Path) -> None:
+    with pytest.raises(ConfigError, match="no prompt"):
+        execute("sample", _config(base, prompts=[" "]), out)
+
+
+def test_a_folder_that_is_no_pipeline_is_named(out: Path, tmp_path: Path) -> None:
+    (tmp_path / "not a model").mkdir()
+    (tmp_path / "not a model" / "readme.txt").write_text("x")
+    with pytest.raises(InputError, match=r"model_index\.json"):
+        execute("sample", _config(str(tmp_path / "not a model")), out)
+
+
+def test_broken_weights_are_told_from_a_picture(base: str, out: Path, tmp_path: Path) -> None:
+    pipeline = tiny_pipeline(tmp_path / "broken")
+    pipeline.unet.conv_out.weight.data.fill_(float("nan"))
+    pipeline.save_pretrained(tmp_path / "broken")
+    with pytest.raises(InputError, match="NaN"):
+        execute("sample", _config(str(tmp_path / "broken")), out)
+    assert not list((out / "images").iterdir())
+
+
+def test_schedulers_keep_the_base_models_noise_and_prediction_type(tmp_path: Path) -> None:
+    pipeline = tiny_pipeline(tmp_path, prediction_type="v_prediction")
+    for name in SCHEDULERS:
+        made = make_scheduler(name, pipeline.scheduler)
+        assert made.config.prediction_type == "v_prediction"
+        assert (made.config.beta_start, made.config.beta_schedule) == (0.00085, "scaled_linear")

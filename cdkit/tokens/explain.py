@@ -1,0 +1,129 @@
+"""Explains a word as the tokenizer sees it: one token or several, how often it occurs, which tokens contain it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cdkit.errors import InputError
+from cdkit.tokens.counts_table import TokenCounts, read_counts
+from cdkit.tokens.towers import load_towers
+from cdkit.tokens.vocabulary import END_OF_WORD, Tower
+
+_NAMED = 4
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One word: its tokens in a prompt, every entry of that very form, and the tokens it is part of."""
+
+    word: str
+    ids: tuple[int, ...]
+    tokens: tuple[str, ...]
+    entries: tuple[tuple[str, int], ...]
+    counts: tuple[int, ...] | None
+    inside: tuple[str, ...]
+    rows: int | None = None
+
+    def sentence(self) -> str:
+        """The whole answer in one line."""
+        return f"{self.word}: {'; '.join([self._as_typed(), *self._as_piece(), *self._how_often(), self._where()])}."
+
+    def as_json(self) -> dict[str, Any]:
+        entries: list[dict[str, Any]] = [{"token": token, "token_id": index} for token, index in self.entries]
+        for entry, count in zip(entries, self.counts or (), strict=False):
+            entry["count"] = count
+        return {
+            "word": self.word,
+            "single_token": len(self.ids) == 1,
+            "tokens": list(self.tokens),
+            "token_ids": list(self.ids),
+            "entries": entries,
+            "inside": list(self.inside),
+            "rows": self.rows,
+            "sentence": self.sentence(),
+        }
+
+    def _as_typed(self) -> str:
+        if not self.ids:
+            return "no token at all in a prompt"
+        if len(self.ids) == 1:
+            return f"one token ({self.tokens[0]}, id {self.ids[0]})"
+        shown = " + ".join(f"{token} {index}" for token, index in zip(self.tokens, self.ids, strict=True))
+        return f"{len(self.ids)} tokens in a prompt ({shown})"
+
+    def _as_piece(self) -> list[str]:
+        typed = self.ids[0] if len(self.ids) == 1 else None
+        pieces = [f"{token}, id {index}" for token, index in self.entries if index != typed]
+        return [f"in the vocabulary also as {' and '.join(pieces)}"] if pieces else []
+
+    def _how_often(self) -> list[str]:
+        if self.counts is None:
+            return []
+        over = f" in {self.rows:,} caption rows" if self.rows is not None else ""
+        shown = " and ".join(
+            f"{token} occurs {count} time{'' if count == 1 else 's'}"
+            for (token, _), count in zip(self.entries, self.counts, strict=True)
+        )
+        return [shown + over] if shown else []
+
+    def _where(self) -> str:
+        if not self.inside:
+            return "part of no other token"
+        named = ", ".join(token.removesuffix(END_OF_WORD) for token in self.inside[:_NAMED])
+        more = f" and {len(self.inside) - _NAMED} more" if len(self.inside) > _NAMED else ""
+        return f"part of {len(self.inside)} other token{'' if len(self.inside) == 1 else 's'} ({named}{more})"
+
+
+def explain_words(words: Sequence[str], tokenizer: str, counts: Path | None = None) -> list[Explanation]:
+    """Explain every word with the first text tower of `tokenizer` (a spec); counts: a folder of `cdkit tokens count`.
+
+    Raises InputError for an empty word, an unusable tokenizer, or counts of another one.
+    """
+    towers = load_towers(tokenizer)
+    known = read_counts(counts, towers) if counts is not None else None
+    return [explain_word(word, towers[0], known) for word in words]
+
+
+def explain_word(word: str, tower: Tower, counts: TokenCounts | None = None) -> Explanation:
+    """Explain one word; a vocabulary entry such as `ktn` or `ucd</w>` may be given by its own spelling."""
+    from cdkit.captions.cleaning import clean_caption
+
+    vocabulary = tower.vocabulary
+    exact = word if word in vocabulary.ids and word.endswith(END_OF_WORD) else ""
+    typed = exact.removesuffix(END_OF_WORD) or clean_caption(word)
+    if not typed:
+        raise InputError(f"There is nothing to explain in {word!r}.", hint="Give a word, such as sks.")
+    ids = tower.encode([typed])[0]
+    letters = _letters(typed, tower)
+    entries = [(entry, vocabulary.ids[entry]) for entry in (letters, letters + END_OF_WORD) if entry in vocabulary.ids]
+    return Explanation(
+        word=word,
+        ids=tuple(ids),
+        tokens=tuple(vocabulary.entries[index] for index in ids),
+        entries=tuple(entries),
+        counts=None if counts is None else tuple(int(counts.counts[0][index]) for _, index in entries),
+        inside=_containing(letters, tower),
+        rows=counts.sampled if counts is not None else None,
+    )
+
+
+def _letters(text: str, tower: Tower) -> str:
+    """The text spelt in the vocabulary's own letters (one per byte for CLIP's kind)."""
+    if not tower.vocabulary.is_clip_like:
+        return text
+    from tokenizers import pre_tokenizers
+
+    pieces = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(text)
+    return "".join(piece for piece, _ in pieces)
+
+
+def _containing(letters: str, tower: Tower) -> tuple[str, ...]:
+    """Tokens the form is part of, each form once, the tokenizer's commonest (earliest merges) first."""
+    vocabulary = tower.vocabulary
+    found: dict[str, str] = {}
+    for index in vocabulary.containing(letters):
+        found.setdefault(vocabulary.letters[index], vocabulary.entries[index])
+    return tuple(found.values())

@@ -1,0 +1,152 @@
+"""Initializers of modifier tokens: picks that a `tokens` stage left, the paper's own, or what the user names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cdkit.errors import ConfigError, InputError
+from cdkit.storage import read_json
+from cdkit.tokens.vocabulary import END_OF_WORD, letters_of
+
+PICKS_NAME = "picks.json"
+PICKS_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A vocabulary entry close to a pick, and the cosine of the two embeddings."""
+
+    token: str
+    similarity: float
+
+    def as_json(self) -> dict[str, Any]:
+        return {"token": self.token, "similarity": round(self.similarity, 4)}
+
+
+@dataclass(frozen=True)
+class Pick:
+    """A token chosen as initializer: its exact vocabulary entry, id and count (None: not counted)."""
+
+    token: str
+    token_id: int
+    count: int | None = None
+    merge_rank: int | None = None
+    neighbours: tuple[Neighbour, ...] = ()
+
+    @property
+    def surface(self) -> str:
+        """The entry without its end-of-word mark."""
+        return letters_of(self.token)
+
+    def as_json(self) -> dict[str, Any]:
+        shown: dict[str, Any] = {"token": self.token, "token_id": self.token_id, "count": self.count}
+        if self.merge_rank is not None:
+            shown["merge_rank"] = self.merge_rank
+        if self.neighbours:
+            shown["neighbours"] = [neighbour.as_json() for neighbour in self.neighbours]
+        return shown
+
+
+# Custom Diffusion's own, by vocabulary entry: two word pieces and one whole word (the CompVis code's ids).
+PAPER_INITIALIZERS = (Pick("ktn", 42170), Pick("pll", 47629), Pick("ucd</w>", 43514))
+
+
+def read_picks(folder: Path | str) -> list[Pick]:
+    """The picks of a `tokens` stage's folder, best first; raises InputError when it holds none that can be read."""
+    path = Path(folder) / PICKS_NAME
+    if not path.exists():
+        raise InputError(f"{folder} holds no {PICKS_NAME}.", hint="Make it with cdkit tokens rare --out DIR.")
+    values = read_json(path)
+    try:
+        if int(values["format"]) > PICKS_FORMAT:
+            raise InputError(f"{path} was written by a newer cdkit.", hint="pip install --upgrade cdkit")
+        return [_pick(entry) for entry in values["picks"]]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{path} is damaged: {error!r}", hint="Make it again with cdkit tokens rare --force."
+        ) from error
+
+
+def _pick(entry: Mapping[str, Any]) -> Pick:
+    token, count, rank = entry["token"], entry.get("count"), entry.get("merge_rank")
+    if not isinstance(token, str) or not token:
+        raise ValueError(f"not a token: {token!r}")
+    near = tuple(Neighbour(str(one["token"]), float(one["similarity"])) for one in entry.get("neighbours", ()))
+    return Pick(
+        token,
+        int(entry["token_id"]),
+        None if count is None else int(count),
+        None if rank is None else int(rank),
+        near,
+    )
+
+
+def choose_initializers(picks: Sequence[Pick] | None, number: int) -> list[Pick]:
+    """`number` distinct initializers: the picks in their order, then the paper's own (ktn, pll, ucd).
+
+    Raises ConfigError when both together are too few.
+    """
+    chosen: dict[str, Pick] = {}
+    for pick in (*(picks or ()), *PAPER_INITIALIZERS):
+        if len(chosen) < number:
+            chosen.setdefault(pick.surface, pick)
+    if len(chosen) < number:
+        raise ConfigError(
+            f"{number} concepts need {number} initializers, and there are only {len(chosen)}.",
+            hint="Pick more with cdkit tokens rare --limit, or name them: --token NAME='<new1>'=INITIALIZER.",
+        )
+    return list(chosen.values())
+
+
+def resolve_initializer(tokenizer: Any, initializer: Pick | str | int) -> int:
+    """The vocabulary id of an initializer in a transformers tokenizer.
+
+    A Pick counts by its exact entry, an int (or digits) is an id, `ktn`, `pll` and `ucd` are the paper's. Other text
+    is first the whole word (`cat</w>`), then an exact entry (a word piece such as `sch`), then whatever it tokenises
+    to, which must be one id. (Scripts that look the bare text up take the piece `cat` for the word, and the
+    end-of-text token for any unknown text.) Raises ConfigError when it is not one token.
+    """
+    entries: dict[str, int] = tokenizer.get_vocab()
+    if isinstance(initializer, Pick):
+        return _exact(entries, initializer.token)
+    if isinstance(initializer, int) or initializer.strip().isdecimal():
+        return _checked_id(entries, int(initializer))
+    text = initializer.strip()
+    paper = {pick.surface: pick.token for pick in PAPER_INITIALIZERS}
+    for entry in (paper.get(text), f"{text}{END_OF_WORD}", text):
+        if entry is not None and entry in entries:
+            return entries[entry]
+    ids = [int(index) for index in tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]]
+    if len(ids) == 1 and ids[0] != getattr(tokenizer, "unk_token_id", None):
+        return ids[0]
+    raise ConfigError(
+        f"The initializer {initializer!r} is not one token of this vocabulary but {_shown(tokenizer, ids)}.",
+        hint="Pick one with cdkit tokens rare, give a vocabulary id, or see cdkit tokens explain.",
+    )
+
+
+def _exact(entries: Mapping[str, int], token: str) -> int:
+    if token not in entries:
+        raise ConfigError(
+            f"The vocabulary has no entry {token!r}.",
+            hint="It was picked with another tokenizer; pick again with cdkit tokens rare --tokenizer MODEL.",
+        )
+    return entries[token]
+
+
+def _checked_id(entries: Mapping[str, int], index: int) -> int:
+    if index not in set(entries.values()):
+        raise ConfigError(
+            f"The vocabulary has no id {index} (it has {len(entries)} entries).",
+            hint="Pick one with cdkit tokens rare.",
+        )
+    return index
+
+
+def _shown(tokenizer: Any, ids: Sequence[int]) -> str:
+    if not ids:
+        return "none"
+    return f"{len(ids)} ({' '.join(tokenizer.convert_ids_to_tokens(list(ids))[:12])})"

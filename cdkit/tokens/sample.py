@@ -1,0 +1,172 @@
+"""A seeded sample of caption rows from an index folder or straight from pools: exact, without replacement."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cdkit.config import parse_config
+from cdkit.datasets import parts, read_parts
+from cdkit.errors import InputError
+from cdkit.inputs import Input
+from cdkit.manifest import STARTED_NAME, read_manifest
+from cdkit.protocols import Context
+from cdkit.storage import Folder
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+_BLOCK = 1 << 20
+_GOLDEN = 0x9E3779B97F4A7C15
+IMPORTED = "sample"
+
+
+@dataclass(frozen=True)
+class SampledCaptions:
+    """Distinct captions, cleaned (large_string [n]); sampled rows of each (int64 [n]); how many rows there were."""
+
+    captions: pa.Array
+    rows: np.ndarray
+    available: int
+
+    @property
+    def sampled(self) -> int:
+        return int(self.rows.sum())
+
+
+def captions_folder(index: Path) -> Path:
+    """The captions of an index folder; raises InputError when it has none or its import is not finished."""
+    folder = index / "captions"
+    if (index / STARTED_NAME).exists() and read_manifest(index) is None:
+        raise InputError(
+            f"{index} is not finished: its import was interrupted.", hint="Run the command that makes the index again."
+        )
+    if not parts(folder):
+        raise InputError(f"{index} is not an index: it has no captions.", hint="Make one with cdkit index build.")
+    return folder
+
+
+def import_pools(
+    captions: Input, pool: str | None, caption_column: str | None, scratch: Folder, context: Context
+) -> Path:
+    """Clean, filter and deduplicate pools as `cdkit index import` does, into `scratch`; returns the captions folder.
+
+    The same work on the same rows, so that counts from pools and from an index of them agree. What a killed run left
+    is continued.
+    """
+    from cdkit.captions.import_captions import ImportConfig, import_captions
+
+    target = scratch.sub(IMPORTED)
+    settings = {"captions": list(captions.value), "pool": pool, "caption_column": caption_column}
+    import_captions(parse_config(ImportConfig, settings), {"captions": captions}, target, context)
+    return target.path / "captions"
+
+
+def sample_rows(folder: Path, sample: int, seed: int, context: Context) -> SampledCaptions:
+    """Draw `sample` caption rows of a captions folder without replacement; all of them when there are fewer.
+
+    A caption of `rows` k is k rows. The rows kept are those with the smallest keyed hash of (caption_id, copy): every
+    row is as likely as any other, and the same rows come out however the captions are split into shards.
+    Index folders keep a caption as it was written; here it is cleaned. Raises InputError when there is no row at all.
+    """
+    import numpy as np
+    import pyarrow as pa
+
+    from cdkit.captions.cleaning import clean_caption
+
+    chosen = _smallest(_priorities(folder, seed, context), sample)
+    if not chosen.available:
+        raise InputError(f"{folder} holds no caption rows.", hint="Import a pool with captions first.")
+    texts, weights = [], []
+    with context.progress.task("reading the sampled captions", len(parts(folder)), unit="shards") as task:
+        for number, table in enumerate(read_parts(folder, ["caption"])):
+            positions, copies = np.unique(chosen.positions[chosen.shards == number], return_counts=True)
+            if len(positions):
+                written = table.column("caption").take(pa.array(positions)).to_pylist()
+                texts.append(pa.array([clean_caption(text) for text in written], pa.large_string()))
+                weights.append(copies.astype(np.int64))
+            task.advance(1)
+    return SampledCaptions(pa.concat_arrays(texts), np.concatenate(weights), chosen.available)
+
+
+@dataclass
+class _Rows:
+    """Candidate rows: priority, caption_id, shard and position of each, and how many rows were looked at."""
+
+    priorities: np.ndarray
+    ids: np.ndarray
+    shards: np.ndarray
+    positions: np.ndarray
+    available: int = 0
+
+    def kept(self, mask: np.ndarray) -> _Rows:
+        return _Rows(self.priorities[mask], self.ids[mask], self.shards[mask], self.positions[mask], self.available)
+
+
+def _priorities(folder: Path, seed: int, context: Context) -> Iterator[_Rows]:
+    """Every caption row of the folder with its priority, a bounded block at a time."""
+    import numpy as np
+
+    with context.progress.task("drawing the sample", len(parts(folder)), unit="shards") as task:
+        for number, table in enumerate(read_parts(folder, ["caption_id", "rows"])):
+            ids = table.column("caption_id").to_numpy().astype(np.int64)
+            ends = np.cumsum(table.column("rows").to_numpy().astype(np.int64))
+            total = int(ends[-1]) if len(ends) else 0
+            for start in range(0, total, _BLOCK):
+                row = np.arange(start, min(start + _BLOCK, total), dtype=np.int64)
+                positions = np.searchsorted(ends, row, side="right")
+                copies = row - np.where(positions > 0, ends[positions - 1], 0)
+                priorities = _hash(ids[positions], copies, seed)
+                yield _Rows(priorities, ids[positions], np.full(len(row), number), positions, len(row))
+            task.advance(1)
+
+
+def _smallest(blocks: Iterator[_Rows], number: int) -> _Rows:
+    """The `number` rows of lowest priority, ties by caption_id; memory stays a few times `number`."""
+    import numpy as np
+
+    empty = np.zeros(0, np.int64)
+    kept, waiting, available = _Rows(empty.astype(np.uint64), empty, empty, empty), [], 0
+    bound = np.uint64(2**64 - 1)
+    for block in blocks:
+        available += block.available
+        waiting.append(block.kept(block.priorities <= bound))
+        if sum(len(one.ids) for one in waiting) > max(number, _BLOCK):
+            kept, waiting = _cut(kept, waiting, number), []
+            bound = kept.priorities[-1] if len(kept.ids) == number else bound
+    kept = _cut(kept, waiting, number)
+    kept.available = available
+    return kept
+
+
+def _cut(kept: _Rows, more: list[_Rows], number: int) -> _Rows:
+    import numpy as np
+
+    every = [kept, *more]
+    merged = _Rows(
+        np.concatenate([rows.priorities for rows in every]),
+        np.concatenate([rows.ids for rows in every]),
+        np.concatenate([rows.shards for rows in every]),
+        np.concatenate([rows.positions for rows in every]),
+    )
+    return merged.kept(np.lexsort((merged.ids, merged.priorities))[:number])
+
+
+def _hash(ids: np.ndarray, copies: np.ndarray, seed: int) -> np.ndarray:
+    """uint64 [n] keyed hash of caption row (id, copy): splitmix64 (Steele et al. 2014), the same on every machine."""
+    import numpy as np
+
+    key = _mix(np.array([seed % 2**64], dtype=np.uint64))
+    return _mix(_mix(ids.astype(np.uint64) ^ key) + copies.astype(np.uint64) * np.uint64(_GOLDEN))
+
+
+def _mix(values: np.ndarray) -> np.ndarray:
+    import numpy as np
+
+    mixed = values + np.uint64(_GOLDEN)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))

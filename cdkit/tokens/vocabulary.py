@@ -1,0 +1,197 @@
+"""Tokenizers and their vocabularies: what an id stands for, which merge made it, and which entries contain it."""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
+from typing import Any
+
+from cdkit.errors import InputError
+
+CLIP = "clip"
+END_OF_WORD = "</w>"
+# CLIP's own way to split a text into words, as transformers writes it with and without the special tokens.
+_CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+_CLIP_PATTERNS = {_CLIP_WORDS, r"<\|startoftext\|>|<\|endoftext\|>|" + _CLIP_WORDS}
+_LOCAL_NORMALIZERS = {"NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents"}
+_SPACES: tuple[dict[str, str], ...] = ({"Regex": r"\s+"}, {"String": " "})
+_BATCH = 20_000
+
+
+def letters_of(entry: str) -> str:
+    """A vocabulary entry without its end-of-word mark: the surface form, one letter per byte."""
+    return entry[: -len(END_OF_WORD)] if entry.endswith(END_OF_WORD) and entry != END_OF_WORD else entry
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The entries of a tokenizer by id ("" for ids that stand for nothing), its merges in order, its special ids."""
+
+    entries: tuple[str, ...] = field(repr=False)
+    merges: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    specials: frozenset[int] = frozenset()
+    is_clip_like: bool = True
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        """Entry to id."""
+        return {entry: index for index, entry in enumerate(self.entries) if entry}
+
+    @cached_property
+    def letters(self) -> tuple[str, ...]:
+        """The surface form of every id, one letter per byte."""
+        return tuple(letters_of(entry) for entry in self.entries)
+
+    @cached_property
+    def merge_ranks(self) -> dict[str, int]:
+        """Entry to the rank of the merge that makes it: the higher, the rarer in the tokenizer's own training."""
+        ranks: dict[str, int] = {}
+        for rank, (first, second) in enumerate(self.merges):
+            ranks.setdefault(first + second, rank)
+        return ranks
+
+    @cached_property
+    def _joined(self) -> tuple[str, list[int]]:
+        # Byte letters never include a newline, so one C-speed search runs over the whole vocabulary at once.
+        starts = [0, *accumulate(len(letters) + 1 for letters in self.letters[:-1])]
+        return "\n".join(self.letters), starts
+
+    def containing(self, letters: str) -> Iterator[int]:
+        """Ids whose surface form contains `letters` and is longer (twins with and without end-of-word are no hits)."""
+        text, starts = self._joined
+        at = text.find(letters) if letters else -1
+        while at >= 0:
+            index = bisect_right(starts, at) - 1
+            if len(self.letters[index]) > len(letters):
+                yield index
+            following = starts[index + 1] if index + 1 < len(starts) else len(text)
+            at = text.find(letters, following)
+
+    def text(self, index: int) -> str | None:
+        """The surface form as text; None for a piece of a character (not valid UTF-8 by itself)."""
+        if self.letters[index].isascii():
+            return self.letters[index]
+        from tokenizers import decoders
+
+        shown: str = decoders.ByteLevel().decode([self.letters[index]])
+        return None if "\ufffd" in shown else shown
+
+    def is_word(self, index: int) -> bool:
+        """Whether the id closes a word (carries the end-of-word mark)."""
+        return self.entries[index].endswith(END_OF_WORD)
+
+    def require_clip_like(self, where: str) -> None:
+        """Raise InputError unless this is a byte-pair vocabulary with merges and CLIP's end-of-word mark."""
+        hint = "The rare-token rule needs CLIP's kind of vocabulary: --tokenizer clip, or a CLIP tokenizer's folder."
+        if not self.is_clip_like:
+            raise InputError(
+                f"The tokenizer of {where} is not CLIP's: its entries carry no {END_OF_WORD} mark.", hint=hint
+            )
+        if not self.merges:
+            raise InputError(f"The tokenizer of {where} has a vocabulary but no merges.", hint=hint)
+
+
+@dataclass(frozen=True)
+class Tower:
+    """One text tower's tokenizer: its name in the model's folder (`tokenizer`, `tokenizer_2`) and its vocabulary."""
+
+    name: str
+    vocabulary: Vocabulary
+    tokenizer: Any = field(repr=False)
+    splits_at_spaces: bool = False
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of every text: not truncated, start and end tokens left out."""
+        if hasattr(self.tokenizer, "encode_batch_fast"):
+            return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, truncation=False, padding=False, verbose=False)
+        return list(encoded["input_ids"])
+
+    def encode_all(self, texts: Sequence[str]) -> Iterator[tuple[int, list[list[int]]]]:
+        """The same a bounded batch at a time: where the batch starts in `texts`, and its ids."""
+        for start in range(0, len(texts), _BATCH):
+            yield start, self.encode(texts[start : start + _BATCH])
+
+    def same_as(self, other: Tower) -> bool:
+        """Whether both towers turn every text into the same ids."""
+        ours, theirs = self.tokenizer, other.tokenizer
+        comparable = hasattr(ours, "to_str") and hasattr(theirs, "to_str")
+        return comparable and _behaviour(ours) == _behaviour(theirs)
+
+
+def tower_of(name: str, tokenizer: Any) -> Tower:
+    """The tower of a transformers tokenizer (or of a `tokenizers.Tokenizer`)."""
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    if not hasattr(backend, "to_str"):
+        specials = frozenset(int(index) for index in tokenizer.all_special_ids)
+        return Tower(name, _vocabulary(tokenizer.get_vocab(), (), specials, clip_like=False), tokenizer)
+    from tokenizers import Tokenizer
+
+    # A copy: a tokenizer.json may ask for truncation or padding, and the caller's tokenizer must stay as it is.
+    own = Tokenizer.from_str(backend.to_str())
+    own.no_truncation()
+    own.no_padding()
+    facts = json.loads(own.to_str())
+    model = facts["model"]
+    merges = tuple(_pair(merge) for merge in model.get("merges") or ())
+    specials = frozenset(token["id"] for token in facts.get("added_tokens") or () if token["special"])
+    clip_like = model["type"] == "BPE" and model.get("end_of_word_suffix") == END_OF_WORD
+    vocabulary = _vocabulary(own.get_vocab(with_added_tokens=True), merges, specials, clip_like=clip_like)
+    return Tower(name, vocabulary, own, splits_at_spaces(facts))
+
+
+def splits_at_spaces(facts: Mapping[str, Any]) -> bool:
+    """Whether a tokenizer (its JSON) gives every space-separated piece of a text the same ids wherever it stands.
+
+    True only for what is known to: per-character normalizers, CLIP's word pattern, no added token with a space in it.
+    """
+    normalizers = list(_steps(facts.get("normalizer"), "normalizers"))
+    local = all(
+        step["type"] in _LOCAL_NORMALIZERS
+        or (step["type"] == "Replace" and step.get("content") == " " and step.get("pattern") in _SPACES)
+        for step in normalizers
+    )
+    splitters = list(_steps(facts.get("pre_tokenizer"), "pretokenizers"))
+    first = splitters[0] if splitters else {}
+    pattern = (first.get("pattern") or {}).get("Regex")
+    by_word = (
+        first.get("type") == "Split"
+        and pattern in _CLIP_PATTERNS
+        and (first.get("behavior"), first.get("invert")) == ("Removed", True)
+        and all(step["type"] == "ByteLevel" and not step.get("add_prefix_space") for step in splitters[1:])
+    )
+    plain = not any(" " in token["content"] for token in facts.get("added_tokens") or ())
+    return local and by_word and plain
+
+
+def _steps(part: Mapping[str, Any] | None, key: str) -> Iterable[Mapping[str, Any]]:
+    if part is None:
+        return ()
+    return part[key] if part["type"] == "Sequence" else (part,)
+
+
+def _behaviour(tokenizer: Any) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads(tokenizer.to_str())
+    # How a batch is framed and decoded changes no id inside it.
+    return {key: value for key, value in facts.items() if key not in ("post_processor", "decoder", "version")}
+
+
+def _pair(merge: Sequence[str] | str) -> tuple[str, str]:
+    first, second = merge.split(" ") if isinstance(merge, str) else merge
+    return first, second
+
+
+def _vocabulary(
+    ids: Mapping[str, int], merges: tuple[tuple[str, str], ...], specials: frozenset[int], *, clip_like: bool
+) -> Vocabulary:
+    entries = [""] * (max(ids.values(), default=-1) + 1)
+    for entry, index in ids.items():
+        entries[index] = entry
+    return Vocabulary(tuple(entries), merges, specials, clip_like)

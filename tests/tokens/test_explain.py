@@ -1,0 +1,57 @@
+"""One-line answers about a word."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cdkit.errors import InputError
+from cdkit.tokens.counts_table import TokenCounts, write_counts
+from cdkit.tokens.explain import explain_word, explain_words
+from cdkit.tokens.vocabulary import Tower
+
+
+def test_why_not_sks(clip: Tower, tmp_path: Path) -> None:
+    counts = np.zeros(len(clip.vocabulary), dtype=np.int64)
+    counts[clip.vocabulary.ids["sks</w>"]] = 16
+    write_counts(tmp_path, TokenCounts((clip,), (counts,), None, 200_000, 900_000), "f")
+    (answer,) = explain_words(["sks"], "clip", tmp_path)
+    assert answer.sentence() == (
+        "sks: one token (sks</w>, id 48136); sks</w> occurs 16 times in 200,000 caption rows; "
+        f"part of {len(answer.inside)} other tokens ({', '.join(t.removesuffix('</w>') for t in answer.inside[:4])}"
+        f" and {len(answer.inside) - 4} more)."
+    )
+    assert {"asks</w>", "masks</w>", "risks</w>"} <= set(answer.inside)
+    assert answer.as_json()["single_token"] is True
+    assert answer.as_json()["entries"] == [{"token": "sks</w>", "token_id": 48136, "count": 16}]
+
+
+def test_a_word_piece(clip: Tower) -> None:
+    answer = explain_word("ktn", clip)
+    assert len(answer.ids) == 2
+    assert answer.entries == (("ktn", 42170),)
+    assert answer.sentence() == (
+        "ktn: 2 tokens in a prompt (k 74 + tn</w> 7248); in the vocabulary also as ktn, id 42170; "
+        "part of no other token."
+    )
+
+
+def test_both_forms_and_an_entrys_own_spelling(clip: Tower) -> None:
+    for word in ("pll", "pll</w>", " PLL "):
+        answer = explain_word(word, clip)
+        assert answer.ids == (25266,)
+        assert answer.entries == (("pll", 47629), ("pll</w>", 25266))
+
+
+def test_other_scripts_and_several_words(clip: Tower) -> None:
+    assert explain_word("café", clip).ids == (clip.vocabulary.ids["cafÃ©</w>"],)
+    assert explain_word("moon gate", clip).tokens == ("moon</w>", "gate</w>")
+    assert explain_word("moon gate", clip).entries == ()
+
+
+@pytest.mark.parametrize("word", ["", "  ", "\u3000"])
+def test_nothing_to_explain(clip: Tower, word: str) -> None:
+    with pytest.raises(InputError, match="nothing to explain"):
+        explain_word(word, clip)

@@ -26,7 +26,7 @@ from cdkit.manifest import (
     run_record,
 )
 from cdkit.protocols import Context, Engine, Progress, SilentProgress
-from cdkit.storage import Folder, writing
+from cdkit.storage import TEMPORARY_PREFIX, Folder, writing
 
 StageFunction = Callable[[StageConfig, Mapping[str, Input], Folder, Context], Dataset]
 
@@ -64,6 +64,22 @@ STAGES: dict[str, Stage] = {
             function="cdkit.captions.import_captions:import_captions",
             version=1,
             owns=("captions", "image_rows", "rejects", "buckets"),
+        ),
+        Stage(
+            name="token-counts",
+            summary="count every vocabulary token over a sample of caption rows",
+            config="cdkit.tokens.caption_counts:TokenCountsConfig",
+            function="cdkit.tokens.caption_counts:count_caption_tokens",
+            version=1,
+            owns=("token_counts", "token_counts_2", "sample"),
+        ),
+        Stage(
+            name="tokens",
+            summary="pick rare tokens to start modifier tokens from",
+            config="cdkit.tokens.pick:RareTokensConfig",
+            function="cdkit.tokens.pick:pick_tokens",
+            version=1,
+            owns=("token_counts", "token_counts_2", "sample", "picks.json"),
         ),
         Stage(
             name="sample",
@@ -189,13 +205,19 @@ class Target:
                 f"{self.folder.path} is not empty and was not made by cdkit (it holds {', '.join(entries[:3])}).",
                 hint="Choose another --out, or empty the folder yourself.",
             )
-        if may_replace or self.continues():
+        if may_replace or self.continues() or not self._holds_results():
             return
         comparable = self.earlier.get(existing.stage, self.identity)
         raise OutputError(
             f"{self.folder.path} holds something else: {'; '.join(differences(existing.identity(), comparable))}.",
             hint="Choose another --out, or add --force to throw the old content away.",
         )
+
+    def _holds_results(self) -> bool:
+        """Whether anything would be lost: a run that failed at once (a misspelt column) leaves only its marker."""
+        found = [path for name in self.stage.owns for path in (self.folder / name, *(self.folder / name).rglob("*"))]
+        kept = [path for path in found if path.is_file() and not path.name.startswith(TEMPORARY_PREFIX)]
+        return bool(kept) or (self.folder / MANIFEST_NAME).exists()
 
     def make(self, context: Context) -> Result:
         """Run the stage's function and write the manifest last."""

@@ -69,6 +69,12 @@ def test_an_unfinished_run_of_another_config_is_refused(out: Path) -> None:
     assert execute("adding", AddingConfig(plus=5), out, replace_other=True).state == "done"
 
 
+def test_a_run_that_failed_before_its_first_shard_is_in_nobodys_way(out: Path) -> None:
+    with pytest.raises(InputError):
+        execute("adding", AddingConfig(fail_at=1), out)
+    assert execute("adding", AddingConfig(plus=5), out).state == "done"
+
+
 @pytest.mark.parametrize("force", [False, True])
 def test_a_foreign_folder_is_never_touched(out: Path, force: bool) -> None:
     out.mkdir()

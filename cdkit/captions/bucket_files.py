@@ -1,0 +1,165 @@
+"""Bucket files: the intermediate between the two phases, Arrow IPC files from which one shard can be read alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cdkit.captions.cleaning import ID_BITS
+from cdkit.datasets import FINGERPRINT_KEY
+from cdkit.storage import atomic_path
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+LABELS_KEY = "cdkit.labels"
+SHARDS_KEY = "cdkit.shards"
+
+
+def bucket_schema() -> pa.Schema:
+    """Rows between the phases: `check` tells captions with one id apart, `file` and `row` say where a row was."""
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            ("caption_id", pa.int64()),
+            ("check", pa.int64()),
+            ("file", pa.int32()),
+            ("row", pa.int64()),
+            ("caption", pa.string()),
+            ("url", pa.string()),
+            ("width", pa.int32()),
+            ("height", pa.int32()),
+            ("nsfw", pa.string()),
+            ("pool_similarity", pa.float32()),
+            ("punsafe", pa.float32()),
+            ("pwatermark", pa.float32()),
+            ("md5", pa.string()),
+        ]
+    )
+
+
+def shard_of(ids: np.ndarray, shards: int) -> np.ndarray:
+    """The shard of each caption id: its highest bits, as uint16. `shards` is a power of two."""
+    import numpy as np
+
+    return (ids >> (ID_BITS - (shards.bit_length() - 1))).astype(np.uint16)
+
+
+class BucketWriter:
+    """Collects rows up to a number of bytes, then writes them as one Arrow batch per shard.
+
+    Every flush writes exactly `shards` batches, so that batch n belongs to shard n modulo `shards`.
+    """
+
+    def __init__(self, writer: pa.ipc.RecordBatchFileWriter, shards: int, max_bytes: int) -> None:
+        self._writer = writer
+        self._shards = shards
+        self._max_bytes = max_bytes
+        self._waiting: list[pa.RecordBatch] = []
+        self._bytes = 0
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Take rows of bucket_schema()."""
+        self._waiting.append(batch)
+        self._bytes += batch.get_total_buffer_size()
+        if self._bytes >= self._max_bytes:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was collected."""
+        import numpy as np
+        import pyarrow as pa
+
+        if not self._waiting:
+            return
+        rows = pa.concat_batches(self._waiting)
+        self._waiting, self._bytes = [], 0
+        shard = shard_of(rows.column(0).to_numpy(), self._shards)
+        rows = rows.take(pa.array(np.argsort(shard, kind="stable")))
+        ends = np.cumsum(np.bincount(shard, minlength=self._shards)).tolist()
+        for start, end in zip([0, *ends], ends, strict=False):
+            self._writer.write_batch(rows.slice(start, end - start))
+
+
+@contextmanager
+def bucket_writer(
+    path: Path, *, shards: int, fingerprint: str, labels: Mapping[int, str], max_bytes: int
+) -> Iterator[BucketWriter]:
+    """Write a bucket file atomically; `labels` are the names of the source files by number."""
+    import pyarrow as pa
+
+    metadata = {
+        FINGERPRINT_KEY: fingerprint,
+        SHARDS_KEY: str(shards),
+        LABELS_KEY: json.dumps({str(number): label for number, label in labels.items()}),
+    }
+    schema = bucket_schema().with_metadata(metadata)
+    options = pa.ipc.IpcWriteOptions(compression="lz4")
+    with atomic_path(path) as temporary, pa.ipc.new_file(str(temporary), schema, options=options) as writer:
+        bucket = BucketWriter(writer, shards, max_bytes)
+        yield bucket
+        bucket.flush()
+
+
+def is_finished(path: Path, fingerprint: str) -> bool:
+    """Whether a whole bucket file made under `fingerprint` is there."""
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(path)) as source:
+            metadata: dict[bytes, bytes] = pa.ipc.open_file(source).schema.metadata or {}
+    except (OSError, pa.ArrowInvalid):
+        return False
+    return metadata.get(FINGERPRINT_KEY.encode(), b"").decode() == fingerprint
+
+
+class ShardReader:
+    """The rows of one shard in several bucket files, numbered in the order they lie there."""
+
+    def __init__(self, paths: Sequence[Path], shard: int) -> None:
+        import pyarrow as pa
+
+        self._paths = list(paths)
+        self._shard = shard
+        self.labels: dict[int, str] = {}
+        for path in self._paths:
+            with pa.memory_map(str(path)) as source:
+                metadata: Any = pa.ipc.open_file(source).schema.metadata
+            self.labels.update(
+                {int(number): label for number, label in json.loads(metadata[LABELS_KEY.encode()]).items()}
+            )
+
+    def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """Every batch of the shard, only the named columns decoded."""
+        import pyarrow as pa
+
+        included = [bucket_schema().get_field_index(name) for name in columns] if columns else None
+        options = pa.ipc.IpcReadOptions(included_fields=included) if included else pa.ipc.IpcReadOptions()
+        for path in self._paths:
+            with pa.memory_map(str(path)) as source:
+                reader = pa.ipc.open_file(source, options=options)
+                shards = int(reader.schema.metadata[SHARDS_KEY.encode()])
+                for number in range(self._shard, reader.num_record_batches, shards):
+                    yield reader.get_batch(number)
+
+    def take(self, numbers: np.ndarray) -> pa.Table:
+        """The rows with these numbers, in this order (each number once)."""
+        import numpy as np
+        import pyarrow as pa
+
+        wanted = np.sort(numbers)
+        pieces, start = [], 0
+        for batch in self.batches():
+            low, high = np.searchsorted(wanted, [start, start + batch.num_rows])
+            if high - low == batch.num_rows:
+                pieces.append(batch)
+            elif high > low:
+                pieces.append(batch.take(pa.array(wanted[low:high] - start)))
+            start += batch.num_rows
+        rows = pa.Table.from_batches(pieces, schema=bucket_schema()).combine_chunks()
+        return rows.take(pa.array(np.searchsorted(wanted, numbers)))

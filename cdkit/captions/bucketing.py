@@ -1,0 +1,244 @@
+"""Phase one of import: a group of source files, cleaned and filtered, into one bucket file and one rejects shard."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cdkit.captions.bucket_files import BucketWriter, bucket_schema, bucket_writer, is_finished
+from cdkit.captions.digests import digests_of
+from cdkit.captions.reject_files import RejectsWriter, rejects_writer
+from cdkit.captions.repair import NeedsRepairError, reading_error, repaired_copy
+from cdkit.captions.row_query import CHECKED, impossible_counts, rated_sql, rows_sql
+from cdkit.captions.source_reading import SourceTable, inspect, local_copy
+from cdkit.datasets import finished_facts, part_name, schema
+from cdkit.errors import CdkitError, InputError
+from cdkit.storage import TEMPORARY_PREFIX, SourceFile, write_problem, writing
+
+if TYPE_CHECKING:
+    import duckdb
+    import pyarrow as pa
+
+    from cdkit.captions.import_captions import ImportConfig
+
+BATCH_ROWS = 1 << 16
+
+
+@dataclass(frozen=True)
+class FileGroup:
+    """Source files that one worker reads in one go; `files` are (number, label, file), numbers in input order."""
+
+    number: int
+    files: tuple[tuple[int, str, SourceFile], ...]
+
+
+@dataclass(frozen=True)
+class BucketingJob:
+    """What every group of phase one needs to know. memory: bytes for one worker."""
+
+    config: ImportConfig
+    out: Path
+    fingerprint: str
+    shards: int
+    threads: int
+    memory: int
+
+    def bucket_path(self, group: FileGroup) -> Path:
+        return (self.out / "buckets" / part_name(group.number)).with_suffix(".arrow")
+
+    def rejects_path(self, group: FileGroup) -> Path:
+        return self.out / "rejects" / part_name(group.number)
+
+    def finished(self, group: FileGroup, *, buckets_needed: bool) -> list[dict[str, Any]] | None:
+        """The facts of each file of a finished group; None when it has to be read (again)."""
+        facts = finished_facts(self.rejects_path(group), self.fingerprint)
+        if facts is None or (buckets_needed and not is_finished(self.bucket_path(group), self.fingerprint)):
+            return None
+        return list(facts["files"])
+
+
+@dataclass
+class FileTally:
+    """Rows of one source file so far."""
+
+    read: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    impossible: list[int] = field(default_factory=lambda: [0] * (1 << len(CHECKED)))
+
+    def facts(self, table: SourceTable, label: str, *, rated: bool) -> dict[str, Any]:
+        return {
+            "file": label,
+            "pool": table.layout.describe(table.names) if table.layout.columns else "none",
+            "rated": rated,
+            "in": self.read,
+            "kept": self.read - sum(self.rejected.values()),
+            "rejected": dict(sorted(self.rejected.items())),
+            "impossible": impossible_counts(self.impossible),
+            "repaired": table.repaired,
+        }
+
+
+def bucket_group(group: FileGroup, job: BucketingJob) -> list[dict[str, Any]]:
+    """Read one group of files; returns the facts of each, which its rejects shard carries too.
+
+    Raises InputError for a file that cannot be read; then nothing of the group is left behind.
+    """
+    # A worker that outlives its killed run must not share the folder with the one that does its work again.
+    work = job.out / "buckets" / f"{TEMPORARY_PREFIX}work-{group.number:05d}-{os.getpid()}"
+    repair: set[int] = set()
+    try:
+        with writing(job.out):
+            while True:
+                try:
+                    return _read_group(group, job, work, repair)
+                except _FileNeedsRepairError as found:
+                    # What was written of the group is thrown away and the group read again, this file by its copy.
+                    repair.add(found.number)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+class _FileNeedsRepairError(Exception):
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def _read_group(group: FileGroup, job: BucketingJob, work: Path, repair: set[int]) -> list[dict[str, Any]]:
+    labels = {number: label for number, label, _ in group.files}
+    facts: list[dict[str, Any]] = []
+    problems: list[CdkitError] = []
+    bucket_path = job.bucket_path(group)
+    with (
+        _connection(job, work) as connection,
+        rejects_writer(job.rejects_path(group), job.fingerprint, facts) as rejects,
+        bucket_writer(
+            bucket_path, shards=job.shards, fingerprint=job.fingerprint, labels=labels, max_bytes=job.memory // 6
+        ) as bucket,
+    ):
+        for number, label, source in group.files:
+            try:
+                with local_copy(source, work) as path:
+                    table = inspect(source, path, job.config)
+                    if not table.empty and (number in repair or table.encoding == "utf-16"):
+                        table = repaired_copy(table, work / "repaired.parquet")
+                    reader = _FileReader(connection, table, number, label, job.config)
+                    facts.append(reader.read(bucket, rejects))
+            except NeedsRepairError:
+                raise _FileNeedsRepairError(number) from None
+            except InputError as problem:
+                problems.append(problem)
+        if problems:
+            raise combined(problems)
+    return facts
+
+
+def combined(problems: list[CdkitError]) -> CdkitError:
+    """One error that lists every problem; the hint is the first one's."""
+    if len(problems) == 1:
+        return problems[0]
+    return type(problems[0])("\n".join(problem.message for problem in problems), hint=problems[0].hint)
+
+
+@contextmanager
+def _connection(job: BucketingJob, work: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    import duckdb
+
+    work.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "threads": job.threads,
+        "memory_limit": f"{job.memory // 2 >> 20}MiB",
+        "temp_directory": str(work / "duckdb"),
+        # Nothing is ever downloaded behind the user's back.
+        "autoinstall_known_extensions": False,
+        "autoload_known_extensions": False,
+    }
+    connection = duckdb.connect(config=settings)
+    try:
+        # DuckDB draws on stdout by itself when a query takes long.
+        connection.execute("SET enable_progress_bar = false")
+        yield connection
+    finally:
+        connection.close()
+
+
+class _FileReader:
+    """Reads one source file into the bucket and the rejects."""
+
+    def __init__(
+        self, connection: duckdb.DuckDBPyConnection, table: SourceTable, number: int, label: str, config: ImportConfig
+    ) -> None:
+        self._connection = connection
+        self._table = table
+        self._number = number
+        self._label = label
+        self._config = config
+        self._tally = FileTally()
+
+    def read(self, bucket: BucketWriter, rejects: RejectsWriter) -> dict[str, Any]:
+        """Facts of the file; raises NeedsRepairError or InputError when DuckDB refuses it."""
+        import duckdb
+
+        rated = False
+        if not self._table.empty:
+            try:
+                rated = self._is_rated()
+                query = rows_sql(self._table, self._config, rated=rated)
+                for batch in self._connection.sql(query).to_arrow_reader(BATCH_ROWS):
+                    self._take(batch, bucket, rejects)
+            except duckdb.OutOfMemoryException as error:
+                hint = "Raise --memory-gib, or use fewer --workers."
+                raise CdkitError(f"{self._label}: DuckDB ran out of memory: {error}", hint=hint) from error
+            except duckdb.Error as error:
+                raise _disk_or_reading_error(self._table, error) from error
+        return self._tally.facts(self._table, self._label, rated=rated)
+
+    def _is_rated(self) -> bool:
+        query = rated_sql(self._table)
+        return query is not None and bool(self._connection.execute(query).fetchall())
+
+    def _take(self, batch: pa.RecordBatch, bucket: BucketWriter, rejects: RejectsWriter) -> None:
+        import numpy as np
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        ids, checks, blank = digests_of(batch.column("digest"), batch.column("caption"))
+        reason, value = batch.column("reason"), batch.column("value")
+        if blank.any():
+            # Only known after cleaning; like any other empty caption it comes before every reason but a broken text.
+            reason = pc.if_else(pa.array(blank), "empty", reason)
+            value = pc.if_else(pa.array(blank), batch.column("caption"), value)
+        kept = pc.is_null(reason)
+        numbers = np.full(batch.num_rows, self._number, np.int32)
+        columns = {"caption_id": pa.array(ids), "check": pa.array(checks), "file": pa.array(numbers)}
+        arrays = [columns[name] if name in columns else batch.column(name) for name in bucket_schema().names]
+        bucket.add(pa.RecordBatch.from_arrays(arrays, schema=bucket_schema()).filter(kept))
+        self._reject(batch.column("row"), reason, value, pc.invert(kept), rejects)
+        self._tally.read += batch.num_rows
+        found = np.bincount(batch.column("impossible").to_numpy(), minlength=1 << len(CHECKED)).tolist()
+        self._tally.impossible = [old + new for old, new in zip(self._tally.impossible, found, strict=True)]
+
+    def _reject(
+        self, row: pa.Array, reason: pa.Array, value: pa.Array, rejected: pa.Array, rejects: RejectsWriter
+    ) -> None:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        table = pa.Table.from_arrays([row, reason, value], names=["row", "reason", "value"]).filter(rejected)
+        if not table.num_rows:
+            return
+        for count in pc.value_counts(table["reason"]).to_pylist():
+            self._tally.rejected[count["values"]] += count["counts"]
+        source = pa.array([self._label] * table.num_rows)
+        rejects.add(table.add_column(0, "source", source).cast(schema("import_rejects")))
+
+
+def _disk_or_reading_error(table: SourceTable, error: Exception) -> Exception:
+    # A full disk is left as it is for storage.writing, which makes an OutputError of it.
+    return reading_error(table, error) if write_problem(error, table.path) is None else error

@@ -1,0 +1,112 @@
+"""Caption cleaning and identity: the one function that import, queries and token counting all use."""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import re
+import unicodedata
+from collections.abc import Sequence
+from functools import cache, lru_cache
+
+ID_BITS = 63
+_ID_MASK = (1 << ID_BITS) - 1
+# Words of printable ASCII in which no HTML entity can begin: `&` only before a blank, another `&`, or the end.
+# Nothing that open_clip's cleaning does, ftfy included, changes such text beyond blanks and lower case. RE2 syntax,
+# because DuckDB evaluates them; they are compared with clean_caption in the tests.
+_WORD = "(?:[!-%'-~]+&*|&+)"
+TIDY_PATTERN = f"{_WORD}(?: {_WORD})*"
+PLAIN_PATTERN = f"[ \\t\\n\\r]*(?:{_WORD}(?:[ \\t\\n\\r]+{_WORD})*[ \\t\\n\\r]*)?"
+_TIDY = re.compile(TIDY_PATTERN)
+_KNOWN_STEPS = (
+    *("unescape_html", "remove_terminal_escapes", "fix_encoding", "restore_byte_a0", "replace_lossy_sequences"),
+    *("decode_inconsistent_utf8", "fix_c1_controls", "fix_latin_ligatures", "fix_character_width", "uncurl_quotes"),
+    *("fix_line_breaks", "fix_surrogates", "remove_control_chars", "normalization", "max_decode_length", "explain"),
+)
+
+
+def clean_caption(text: str) -> str:
+    """The caption as CLIP's tokenizer sees it, equal to open_clip's `_clean_lower`.
+
+    ftfy's repairs, HTML-unescape twice, whitespace collapsed and trimmed, lower case; may be empty.
+    """
+    if _TIDY.fullmatch(text):
+        return text.lower()
+    fixed = _fixed_if_simple(text)
+    if fixed is None:
+        import ftfy
+
+        fixed = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return " ".join(fixed.split()).lower()
+
+
+def _fixed_if_simple(text: str) -> str | None:
+    """ftfy.fix_text(text) where at most its quotation marks change, three times as fast; None for any other text.
+
+    ftfy repeats its steps until nothing changes: text is done when it does not look like mojibake, before and after
+    the quotes are straightened, and consists of characters that no other step touches.
+    """
+    pattern = _untouched_characters()
+    if pattern is None or not pattern.fullmatch(text) or not unicodedata.is_normalized("NFC", text):
+        return None
+    from ftfy.badness import is_bad
+    from ftfy.fixes import uncurl_quotes
+
+    straight: str = uncurl_quotes(text)
+    return None if is_bad(text) or (straight != text and is_bad(straight)) else straight
+
+
+@cache
+def _untouched_characters() -> re.Pattern[str] | None:
+    """Text of characters that ftfy's character by character steps leave alone, quotes aside and without `&`.
+
+    None when this ftfy has steps we do not know.
+    """
+    import ftfy
+    from ftfy import fixes
+
+    if ftfy.TextFixerConfig._fields != _KNOWN_STEPS:
+        return None
+    steps = (
+        fixes.fix_c1_controls,
+        fixes.fix_latin_ligatures,
+        fixes.fix_character_width,
+        fixes.fix_line_breaks,
+        fixes.remove_control_chars,
+    )
+    characters = [chr(code) for code in range(0xA1, 0x3000)]
+    # Spaces between them keep the steps' many-character rules out of it.
+    stepped = [step(" ".join(characters)).split(" ") for step in steps]
+    if any(len(after) != len(characters) for after in stepped):
+        return None
+    untouched = [ord(char) for char, *after in zip(characters, *stepped, strict=True) if set(after) == {char}]
+    return re.compile(f"[ -%'-~{_ranges(untouched)}]*")
+
+
+def _ranges(codes: Sequence[int]) -> str:
+    """Ascending code points as the inside of a character class."""
+    starts = [code for code, before in zip(codes, [-1, *codes], strict=False) if code != before + 1]
+    ends = [code for code, after in zip(codes, [*codes[1:], -1], strict=True) if code + 1 != after]
+    return "".join(f"\\u{start:04x}-\\u{end:04x}" for start, end in zip(starts, ends, strict=True))
+
+
+def caption_id(cleaned: str) -> int:
+    """The stable id of a cleaned caption: the first 8 bytes of its sha256, & 2⁶³−1."""
+    return digest_halves(cleaned)[0]
+
+
+def digest_halves(cleaned: str) -> tuple[int, int]:
+    """The caption's id and the next 63 bits of its sha256, which tell two captions with one id apart."""
+    # A lone surrogate can only come from a Python string that was never UTF-8; it still has to hash to something.
+    digest = hashlib.sha256(cleaned.encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") & _ID_MASK, int.from_bytes(digest[8:16], "big") & _ID_MASK
+
+
+def clean_captions(texts: Sequence[str]) -> list[str]:
+    """clean_caption of every text, each distinct one cleaned once."""
+    return [_cached_clean(text) for text in texts]
+
+
+@lru_cache(maxsize=1 << 16)
+def _cached_clean(text: str) -> str:
+    return clean_caption(text)

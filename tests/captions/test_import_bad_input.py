@@ -1,0 +1,54 @@
+"""Files that cannot be imported: the error names the file, the line and what to do."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import pytest
+
+from cdkit.captions.import_captions import ImportConfig
+from cdkit.errors import ConfigError, InputError
+from tests.captions.running import run_import
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        (
+            "p.csv",
+            b'caption,url\na,https://x\n"open,https://x\nb,https://x\n',
+            r"p\.csv: line 3: Value with unterminated quote",
+        ),
+        ("p.csv", b"caption,url\na,b,c\n", r"p\.csv: line 2: Expected Number of Columns: 2 Found: 3"),
+        ("p.csv", b'caption,url\r\nb\xff,x\r\n"open,x\r\n', r"p\.csv: the row that starts in line 3 is broken|line 3"),
+        ("p.jsonl", b'{"caption": "a"}\n{"caption": \n', r"p\.jsonl: line 2 is not JSON"),
+        ("p.jsonl", b'{"caption": "a"}\n' * 1500 + b"[1]\n", r"p\.jsonl: line 1501 is not a JSON object"),
+        ("p.jsonl", b'{"caption": ["a", "b"]}\n', r"holds list values, not text"),
+        ("p.parquet", b"PAR1 cut short", r"p\.parquet: cannot be read as parquet"),
+        ("p.parquet", b"", r"p\.parquet: cannot be read as parquet"),
+        ("p.csv", b"caption,url\n", r"The pool is empty"),
+        ("p.csv", b"", r"The pool is empty"),
+        ("p.csv", b"one,two\n1,2\n", r"no caption column found; the columns are one, two"),
+        ("p.csv.gz", gzip.compress(b"caption,url\n" + b"a,https://x\n" * 20_000)[:-20], r"p\.csv\.gz: "),
+        ("p.csv", b"caption,url\na,ftp://x\n", r"No row of the pool was kept \(1 bad_url\)"),
+    ],
+)
+def test_bad_input_is_named(tmp_path: Path, out: Path, name: str, data: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(InputError, match=message) as error:
+        run_import(out, tmp_path / name)
+    assert error.value.hint
+    assert not list(out.glob("captions/part-*"))
+
+
+def test_all_bad_files_are_listed(tmp_path: Path, out: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"no")
+    (tmp_path / "b.csv").write_text("x,y\n1,2\n")
+    (tmp_path / "c.csv").write_text("caption\nfine\n")
+    with pytest.raises(InputError, match=r"(?s)a\.parquet: .*b\.csv: no caption column"):
+        run_import(out, tmp_path)
+    with pytest.raises(ConfigError, match=r"did you mean 'caption'"):
+        run_import(tmp_path / "2", tmp_path / "c.csv", caption_column="captions")
+    with pytest.raises(ValueError, match="no pool called"):
+        ImportConfig(captions=["x"], pool="laion")

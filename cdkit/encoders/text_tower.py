@@ -1,0 +1,126 @@
+"""A text encoder over one text tower: trimmed where that is exact, at the library's full length where it is not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cdkit.encoders.batching import length_sorted_batches
+from cdkit.encoders.causal_tower import CausalTower
+from cdkit.encoders.causality import same_without_padding
+from cdkit.encoders.tokenizing import Tokenizer, Tokens
+from cdkit.errors import InputError
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class TextTower:
+    """A library's text tower in fp32 on the CPU.
+
+    module holds its parameters; padded is the library's own forward on int64 [n, context_length]; trimmed runs the
+    same weights at any length, None when the config says that padding matters. facts: settings that decide the output
+    besides the weights; skipped: prefixes of parameters in `module` that are no part of the text tower.
+    """
+
+    module: nn.Module
+    padded: Callable[[Tensor], Tensor]
+    trimmed: CausalTower | None
+    tokenizer: Tokenizer
+    context_length: int
+    pad_id: int
+    facts: Mapping[str, Any]
+    skipped: tuple[str, ...] = ()
+
+
+class TowerTextEncoder:
+    """The TextEncoder of a TextTower. `trims` says whether captions run at their own length."""
+
+    def __init__(self, spec: str, tower: TextTower, *, device: str, precision: str, threshold: float) -> None:
+        self.spec = spec
+        self.precision = precision
+        self.default_threshold = threshold
+        self.context_length = tower.context_length
+        self.device = torch.device(device)
+        self._pad_id = tower.pad_id
+        self._hash = tower_hash(tower.module.state_dict(), tower.facts, tower.skipped)
+        self.trims = tower.trimmed is not None and same_without_padding(
+            tower.trimmed,
+            tower.padded,
+            tower.tokenizer,
+            context_length=tower.context_length,
+            pad_id=tower.pad_id,
+        )
+        self._tokenizer = tower.tokenizer if self.trims else tower.tokenizer.full_length()
+        self._module = tower.trimmed if self.trims and tower.trimmed is not None else tower.module
+        self._forward: Callable[[Tensor], Tensor] = tower.trimmed if self.trims and tower.trimmed else tower.padded
+        self._module.eval().requires_grad_(False).to(device=self.device, dtype=PRECISIONS[precision])
+        self.dimension = int(self._embed(self._tokenizer(["a"]), np.arange(1)).shape[1])
+
+    def weights_hash(self) -> str:
+        return self._hash
+
+    def tokenize(self, captions: Sequence[str]) -> Tokens:
+        """Token ids of cleaned captions: what encode_tokens takes."""
+        return self._tokenizer(captions)
+
+    def token_counts(self, captions: Sequence[str]) -> np.ndarray:
+        return self._tokenizer(captions).full_lengths
+
+    def encode(self, captions: Sequence[str], *, advance: Callable[[int], None] | None = None) -> np.ndarray:
+        return self.encode_tokens(self._tokenizer(captions), advance=advance)
+
+    def encode_tokens(self, tokens: Tokens, *, advance: Callable[[int], None] | None = None) -> np.ndarray:
+        """float32 [n, dimension], rows of norm 1; raises InputError when some are not numbers."""
+        found = np.empty((len(tokens.full_lengths), self.dimension), dtype=np.float32)
+        waiting: tuple[np.ndarray, Tensor] | None = None
+        widths = tokens.lengths if self.trims else np.full(len(found), self.context_length)
+        for rows in length_sorted_batches(widths):
+            embedded = self._embed(tokens, rows)
+            # Fetched one batch late, so that a GPU has the next one queued meanwhile.
+            if waiting is not None:
+                found[waiting[0]] = waiting[1].cpu().numpy()
+            waiting = rows, embedded
+            if advance is not None:
+                advance(len(rows))
+        if waiting is not None:
+            found[waiting[0]] = waiting[1].cpu().numpy()
+        self._check(found)
+        return found
+
+    @torch.inference_mode()
+    def _embed(self, tokens: Tokens, rows: np.ndarray) -> Tensor:
+        table = tokens.padded(rows, self._pad_id, None if self.trims else self.context_length)
+        return F.normalize(self._forward(torch.from_numpy(table).to(self.device)).float(), dim=-1)
+
+    def _check(self, found: np.ndarray) -> None:
+        # A row of zeros has no direction; NaN compares false.
+        broken = int((~(np.abs(np.einsum("nd,nd->n", found, found) - 1) < 0.01)).sum())
+        if broken:
+            raise InputError(
+                f"The encoder {self.spec!r} ({self.precision}) gives NaN, infinite or zero embeddings "
+                f"for {broken} of {len(found)} captions.",
+                hint="Its checkpoint is broken; use another copy."
+                if self.precision == "fp32"
+                else "Try --precision fp32; if that fails too, its checkpoint is broken.",
+            )
+
+
+def tower_hash(state: Mapping[str, Tensor], facts: Mapping[str, Any], skipped: Iterable[str] = ()) -> str:
+    """sha256 over the settings and every tensor's name, type, shape and bytes; `skipped` are prefixes left out."""
+    digest = hashlib.sha256(json.dumps(dict(facts), sort_keys=True).encode())
+    for name in sorted(state):
+        if name.startswith(tuple(skipped)):
+            continue
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

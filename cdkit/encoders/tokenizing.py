@@ -1,0 +1,151 @@
+"""Captions to token ids without padding: CLIP's own tokenizer, each word tokenised once, and library tokenizers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Protocol
+
+import numpy as np
+
+CACHED_WORDS = 1 << 20
+LONGEST_CACHED_WORD = 64
+STANDARD_CLIP_ENTRIES = 49408
+
+Padding = Callable[[list[str]], Any]
+Counting = Callable[[list[str]], Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids of n captions, end to end.
+
+    ids: int32 [total], each caption truncated to the context; starts: int64 [n + 1], where each begins;
+    full_lengths: int32 [n], tokens with start and end before truncation.
+    """
+
+    ids: np.ndarray
+    starts: np.ndarray
+    full_lengths: np.ndarray
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 [n]: tokens per caption after truncation."""
+        return np.diff(self.starts)
+
+    def padded(self, rows: np.ndarray, pad_id: int, width: int | None = None) -> np.ndarray:
+        """int64 [len(rows), width], `pad_id` after each caption's end; width None: the longest of these rows."""
+        lengths = self.starts[rows + 1] - self.starts[rows]
+        columns = np.arange(lengths.max(initial=0) if width is None else width)
+        inside = columns < lengths[:, None]
+        table = np.full(inside.shape, pad_id, dtype=np.int64)
+        table[inside] = self.ids[(self.starts[rows][:, None] + columns)[inside]]
+        return table
+
+
+class Tokenizer(Protocol):
+    """Cleaned captions to Tokens."""
+
+    def __call__(self, captions: Sequence[str]) -> Tokens: ...
+
+    def full_length(self) -> Tokenizer:
+        """The same for a tower that sees its padding: no id that the tokenizer gives may be missing."""
+
+
+def truncated(rows: Sequence[list[int]], context_length: int, end_id: int) -> Tokens:
+    """Tokens of complete id lists, cut as CLIP does: the end token stays last."""
+    full = np.fromiter((len(row) for row in rows), dtype=np.int32, count=len(rows))
+    cut = [row if len(row) <= context_length else [*row[: context_length - 1], end_id] for row in rows]
+    starts = np.zeros(len(rows) + 1, dtype=np.int64)
+    np.cumsum(np.minimum(full, context_length), out=starts[1:])
+    return Tokens(np.fromiter(chain.from_iterable(cut), dtype=np.int32, count=int(starts[-1])), starts, full)
+
+
+class ClipTokenizer:
+    """open_clip's SimpleTokenizer, exactly, but fast: captions repeat words, so each is tokenised once.
+
+    The split into words and the byte pairs are open_clip's own. Captions come cleaned, so only a tokenizer with
+    another cleaning than CLIP's (`clean`) runs it again.
+    """
+
+    def __init__(self, tokenizer: Any, context_length: int) -> None:
+        self.tokenizer = tokenizer
+        self.context_length = context_length
+        self.clean = None if tokenizer.clean_fn.__name__ == "_clean_lower" else tokenizer.clean_fn
+        self.words: dict[str, list[int]] = {}
+
+    def __call__(self, captions: Sequence[str]) -> Tokens:
+        start, end = [self.tokenizer.sot_token_id], self.tokenizer.eot_token_id
+        split, known = self.tokenizer.pat.findall, self.words
+        rows = []
+        for caption in captions:
+            row = start.copy()
+            # Lower case again: cheap, and upper case would silently become other tokens.
+            for word in split(self.clean(caption) if self.clean else caption.lower()):
+                row += known.get(word) or self._tokenise(word)
+            row.append(end)
+            rows.append(row)
+        return truncated(rows, self.context_length, end)
+
+    def full_length(self) -> ClipTokenizer:
+        return self
+
+    def counts(self, captions: Sequence[str]) -> Sequence[int]:
+        """Tokens per caption before truncation."""
+        counted: list[int] = self(captions).full_lengths.tolist()
+        return counted
+
+    def _tokenise(self, word: str) -> list[int]:
+        tokenizer = self.tokenizer
+        letters = "".join(tokenizer.byte_encoder[byte] for byte in word.encode("utf-8", "replace"))
+        ids = [tokenizer.encoder[piece] for piece in tokenizer.bpe(letters).split(" ")]
+        if len(word) <= LONGEST_CACHED_WORD:
+            if len(self.words) >= CACHED_WORDS:
+                self.words.clear()
+            self.words[word] = ids
+        # Its own cache has no bound; ours stands before it. The special tokens in it must stay.
+        if letters not in tokenizer.encoder or tokenizer.encoder[letters] not in tokenizer.all_special_ids:
+            tokenizer.cache.pop(letters, None)
+        return ids
+
+
+class LibraryTokenizer:
+    """Any other tokenizer, through what its library pads to the full context.
+
+    pad: captions to ids [n, context_length]; count: captions to their tokens before truncation. `ends` finds the
+    pooled position per row (int [n, context_length] to int [n]) when what follows is padding; None keeps it all.
+    """
+
+    def __init__(self, pad: Padding, count: Counting, ends: Callable[[np.ndarray], np.ndarray] | None) -> None:
+        self.pad = pad
+        self.count = count
+        self.ends = ends
+
+    def __call__(self, captions: Sequence[str]) -> Tokens:
+        if not captions:
+            return truncated([], 1, 0)
+        table = np.asarray(self.pad(list(captions)), dtype=np.int32)
+        lengths = np.full(len(table), table.shape[1]) if self.ends is None else self.ends(table) + 1
+        starts = np.zeros(len(table) + 1, dtype=np.int64)
+        np.cumsum(lengths, out=starts[1:])
+        inside = np.arange(table.shape[1]) < lengths[:, None]
+        return Tokens(table[inside], starts, np.asarray(self.count(list(captions)), dtype=np.int32))
+
+    def full_length(self) -> LibraryTokenizer:
+        return LibraryTokenizer(self.pad, self.count, None)
+
+
+def pooled_positions(table: np.ndarray, end_id: int | None) -> np.ndarray:
+    """Where CLIP reads the embedding of each row of ids: the first `end_id`, or the highest id when it is None."""
+    return np.asarray((table if end_id is None else table == end_id).argmax(axis=1))
+
+
+def is_standard_clip(vocabulary: dict[str, int], clip: dict[str, int]) -> bool:
+    """Whether a vocabulary is CLIP's 49,408 entries; the two special tokens go by other names in transformers."""
+    if len(vocabulary) != STANDARD_CLIP_ENTRIES:
+        return False
+    specials = {STANDARD_CLIP_ENTRIES - 2, STANDARD_CLIP_ENTRIES - 1}
+    return {word: index for word, index in vocabulary.items() if index not in specials} == {
+        word: index for word, index in clip.items() if index not in specials
+    }

@@ -1,0 +1,1 @@
+"""The caption index: text embeddings, the FAISS index over them, and search."""

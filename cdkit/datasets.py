@@ -22,13 +22,17 @@ FACTS_KEY = "cdkit.facts"
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a stage produced: its folder, the row counts, facts for the manifest, and why it is short if it is."""
+    """What a stage produced: its folder, the row counts, facts for the manifest, and why it is short if it is.
+
+    dropped: stages it extends whose own result it did not keep.
+    """
 
     kind: str
     folder: Path
     counts: Counts = field(default_factory=Counts)
     details: dict[str, Any] = field(default_factory=dict)
     shortfall: str = ""
+    dropped: tuple[str, ...] = ()
 
 
 @cache

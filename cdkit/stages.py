@@ -54,6 +54,8 @@ class Stage:
         return _load(self.function)  # type: ignore[no-any-return]
 
 
+_IMPORTED = ("captions", "image_rows", "rejects", "buckets")
+
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
@@ -63,7 +65,25 @@ STAGES: dict[str, Stage] = {
             config="cdkit.captions.import_captions:ImportConfig",
             function="cdkit.captions.import_captions:import_captions",
             version=1,
-            owns=("captions", "image_rows", "rejects", "buckets"),
+            owns=_IMPORTED,
+        ),
+        Stage(
+            name="embed",
+            summary="import pools, and embed every distinct caption",
+            config="cdkit.index.build:EmbedConfig",
+            function="cdkit.index.build:embed_pool",
+            version=1,
+            owns=(*_IMPORTED, "embeddings"),
+            extends="import",
+        ),
+        Stage(
+            name="index",
+            summary="build a caption index: import, embed and index in one folder",
+            config="cdkit.index.build:IndexConfig",
+            function="cdkit.index.build:build_index",
+            version=1,
+            owns=(*_IMPORTED, "embeddings", "caption.index", "building", "removed", "pending", "adding"),
+            extends="embed",
         ),
         Stage(
             name="token-counts",
@@ -239,6 +259,7 @@ class Target:
             counts=dataset.counts.as_json(),
             shortfall=dataset.shortfall,
             details=dataset.details,
+            steps={name: step for name, step in draft.steps.items() if name not in dataset.dropped},
             run=run_record(started, seconds),
         )
         manifest.write(self.folder.path)

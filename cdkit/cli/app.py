@@ -14,7 +14,7 @@ import typer
 from pydantic import ValidationError
 
 import cdkit
-from cdkit.cli import doctor, index, run, sample
+from cdkit.cli import doctor, index, run, sample, tokens
 from cdkit.cli.options import SESSION
 from cdkit.cli.output import Format, Output
 from cdkit.errors import EXIT_INTERRUPTED, CdkitError, ConfigError
@@ -29,6 +29,7 @@ app = typer.Typer(
 )
 run.register(app)
 app.add_typer(index.app, name="index")
+app.add_typer(tokens.app, name="tokens")
 sample.register(app)
 doctor.register(app)
 

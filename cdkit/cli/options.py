@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -103,41 +104,54 @@ def command(
     return register
 
 
+def config_command(
+    app: typer.Typer,
+    name: str,
+    config_class: type[StageConfig],
+    run: Callable[[Output, StageConfig, Mapping[str, Any]], None],
+    *,
+    help: str,
+    examples: Sequence[str],
+    extra: Sequence[Parameter] = (),
+    complete: Callable[[Output, dict[str, Any], Mapping[str, Any]], dict[str, Any]] | None = None,
+) -> None:
+    """Register a command with one option per field of a config class.
+
+    run gets the Output, the validated config, and the values of the `extra` options. complete: adds to the values
+    given on the command line before they are validated.
+    """
+    names = [parameter.name for parameter in extra]
+
+    def invoke(**values: Any) -> None:
+        with session(values.pop("format"), values.pop("debug")) as output:
+            further = {key: values.pop(key) for key in names}
+            given = given_values(config_class, values)
+            if complete is not None:
+                given = complete(output, given, further)
+            run(output, parse_config(config_class, given), further)
+
+    parameters = [*config_parameters(config_class), *extra, *common_parameters()]
+    _register(app, name, invoke, parameters, help, examples)
+
+
 def stage_command(
     app: typer.Typer,
     name: str,
     stage: str,
     *,
+    help: str,
     examples: Sequence[str],
     human: Callable[[Output, Result], None],
     data: Callable[[Result], Mapping[str, Any]],
-    help: str = "",
-    extra: Sequence[Parameter] = (),
-    choose: Callable[[StageConfig, Mapping[str, Any]], tuple[str, StageConfig]] | None = None,
 ) -> None:
-    """Register the command of a stage, with one option per field of its config class, --out and --force.
+    """Register the command of a stage: its config's options, --out and --force."""
 
-    extra: further options; choose: picks the stage and config to run from the config and the extra options' values.
-    """
+    def run(output: Output, config: StageConfig, further: Mapping[str, Any]) -> None:
+        result = execute(stage, config, further["out"], progress=progress_for(output), force=further["force"])
+        report_result(output, result, human, data)
+
     config_class = STAGES[stage].config_class()
-    fields = config_parameters(config_class)
-    extra_names = [parameter.name for parameter in extra]
-
-    def run(**values: Any) -> None:
-        with session(values.pop("format"), values.pop("debug")) as output:
-            out, force = Path(values.pop("out")), values.pop("force")
-            further = {key: values.pop(key) for key in extra_names}
-            config = config_from_options(config_class, values)
-            chosen, config = choose(config, further) if choose else (stage, config)
-            result = execute(chosen, config, out, progress=progress_for(output), force=force)
-            report_result(output, result, human, data)
-
-    own = [
-        _option("out", Path, typer.Option(..., "--out", help="The folder to make.", show_default=False)),
-        _option("force", bool, typer.Option(False, "--force", help="Make it again, replacing what the folder holds.")),
-    ]
-    text = help or STAGES[stage].summary.capitalize() + "."
-    _register(app, name, run, [*fields, *extra, *own, *common_parameters()], text, examples)
+    config_command(app, name, config_class, run, help=help, examples=examples, extra=[OUT, FORCE])
 
 
 def report_result(
@@ -150,28 +164,34 @@ def report_result(
     if result.state == "cached":
         output.note(f"{result.out} is up to date: nothing to do.")
     output.result(data(result), human=lambda _: human(output, result), quiet=result.out)
-    if result.manifest.shortfall:
-        # The result is printed already, and JSON must stay one object.
+    end_short(result.manifest.shortfall, hint="What was found is kept; the manifest counts the reasons.")
+
+
+def end_short(shortfall: str, *, hint: str) -> None:
+    """End the command with exit code 5 when something was short; its result is printed already."""
+    if shortfall:
+        # JSON stays one object: the words go to stderr only.
         SESSION.set(Session(Output("quiet")))
-        raise PartialError(result.manifest.shortfall, hint="What was found is kept; the manifest counts the reasons.")
+        raise PartialError(shortfall, hint=hint)
 
 
 def config_parameters(config: type[StageConfig]) -> list[Parameter]:
-    """One command-line parameter per field of a config class, positional ones first."""
+    """One command-line parameter per field of a config class: positional ones first, how it runs last."""
     settings = field_settings(config)
     shown = [(name, info, settings[name]) for name, info in config.model_fields.items() if not settings[name].hidden]
-    shown.sort(key=lambda entry: not entry[2].argument)
+    shown.sort(key=lambda entry: (not entry[2].argument, entry[2].execution))
     return [_parameter(name, info, extra) for name, info, extra in shown]
 
 
-def config_from_options(config: type[StageConfig], values: Mapping[str, Any]) -> StageConfig:
-    """The validated config from parsed options; options not given keep the config's own defaults."""
+def given_values(config: type[StageConfig], values: Mapping[str, Any]) -> dict[str, Any]:
+    """What the command line sets of a config; options left at their default are left to the config's own."""
     given: dict[str, Any] = {}
     for name, value in values.items():
-        if value is None or value == []:
+        info = config.model_fields[name]
+        if value is None or value == [] or (not info.is_required() and value == info.default):
             continue
-        given[name] = _pairs(name, value) if _kind(config.model_fields[name].annotation) is dict else value
-    return parse_config(config, given)
+        given[name] = _pairs(name, value) if _kind(info.annotation) is dict else value
+    return given
 
 
 def _pairs(name: str, entries: Sequence[str]) -> dict[str, str]:
@@ -192,11 +212,12 @@ def _parameter(name: str, info: FieldInfo, extra: Setting) -> Parameter:
     required = info.is_required()
     default = None if required or info.default in (PydanticUndefined, None) else info.default
     flag = extra.flag or f"--{name.replace('_', '-')}"
-    help = info.description or ""
+    # A missing option is found with all other mistakes, when the config is validated.
+    help = (info.description or "") + (" [required]" if required and not extra.argument else "")
     kind = _kind(info.annotation)
     annotation: Any
     if extra.argument:
-        annotation = list[str] if kind is list else _optional(kind, required)
+        annotation = list[str] if kind is list else kind if required else kind | None
         value = typer.Argument(
             ... if required else default, help=help, metavar=name.upper(), show_default=not required
         )
@@ -204,13 +225,13 @@ def _parameter(name: str, info: FieldInfo, extra: Setting) -> Parameter:
         annotation = list[_item(info.annotation)] if kind is list else list[str]  # type: ignore[misc]
         metavar = "NAME=VALUE" if kind is dict else None
         shown = ", ".join(map(str, default)) if default else False
-        value = typer.Option(... if required else [], flag, help=help, metavar=metavar, show_default=shown)
+        value = typer.Option([], flag, help=help, metavar=metavar, show_default=shown)
     elif kind is bool:
         annotation = bool
         value = typer.Option(default, f"{flag}/--no-{flag[2:]}" if default else flag, help=help)
     else:
-        annotation = _optional(kind, required)
-        value = typer.Option(... if required else default, flag, help=help, show_default=default is not None)
+        annotation = kind | None
+        value = typer.Option(default, flag, help=help, show_default=default is not None)
     return _option(name, annotation, value)
 
 
@@ -236,10 +257,6 @@ def _item(annotation: Any) -> Any:
     return _kind(inner[0]) if inner else str
 
 
-def _optional(kind: Any, required: bool) -> Any:
-    return kind if required else (kind | None)
-
-
 def _option(name: str, annotation: Any, value: Any) -> Parameter:
     return Parameter(name, Parameter.KEYWORD_ONLY, default=value, annotation=annotation)
 
@@ -253,8 +270,15 @@ def _register(
     examples: Sequence[str],
 ) -> None:
     keyword = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in parameters]
+    for parameter in keyword:
+        # Rich would take "[default: …]" in a help text for markup.
+        parameter.default.help = re.sub(r"(?<!\\)\[", r"\[", parameter.default.help or "")
     run.__signature__ = inspect.Signature(keyword)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in keyword}
     run.__name__ = name
     epilog = "Examples:\n\n" + "\n\n".join(f"  {example}" for example in examples)
     app.command(name, help=help, epilog=epilog, cls=ManyValuesCommand)(run)
+
+
+OUT = _option("out", Path, typer.Option(..., "--out", help="The folder to make.", show_default=False))
+FORCE = _option("force", bool, typer.Option(False, "--force", help="Make it again, replacing what the folder holds."))

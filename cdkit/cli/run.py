@@ -11,10 +11,10 @@ import typer
 import yaml
 from rich.console import Console
 
-from cdkit.cli.options import SESSION, Session, command
+from cdkit.cli.options import command, end_short
 from cdkit.cli.output import Output, duration, size, table
 from cdkit.cli.progress import progress_for
-from cdkit.errors import ConfigError, OutputError, PartialError
+from cdkit.errors import ConfigError, OutputError
 from cdkit.pipeline import spec
 from cdkit.pipeline.plan import Planned, plan
 from cdkit.pipeline.runner import RunResult, forced_steps
@@ -65,12 +65,7 @@ def _run(
     output.result(result.as_json(), human=lambda console: _print_run(console, result), quiet=folder)
     if result.report:
         output.hint(f"The report is {result.report}")
-    if result.shortfalls:
-        # The result is printed already, and JSON must stay one object.
-        SESSION.set(Session(Output("quiet")))
-        raise PartialError(
-            "\n".join(result.shortfalls), hint="What was found is kept; the manifests count the reasons."
-        )
+    end_short("\n".join(result.shortfalls), hint="What was found is kept; the manifests count the reasons.")
 
 
 def _run_name(path: Path) -> str:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from cdkit.config import ParallelConfig, setting
 from cdkit.datasets import Dataset, finished_facts, parts, shard_metadata
 from cdkit.errors import InputError
-from cdkit.inputs import Input
 from cdkit.manifest import Counts
 from cdkit.protocols import Context, Engine, TextEncoder
 from cdkit.storage import Folder, SourceFile, atomic_path, content_fingerprint, writing
@@ -30,31 +28,6 @@ WINDOW_ROWS = 1 << 16
 # Rows read to look up one caption's embedding.
 ROW_GROUP_ROWS = 1 << 12
 FORMAT = 1
-
-
-class EmbedConfig(ParallelConfig):
-    """Embed the captions of an index folder."""
-
-    captions: str = setting(help="Index folder whose captions/ to embed.", argument=True, input="folder")
-    encoder: str = setting("embedded", "Text encoder.", input="encoder")
-    precision: Literal["auto", "fp32", "fp16", "bf16"] = setting(
-        "auto", "Number format of the encoder; auto is fp16 on a GPU, fp32 elsewhere."
-    )
-    device: str | None = setting(None, "Torch device [default: every GPU there is, else the CPU].", execution=True)
-
-
-def embed(config: EmbedConfig, inputs: Mapping[str, Input], out: Folder, context: Context) -> Dataset:
-    """Embed `config.captions` into `out`/embeddings."""
-    folder = Path(config.captions)
-    captions = folder / "captions" if (folder / "captions").is_dir() else folder
-    return embed_captions(
-        captions,
-        out.sub(EMBEDDINGS),
-        config.encoder,
-        context=context,
-        precision=config.precision,
-        device=config.device,
-    )
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ def adding_command(adding: None, monkeypatch: pytest.MonkeyPatch) -> None:
         app,
         "adding",
         "adding",
+        help="Add.",
         examples=["cdkit adding --number 1 --out x"],
         human=lambda output, result: print(f"sums: {result.manifest.counts['in']}"),
         data=lambda result: {"state": result.state, "counts": result.manifest.counts},

@@ -21,7 +21,7 @@ from cdkit.encoders import load_text_encoder
 from cdkit.engines import create_engine
 from cdkit.errors import InputError
 from cdkit.index import shard_progress, text_embeddings
-from cdkit.index.text_embeddings import EmbedConfig, embed, embed_captions, shard_fingerprint
+from cdkit.index.text_embeddings import embed_captions, shard_fingerprint
 from cdkit.protocols import Context, Task
 from cdkit.storage import Folder
 from tests.support import tiny_models
@@ -85,13 +85,6 @@ def test_every_caption_has_its_embedding(spec: str, captions: Path, out: Path) -
 
 def fingerprint(captions: Path, name: str, encoder: object) -> str:
     return shard_fingerprint(captions / name, encoder.weights_hash(), "fp32")  # type: ignore[attr-defined]
-
-
-def test_the_stage_works_inside_an_index_folder(spec: str, captions: Path, tmp_path: Path) -> None:
-    config = EmbedConfig(captions=str(tmp_path), encoder=spec)
-    dataset = embed(config, {}, Folder(tmp_path), context())
-    assert dataset.folder == tmp_path / "embeddings"
-    assert [path.name for path in parts(dataset.folder)] == [path.name for path in parts(captions)]
 
 
 def test_windows_do_not_depend_on_row_groups(

@@ -81,7 +81,9 @@ def test_nonsense_is_a_config_error(text: str, tmp_path: Path) -> None:
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.one_of(JSON, st.fixed_dictionaries({"stages": st.dictionaries(st.text(max_size=4), JSON, max_size=3)})))
+@given(
+    document=st.one_of(JSON, st.fixed_dictionaries({"stages": st.dictionaries(st.text(max_size=4), JSON, max_size=3)}))
+)
 def test_any_yaml_document_loads_or_is_a_cdkit_error(document: Any, tmp_path: Path) -> None:
     try:
         _load(tmp_path, yaml.safe_dump(document))

@@ -1,0 +1,89 @@
+"""A change of several files of an index at once: prepared beside them, then committed, whenever it is killed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cdkit.manifest import MANIFEST_NAME, Manifest
+from cdkit.storage import Folder, read_json, write_json
+
+PENDING_NAME = "pending"
+COMMIT_NAME = "commit.json"
+
+
+@dataclass(frozen=True)
+class Change:
+    """Files prepared under pending/ by the paths they will have in the index folder. The caller holds the lock."""
+
+    folder: Path
+
+    @classmethod
+    def begin(cls, folder: Path) -> Change:
+        """Start anew: what an earlier change prepared and did not commit is dropped."""
+        finish_change_locked(folder)
+        Folder(folder).remove([PENDING_NAME])
+        return cls(folder)
+
+    def path(self, name: str) -> Path:
+        """Where to write the file that will be `name`."""
+        target = self.folder / PENDING_NAME / "files" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target
+
+    def commit(
+        self, manifest: Manifest, *, moves: Mapping[str, Path] | None = None, deletes: Iterable[str] = ()
+    ) -> None:
+        """Put everything in place. moves: further files, by the names they get; deletes: names that go away.
+
+        From the moment commit.json exists the change will happen: whoever opens the folder next finishes it.
+        """
+        pending = self.folder / PENDING_NAME
+        manifest.write(pending)
+        prepared = pending / "files"
+        sources = {str(path.relative_to(prepared)): path for path in sorted(prepared.rglob("*")) if path.is_file()}
+        sources.update(moves or {})
+        named = {name: str(path.relative_to(self.folder)) for name, path in sources.items()}
+        write_json(pending / COMMIT_NAME, {"moves": named, "deletes": sorted(set(deletes) - set(named))})
+        finish_change_locked(self.folder)
+
+
+def finish_change(folder: Path) -> None:
+    """Finish a change that was committed but not completed; raises OutputError while another process does so."""
+    if (folder / PENDING_NAME / COMMIT_NAME).exists():
+        with Folder(folder).lock():
+            finish_change_locked(folder)
+
+
+def finish_change_locked(folder: Path) -> None:
+    """The same for a caller that holds the folder's lock. Every step may be repeated."""
+    pending = folder / PENDING_NAME
+    if not (pending / COMMIT_NAME).exists():
+        return
+    commit = read_json(pending / COMMIT_NAME)
+    for name, source in commit["moves"].items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        if (folder / source).exists():
+            os.replace(folder / source, folder / name)
+    for name in commit["deletes"]:
+        (folder / name).unlink(missing_ok=True)
+    if (pending / MANIFEST_NAME).exists():
+        os.replace(pending / MANIFEST_NAME, folder / MANIFEST_NAME)
+    # The marker goes first: a half-deleted pending folder without it is only litter.
+    (pending / COMMIT_NAME).unlink()
+    Folder(folder).remove([PENDING_NAME])
+
+
+def changed_manifest(manifest: Manifest, what: Mapping[str, Any], details: Mapping[str, Any]) -> Manifest:
+    """The manifest after a change: a new fingerprint, so that what was made from the old state is made again.
+
+    The build's own fingerprint stays among the steps: the same build command still finds its work done.
+    """
+    fingerprint = hashlib.sha256(json.dumps([manifest.fingerprint, dict(what)], sort_keys=True).encode()).hexdigest()
+    steps = {manifest.stage: manifest.fingerprint, **manifest.steps}
+    return replace(manifest, fingerprint=fingerprint, steps=steps, details={**manifest.details, **details})

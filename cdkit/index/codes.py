@@ -1,0 +1,203 @@
+"""From stored embeddings to an index file: a random training sample, codes shard by shard, one file at the end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cdkit.datasets import FINGERPRINT_KEY
+from cdkit.errors import InputError
+from cdkit.index.faiss_index import encode, faiss_threads, inverted_file, new_exact, train
+from cdkit.index.inverted_lists import CodeShard, code_shard_done, write_code_shard, write_inverted_index
+from cdkit.index.plan import Layout
+from cdkit.index.records import read_embeddings
+from cdkit.index.sampling import TRAINING, sampled
+from cdkit.protocols import Context
+from cdkit.storage import Folder, atomic_path, read_json, write_json
+
+if TYPE_CHECKING:
+    import numpy as np
+
+CODES_FORMAT = 2
+TRAINED_NAME = "trained.index"
+TRAINED_FACTS = "trained.json"
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The embedding shards an index is made of: paths, rows and fingerprints, and the vectors' dimension."""
+
+    paths: tuple[Path, ...]
+    rows: tuple[int, ...]
+    fingerprints: tuple[str, ...]
+    dimension: int
+
+    @property
+    def count(self) -> int:
+        return sum(self.rows)
+
+
+def inspect_shards(paths: Sequence[Path]) -> Shards:
+    """What the metadata of embedding shards says; raises InputError for a damaged one."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows, fingerprints, dimension = [], [], 0
+    for path in paths:
+        try:
+            with pq.ParquetFile(path) as handle:
+                metadata = handle.metadata
+                dimension = handle.schema_arrow.field("embedding").type.list_size
+        except (OSError, KeyError, pa.ArrowInvalid) as error:
+            raise InputError(f"{path} is damaged: {error}", hint="Delete it; run the same command again.") from error
+        rows.append(metadata.num_rows)
+        fingerprints.append((metadata.metadata or {}).get(FINGERPRINT_KEY.encode(), b"").decode())
+    if not sum(rows):
+        raise InputError("There are no embeddings to index.", hint="Import and embed captions first.")
+    return Shards(tuple(paths), tuple(rows), tuple(fingerprints), dimension)
+
+
+def write_exact(path: Path, layout: Layout, shards: Shards) -> None:
+    """An exact index over all shards; small by definition, so it is made in memory and again after a kill."""
+    import faiss
+    import numpy as np
+
+    index = new_exact(layout)
+    for shard in shards.paths:
+        for ids, vectors in read_embeddings([shard], lambda ids: np.ones(len(ids), dtype=bool)):
+            _check_finite(vectors, str(shard))
+            index.add_with_ids(vectors, ids)
+    with atomic_path(path) as temporary:
+        faiss.write_index(index, str(temporary))
+
+
+def write_compressed(
+    path: Path, layout: Layout, shards: Shards, held_out: np.ndarray, *, seed: int, threads: int, context: Context
+) -> None:
+    """An OPQ + IVF + PQ index over all shards. Work in progress lies in building/ beside it, so that a restart
+    repeats neither the training nor a finished shard."""
+    work = Folder(path.parent).sub("building")
+    trained, fingerprint = trained_index(work, layout, shards, held_out, seed=seed, threads=threads, context=context)
+    codes = encode_shards(work, shards, fingerprint, threads=threads, context=context)
+    write_inverted_index(path, trained, codes)
+
+
+def trained_index(
+    work: Folder, layout: Layout, shards: Shards, held_out: np.ndarray, *, seed: int, threads: int, context: Context
+) -> tuple[Any, str]:
+    """The trained, empty index and its fingerprint; trained on a random sample, or read when that is done."""
+    import faiss
+
+    fingerprint = _digest([CODES_FORMAT, asdict(layout), list(shards.fingerprints), list(shards.rows), seed, threads])
+    target, facts = work / TRAINED_NAME, work / TRAINED_FACTS
+    if facts.exists() and target.exists() and read_json(facts) == fingerprint:
+        return faiss.read_index(str(target)), fingerprint
+    with context.progress.task("training", layout.training_points, unit="points") as task:
+        sample = training_sample(shards, held_out, layout.training_points, seed)
+        with faiss_threads(threads):
+            index = train(layout, sample, seed=seed)
+        task.advance(layout.training_points)
+    facts.unlink(missing_ok=True)
+    with atomic_path(target) as temporary:
+        faiss.write_index(index, str(temporary))
+    write_json(facts, fingerprint)
+    return index, fingerprint
+
+
+def training_sample(shards: Shards, held_out: np.ndarray, points: int, seed: int) -> np.ndarray:
+    """About `points` embeddings (float16) at random, in random order, without those held out for measuring."""
+    import numpy as np
+
+    def member(ids: np.ndarray) -> np.ndarray:
+        return sampled(ids, seed, TRAINING, points, shards.count) & ~np.isin(ids, held_out)
+
+    chosen = []
+    for shard in shards.paths:
+        for _, vectors in read_embeddings([shard], member):
+            _check_finite(vectors, str(shard))
+            chosen.append(vectors.astype(np.float16))
+    sample = np.concatenate(chosen)
+    np.random.default_rng(seed).shuffle(sample)
+    return sample
+
+
+@dataclass(frozen=True)
+class EncodingJob:
+    """What a worker needs to turn one shard of embeddings into codes."""
+
+    trained: Path
+    codes: Path
+    fingerprint: str
+    threads: int
+
+    def target(self, embeddings: Path) -> Path:
+        return self.codes / f"{embeddings.stem}.safetensors"
+
+    def mark(self, fingerprint: str) -> str:
+        return _digest([self.fingerprint, fingerprint])
+
+
+def encode_shards(
+    work: Folder, shards: Shards, fingerprint: str, *, threads: int, context: Context
+) -> list[CodeShard]:
+    """Codes of every shard, those finished earlier kept; done on the engine, one shard at a time in memory."""
+    each = max(1, threads // max(1, min(context.engine.workers, len(shards.paths))))
+    job = EncodingJob(work / TRAINED_NAME, work.sub("codes").path, fingerprint, each)
+    marks = {path: job.mark(mark) for path, mark in zip(shards.paths, shards.fingerprints, strict=True)}
+    pending = [path for path in shards.paths if not code_shard_done(job.target(path), marks[path])]
+    rows = dict(zip(shards.paths, shards.rows, strict=True))
+    with context.progress.task("adding", sum(rows[path] for path in pending), unit="captions") as task:
+        work_on = partial(encode_shard, job=job, marks=marks)
+        for outcome in context.engine.map(work_on, pending, label="adding"):
+            outcome.unwrap()
+            task.advance(rows[outcome.item])
+    return [CodeShard(job.target(path)) for path in shards.paths]
+
+
+def encode_shard(path: Path, *, job: EncodingJob, marks: dict[Path, str]) -> int:
+    """Write the codes of one shard of embeddings; returns its rows. Raises InputError for NaN, naming the shard."""
+    import numpy as np
+
+    index = _read_trained(job.trained, job.fingerprint)
+    ivf = inverted_file(index)
+    lists, ids, codes = [], [], []
+    with faiss_threads(job.threads):
+        for block_ids, vectors in read_embeddings([path], lambda ids: np.ones(len(ids), dtype=bool)):
+            _check_finite(vectors, str(path))
+            numbers, block_codes = encode(index, vectors)
+            lists.append(numbers)
+            ids.append(block_ids)
+            codes.append(block_codes)
+    write_code_shard(
+        job.target(path),
+        np.concatenate([np.empty(0, np.int64), *lists]),
+        np.concatenate([np.empty(0, np.int64), *ids]),
+        np.concatenate([np.empty((0, ivf.code_size), np.uint8), *codes]),
+        list_count=ivf.nlist,
+        fingerprint=marks[path],
+    )
+    return sum(len(block) for block in ids)
+
+
+@lru_cache(maxsize=1)
+def _read_trained(path: Path, fingerprint: str) -> Any:
+    """A worker reads the tables once for all its shards; the fingerprint tells one training from the next."""
+    import faiss
+
+    return faiss.read_index(str(path))
+
+
+def _check_finite(vectors: np.ndarray, where: str) -> None:
+    import numpy as np
+
+    if not np.isfinite(vectors).all():
+        raise InputError(f"{where} holds NaN or infinity.", hint="Check the encoder's weights, delete the shard.")
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

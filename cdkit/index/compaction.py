@@ -1,0 +1,156 @@
+"""Compaction: rewrite an index's files without what was removed, and with row counts that are up to date."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cdkit.datasets import FINGERPRINT_KEY, parts, shard_metadata
+from cdkit.errors import InputError
+from cdkit.index.build import index_hash
+from cdkit.index.change import Change, changed_manifest
+from cdkit.index.faiss_index import id_selector
+from cdkit.index.inverted_lists import IndexLists, write_inverted_index
+from cdkit.index.opening import INDEX_NAME, check_files, index_manifest
+from cdkit.index.records import KeyedTable
+from cdkit.index.tombstones import REMOVED_NAME, Tombstones, read_tombstones
+from cdkit.protocols import Progress, SilentProgress
+from cdkit.storage import Folder, atomic_path, writing
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+KINDS = ("captions", "image_rows", "embeddings")
+ROW_GROUP_ROWS = {"captions": 1 << 16, "image_rows": 1 << 16, "embeddings": 1 << 12}
+
+
+@dataclass(frozen=True)
+class Compaction:
+    """What a compaction left and dropped."""
+
+    captions: int
+    rows: int
+    dropped_captions: int
+    dropped_rows: int
+
+
+def compact(folder: Path, *, progress: Progress | None = None) -> Compaction:
+    """Rewrite captions, image rows, embeddings and FAISS without removed entries; killed, it happened or did not.
+
+    Tombstones stay, so that no later add brings a removed caption back. Needs free disk for the files it rewrites.
+    """
+    index_manifest(folder)
+    with Folder(folder).lock(), writing(folder):
+        change = Change.begin(folder)
+        manifest = index_manifest(folder)
+        check_files(folder, manifest)
+        removed = read_tombstones(folder)
+        files = {kind: parts(folder / kind) for kind in KINDS}
+        dropped = dict.fromkeys(KINDS, 0)
+        left = dict.fromkeys(KINDS, 0)
+        total = sum(len(paths) for paths in files.values())
+        with (progress or SilentProgress()).task("compacting", total, unit="shards") as task:
+            for kind, paths in files.items():
+                for path in paths:
+                    table = _read(path)
+                    kept = removed.filter(table)
+                    if kind == "captions":
+                        kept = _with_row_counts(folder, kept, removed)
+                    if not kept.equals(table):
+                        _write(change.path(f"{kind}/{path.name}"), kept, kind)
+                    dropped[kind] += len(table) - len(kept)
+                    left[kind] += len(kept)
+                    task.advance(1)
+        facts = dict(manifest.details["index"])
+        vectors = rewrite_index(folder / INDEX_NAME, change.path(INDEX_NAME), facts, removed)
+        if vectors == facts["vectors"]:
+            change.path(INDEX_NAME).unlink()
+        else:
+            facts.update(stored_index_facts(change.path(INDEX_NAME), vectors))
+        what = {"compacted": len(parts(folder / REMOVED_NAME))}
+        details = {"index": facts, "captions": left["captions"], "rows": left["image_rows"]}
+        change.commit(changed_manifest(manifest, what, details))
+    return Compaction(left["captions"], left["image_rows"], dropped["captions"], dropped["image_rows"])
+
+
+def stored_index_facts(path: Path, vectors: int) -> dict[str, Any]:
+    """What the manifest says about an index file that was rewritten."""
+    size = path.stat().st_size
+    return {
+        "vectors": vectors,
+        "bytes": size,
+        "bytes_per_caption": round(size / max(1, vectors), 2),
+        "sha256": index_hash(path),
+    }
+
+
+def rewrite_index(
+    source: Path,
+    target: Path,
+    facts: dict[str, Any],
+    removed: Tombstones,
+    add: Callable[[Any], None] | None = None,
+    extra: list[Any] | None = None,
+) -> int:
+    """Copy an index file without removed captions; returns the vectors left.
+
+    add: puts more vectors into an exact index; extra: further list sources of a compressed one.
+    """
+    import faiss
+
+    if facts["exact"]:
+        index = faiss.read_index(str(source))
+        if len(removed.caption_ids):
+            index.remove_ids(id_selector(removed.caption_ids))
+        if add is not None:
+            add(index)
+        with atomic_path(target) as temporary:
+            faiss.write_index(index, str(temporary))
+        return int(index.ntotal)
+    lists = IndexLists(faiss.read_index(str(source), faiss.IO_FLAG_MMAP), removed.caption_ids)
+    emptied = faiss.read_index(str(source), faiss.IO_FLAG_MMAP)
+    return write_inverted_index(target, emptied, [lists, *(extra or [])])
+
+
+def _with_row_counts(folder: Path, captions: pa.Table, removed: Tombstones) -> pa.Table:
+    """`captions` with `rows` counted again: removals took rows, additions brought some."""
+    import numpy as np
+    import pyarrow as pa
+
+    ids = captions["caption_id"].to_numpy()
+    order = np.argsort(ids)
+    counts = np.zeros(len(ids), dtype=np.int32)
+    for table in KeyedTable(folder / "image_rows").rows(ids, ["caption_id", "url"]):
+        found = removed.filter(table)["caption_id"].to_numpy()
+        np.add.at(counts, order[np.searchsorted(ids, found, sorter=order)], 1)
+    return captions.set_column(captions.column_names.index("rows"), "rows", pa.array(counts, pa.int32()))
+
+
+def _read(path: Path) -> pa.Table:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(f"{path} is damaged: {error}", hint="Build the index again with --force.") from error
+
+
+def _write(path: Path, table: pa.Table, kind: str) -> None:
+    """Write a changed shard; its fingerprint says that it is no longer what the build made."""
+    import pyarrow.parquet as pq
+
+    metadata = dict(table.schema.metadata or {})
+    built = metadata.get(FINGERPRINT_KEY.encode(), b"").decode()
+    table = table.replace_schema_metadata({**metadata, **shard_metadata(f"{built}-compacted", {})})
+    stored = kind == "embeddings"
+    with atomic_path(path) as temporary:
+        pq.write_table(
+            table,
+            temporary,
+            compression="none" if stored else "zstd",
+            use_dictionary=not stored,
+            row_group_size=ROW_GROUP_ROWS[kind],
+        )

@@ -1,0 +1,180 @@
+"""Records of an index by caption id: captions, image rows and stored embeddings, removed ones left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cdkit.datasets import parts, read_parts
+from cdkit.errors import InputError
+from cdkit.index.tombstones import Tombstones, read_tombstones
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+BLOCK_ROWS = 32_768
+
+
+def iterate_captions(folder: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """Each shard of an index's captions without the removed ones; `columns` must include caption_id if given."""
+    yield from _iterate(folder, "captions", columns)
+
+
+def iterate_image_rows(folder: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """Each shard of an index's image rows without the removed ones; `columns` should include caption_id and url."""
+    yield from _iterate(folder, "image_rows", columns)
+
+
+def _iterate(folder: Path, kind: str, columns: Sequence[str] | None) -> Iterator[pa.Table]:
+    removed = read_tombstones(folder)
+    for table in read_parts(folder / kind, columns):
+        yield removed.filter(table)
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """One Parquet row group and the range of caption ids in it."""
+
+    path: Path
+    number: int
+    least: int
+    most: int
+
+
+@dataclass(frozen=True)
+class KeyedTable:
+    """A dataset folder whose shards carry caption_id; rows are found through row-group statistics."""
+
+    folder: Path
+
+    @cached_property
+    def groups(self) -> list[RowGroup]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        found = []
+        for path in parts(self.folder):
+            try:
+                metadata = pq.read_metadata(path)
+            except (OSError, pa.ArrowInvalid) as error:
+                raise InputError(f"{path} is damaged: {error}", hint="Build the index again with --force.") from error
+            column = metadata.schema.names.index("caption_id")
+            for number in range(metadata.num_row_groups):
+                group = metadata.row_group(number)
+                if not group.num_rows:
+                    continue
+                statistics = group.column(column).statistics
+                known = statistics is not None and statistics.has_min_max
+                bounds = (statistics.min, statistics.max) if known else (-(1 << 63), (1 << 63) - 1)
+                found.append(RowGroup(path, number, *bounds))
+        return found
+
+    def rows(self, ids: np.ndarray, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Tables holding the rows of `ids`, row group by row group."""
+        import numpy as np
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        wanted = np.unique(np.asarray(ids, dtype=np.int64))
+        opened: tuple[Path, Any] | None = None
+        for group in self.groups:
+            first, last = np.searchsorted(wanted, group.least), np.searchsorted(wanted, group.most, side="right")
+            if first == last:
+                continue
+            try:
+                if opened is None or opened[0] != group.path:
+                    opened = (group.path, pq.ParquetFile(group.path))
+                table = opened[1].read_row_group(group.number, columns=list(columns))
+            except (OSError, pa.ArrowInvalid) as error:
+                raise InputError(f"{group.path} is damaged: {error}", hint="Build the index again.") from error
+            matches = np.isin(table["caption_id"].to_numpy(), wanted[first:last])
+            if matches.any():
+                yield table.filter(pa.array(matches))
+
+
+@dataclass(frozen=True)
+class Records:
+    """Lookup in one index folder as it stood when the object was made."""
+
+    folder: Path
+
+    @cached_property
+    def removed(self) -> Tombstones:
+        return read_tombstones(self.folder)
+
+    @cached_property
+    def _captions(self) -> KeyedTable:
+        return KeyedTable(self.folder / "captions")
+
+    @cached_property
+    def _image_rows(self) -> KeyedTable:
+        return KeyedTable(self.folder / "image_rows")
+
+    @cached_property
+    def _embeddings(self) -> KeyedTable:
+        return KeyedTable(self.folder / "embeddings")
+
+    @property
+    def has_embeddings(self) -> bool:
+        return bool(self._embeddings.groups)
+
+    def captions(self, ids: np.ndarray) -> dict[int, str]:
+        """Caption text by id; removed or unknown ids are absent."""
+        found: dict[int, str] = {}
+        for table in self._captions.rows(ids, ["caption_id", "caption"]):
+            kept = self.removed.filter(table)
+            found.update(zip(kept["caption_id"].to_pylist(), kept["caption"].to_pylist(), strict=True))
+        return found
+
+    def image_rows(self, ids: np.ndarray) -> dict[int, list[dict[str, Any]]]:
+        """Image rows by caption id, every column but the id."""
+        from cdkit.datasets import schema
+
+        found: dict[int, list[dict[str, Any]]] = {}
+        for table in self._image_rows.rows(ids, schema("image_rows").names):
+            for row in self.removed.filter(table).to_pylist():
+                found.setdefault(row.pop("caption_id"), []).append(row)
+        return found
+
+    def embeddings(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The ids found (int64 [n]) and their stored embeddings (float32 [n, dimension])."""
+        import numpy as np
+
+        tables = list(self._embeddings.rows(ids, ["caption_id", "embedding"]))
+        if not tables:
+            return np.empty(0, dtype=np.int64), np.empty((0, 0), dtype=np.float32)
+        vectors = np.concatenate([embedding_matrix(table["embedding"]) for table in tables])
+        return np.concatenate([table["caption_id"].to_numpy() for table in tables]), vectors.astype(np.float32)
+
+
+def embedding_matrix(column: pa.ChunkedArray) -> np.ndarray:
+    """A fixed_size_list<float16> column as float16 [n, dimension]."""
+    import numpy as np
+
+    size = column.type.list_size
+    chunks = [chunk.flatten().to_numpy(zero_copy_only=False).reshape(len(chunk), size) for chunk in column.chunks]
+    return np.concatenate(chunks) if chunks else np.empty((0, size), dtype=np.float16)
+
+
+def read_embeddings(
+    paths: Sequence[Path], member: Callable[[np.ndarray], np.ndarray]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """ids int64 [n] and embeddings float32 [n, dimension] of the rows that `member` picks, block by block."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for path in paths:
+        try:
+            for batch in pq.ParquetFile(path).iter_batches(BLOCK_ROWS, columns=["caption_id", "embedding"]):
+                table = pa.Table.from_batches([batch])
+                ids = table["caption_id"].to_numpy()
+                rows = member(ids)
+                if rows.any():
+                    yield ids[rows], embedding_matrix(table["embedding"])[rows].astype(np.float32)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise InputError(f"{path} is damaged: {error}", hint="Delete it; run the same command again.") from error

@@ -1,0 +1,255 @@
+"""Search: candidates from FAISS, re-ranked by similarities computed again, never by a quantised estimate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cdkit.captions.cleaning import clean_caption
+from cdkit.errors import ConfigError, InputError
+from cdkit.index.faiss_index import Candidates
+from cdkit.index.opening import CaptionIndex, open_index
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from cdkit.protocols import TextEncoder
+
+LIMIT = 20
+FIRST_CANDIDATES = 256
+# FAISS keeps the best k in a heap, which is slow for more than this; everything above a floor is not.
+MOST_TOP = 4096
+# Stored fp16 embeddings are at most 2e-4 off; within this of a decision, rows are encoded again.
+CLOSE = 1e-3
+ENCODE_LIMIT = 4096
+ENCODE_BLOCK = 1024
+
+
+@dataclass(frozen=True)
+class Match:
+    """One caption found: its similarity and its image rows. recomputed: whether it was encoded again in fp32."""
+
+    caption_id: int
+    caption: str
+    similarity: float
+    rows: list[dict[str, Any]]
+    recomputed: bool = True
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "caption_id": str(self.caption_id),
+            "caption": self.caption,
+            "similarity": round(self.similarity, 6),
+            "rows": self.rows,
+        }
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The answer to one query. more: whether further captions above the threshold exist.
+
+    encoded: captions encoded again for this answer, of at most encode_limit; notes: what the user should know.
+    """
+
+    query: str
+    min_similarity: float
+    results: list[Match]
+    more: bool
+    encoded: int
+    encode_limit: int
+    notes: list[str] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "query": self.query,
+            "results": [match.as_json() for match in self.results],
+            "more": self.more,
+            "min_similarity": self.min_similarity,
+            "encoded": self.encoded,
+            "encode_limit": self.encode_limit,
+            "notes": self.notes,
+        }
+
+
+def search(
+    index: CaptionIndex | Path,
+    texts: Sequence[str],
+    *,
+    min_similarity: float | None = None,
+    limit: int = LIMIT,
+    encode_limit: int = ENCODE_LIMIT,
+    encoder: TextEncoder | str | None = None,
+) -> list[SearchResult]:
+    """For each text, the captions of at least `min_similarity` (default: the encoder's own), best first to `limit`.
+
+    encode_limit bounds the captions encoded again per text. Raises ConfigError for an impossible setting or an empty
+    text, InputError for an index that cannot be used.
+    """
+    _check(texts, min_similarity, limit, encode_limit)
+    opened = index if isinstance(index, CaptionIndex) else open_index(Path(index), encoder)
+    least = opened.default_threshold if min_similarity is None else min_similarity
+    cleaned = [clean_caption(text) for text in texts]
+    vectors = encode_queries(opened.encoder, cleaned)
+    counts = opened.encoder.token_counts(cleaned)
+    found = []
+    for text, vector, tokens in zip(texts, vectors, counts.tolist(), strict=True):
+        notes = []
+        if tokens > opened.encoder.context_length:
+            notes.append(
+                f"The query has {tokens} tokens; the encoder reads the first {opened.encoder.context_length} only."
+            )
+        found.append(_Search(opened, vector, least, limit, encode_limit).run(text, notes))
+    return found
+
+
+def _check(texts: Sequence[str], min_similarity: float | None, limit: int, encode_limit: int) -> None:
+    problems = [f"query {number + 1} is empty" for number, text in enumerate(texts) if not clean_caption(text)]
+    if not texts:
+        problems.append("there is no query")
+    if min_similarity is not None and not -1 <= min_similarity <= 1:
+        problems.append(f"min_similarity: a cosine between -1 and 1 (got {min_similarity})")
+    if limit < 1:
+        problems.append(f"limit: at least 1 (got {limit})")
+    if encode_limit < 0:
+        problems.append(f"encode_limit: at least 0 (got {encode_limit})")
+    if problems:
+        raise ConfigError("This search cannot be done:", problems=problems)
+
+
+def encode_queries(encoder: TextEncoder, cleaned: Sequence[str]) -> np.ndarray:
+    """float32 [n, dimension]; raises InputError when the encoder gives numbers that are none."""
+    import numpy as np
+
+    vectors = np.ascontiguousarray(encoder.encode(cleaned), dtype=np.float32)
+    if not np.isfinite(vectors).all():
+        raise InputError(f"The encoder {encoder.spec!r} gives NaN.", hint="Its checkpoint is broken; get another.")
+    return vectors
+
+
+def candidates(index: CaptionIndex, query: np.ndarray, least: float, limit: int) -> tuple[Candidates, bool]:
+    """Every caption that may be among the best `limit` of at least `least`, and whether estimates were cut there.
+
+    An estimate lies within the measured margin of the truth, so that the best `limit` by estimate push the floor up:
+    nothing 2 margins below the last of them can be among the best.
+    """
+    import numpy as np
+
+    floor = least - index.margin
+    if limit > MOST_TOP:
+        return index.faiss.within(query, floor, selector=index.selector), False
+    first = index.faiss.top(query, max(FIRST_CANDIDATES, limit + 1), selector=index.selector)
+    reached = np.sort(first.similarities)[::-1]
+    cut = False
+    if len(reached) > limit and reached[limit] - 2 * index.margin > floor:
+        floor, cut = float(reached[limit]) - 2 * index.margin, True
+    complete = len(reached) < max(FIRST_CANDIDATES, limit + 1) or reached[-1] <= floor
+    if complete:
+        keep = first.similarities > floor
+        return Candidates(first.ids[keep], first.similarities[keep]), cut
+    return index.faiss.within(query, floor, selector=index.selector), cut
+
+
+def similar(index: CaptionIndex, query: np.ndarray, least: float, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and similarities by stored embeddings (2e-4 off at most), of at least `least` − 1e-3, best first.
+
+    query: float32 [dimension], normalised. Needs an index that keeps embeddings, or an exact one.
+    """
+    found, _ = candidates(index, query, least, limit)
+    return _ranked(*_stored(index, query, found), least - CLOSE)
+
+
+def _stored(index: CaptionIndex, query: np.ndarray, found: Candidates) -> tuple[np.ndarray, np.ndarray]:
+    if index.faiss.layout_exact:
+        return found.ids, found.similarities
+    ids, vectors = index.records.embeddings(found.ids)
+    return ids, vectors @ query if len(ids) else found.similarities[:0]
+
+
+def _ranked(ids: np.ndarray, similarities: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray]:
+    import numpy as np
+
+    keep = similarities >= least
+    ids, similarities = ids[keep], similarities[keep]
+    order = np.lexsort((ids, -similarities))
+    return ids[order], similarities[order]
+
+
+@dataclass
+class _Search:
+    """One query on its way: similarities by id, first approximate, then recomputed where it matters."""
+
+    index: CaptionIndex
+    query: np.ndarray
+    least: float
+    limit: int
+    encode_limit: int
+    captions: dict[int, str] = field(default_factory=dict)
+    exact: dict[int, float] = field(default_factory=dict)
+    capped: bool = False
+
+    @property
+    def stored(self) -> bool:
+        """Whether similarities come from stored vectors, not from estimates."""
+        return self.index.faiss.layout_exact or self.index.records.has_embeddings
+
+    def run(self, text: str, notes: list[str]) -> SearchResult:
+        found, cut = candidates(self.index, self.query, self.least, self.limit)
+        if self.stored:
+            ids, similarities = _ranked(*_stored(self.index, self.query, found), self.least - CLOSE)
+            slack = CLOSE
+        else:
+            ids, similarities = found.ids, found.similarities
+            slack = self.index.margin
+        self._recompute(ids, similarities, slack)
+        ranked = self._final(ids, similarities)
+        chosen = ranked[: self.limit]
+        more = len(ranked) > self.limit or (len(ranked) >= self.limit and (cut or self.capped))
+        if self.capped:
+            notes = [*notes, f"Only {self.encode_limit} captions were encoded again; raise the limit to check more."]
+        return SearchResult(text, self.least, self._matches(chosen), more, len(self.exact), self.encode_limit, notes)
+
+    def _recompute(self, ids: np.ndarray, similarities: np.ndarray, slack: float) -> None:
+        """Encode again, best first: rows that may be reported, and rows that lie close to the threshold."""
+        import numpy as np
+
+        boundary = similarities[self.limit] - 2 * slack if len(similarities) > self.limit else -np.inf
+        reported = similarities >= boundary
+        near = np.abs(similarities - self.least) <= CLOSE
+        # Rows near the threshold come first: for them the last digits decide.
+        wanted = np.concatenate([ids[near], ids[reported & ~near]]) if self.stored else ids[reported]
+        if len(wanted) > self.encode_limit:
+            wanted, self.capped = wanted[: self.encode_limit], True
+        self.captions.update(self.index.records.captions(wanted))
+        known = [number for number in wanted.tolist() if number in self.captions]
+        for start in range(0, len(known), ENCODE_BLOCK):
+            block = known[start : start + ENCODE_BLOCK]
+            vectors = encode_queries(self.index.encoder, [self.captions[number] for number in block])
+            self.exact.update(zip(block, (vectors @ self.query).tolist(), strict=True))
+
+    def _final(self, ids: np.ndarray, similarities: np.ndarray) -> list[tuple[float, int]]:
+        """(−similarity, id) of what is at least as similar as asked, best first.
+
+        Without stored embeddings an estimate decides nothing: what was not encoded again is left out.
+        """
+        ranked = []
+        for number, approximate in zip(ids.tolist(), similarities.tolist(), strict=True):
+            similarity = self.exact.get(number, approximate if self.stored else None)
+            if similarity is not None and similarity >= self.least:
+                ranked.append((-similarity, number))
+        return sorted(ranked)
+
+    def _matches(self, chosen: list[tuple[float, int]]) -> list[Match]:
+        import numpy as np
+
+        ids = np.array([number for _, number in chosen], dtype=np.int64)
+        missing = np.array([number for number in ids.tolist() if number not in self.captions], dtype=np.int64)
+        if len(missing):
+            self.captions.update(self.index.records.captions(missing))
+        rows = self.index.records.image_rows(ids)
+        return [
+            Match(number, self.captions[number], -negative, rows.get(number, []), number in self.exact)
+            for negative, number in chosen
+            if number in self.captions
+        ]

@@ -1,0 +1,204 @@
+"""Benchmark of the compressed index: real CLIP text embeddings plus calibrated noise, queries that are not indexed.
+
+    python -m tests.bench.bench_index [--vectors 1000000] [--queries 2148] [--work FOLDER]
+
+The 2,148 real vectors are the queries; each indexed vector is one of them, drawn with Zipf frequencies, plus Gaussian
+noise. Noise and skew are calibrated so that the neighbours of at least 0.85 per query are about 50 at the median and
+2,000 at the 99th percentile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cdkit.datasets import part_name, parts
+from cdkit.engines.local import LocalEngine
+from cdkit.index.brute_force import Queries, Truth, brute_force
+from cdkit.index.codes import inspect_shards, write_compressed
+from cdkit.index.faiss_index import faiss_threads, open_faiss
+from cdkit.index.opening import INDEX_NAME, CaptionIndex
+from cdkit.index.plan import CODE_BYTES, choose_layout
+from cdkit.index.recall import measure
+from cdkit.index.records import Records
+from cdkit.index.search import similar
+from cdkit.manifest import Manifest
+from cdkit.protocols import Context
+from tests.support import material
+
+THRESHOLD = 0.85
+MEDIAN, TAIL = 50, 2000
+# The analytic calibration leaves the spread of the noise's own length out; this makes up for it.
+AIM = 0.65
+SHARD_ROWS = 50_000
+ROW_GROUP_ROWS = 1024
+NOBODY = np.empty(0, dtype=np.int64)
+
+
+def real_vectors() -> np.ndarray:
+    """The 2,148 real text embeddings, normalised, float32 [2148, 512]."""
+    folder = material.path("weights/clip_text_embeddings")
+    vectors = np.concatenate([np.load(path).astype(np.float32) for path in sorted(folder.glob("*.npy"))])
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)  # type: ignore[no-any-return]
+
+
+def calibrate(real: np.ndarray, count: int) -> tuple[float, np.ndarray]:
+    """The noise level, and how often each real vector is drawn, by bisection on the expected neighbours per query."""
+    skew_range = [0.0, 2.0]
+    for _ in range(12):
+        skew = sum(skew_range) / 2
+        level, shares, expected = _calibrate_level(real, count, skew)
+        skew_range[int(np.percentile(expected, 99) > TAIL * AIM)] = skew
+    return level, shares
+
+
+def _calibrate_level(real: np.ndarray, count: int, skew: float) -> tuple[float, np.ndarray, np.ndarray]:
+    shares = np.arange(1, len(real) + 1, dtype=np.float64) ** -skew
+    np.random.default_rng(0).shuffle(shares)
+    shares /= shares.sum()
+    similarities = real @ real.T
+    levels = [0.4, 1.0]
+    for _ in range(20):
+        level = sum(levels) / 2
+        expected = count * (_chance_above(similarities, level, real.shape[1]) @ shares)
+        levels[int(np.median(expected) < MEDIAN * AIM)] = level
+    return level, shares, expected
+
+
+def _chance_above(similarities: np.ndarray, level: float, dimension: int) -> np.ndarray:
+    """P(cosine of q and the noisy, normalised b ≥ threshold) given that of q and b, to first order in the noise."""
+    import torch
+
+    length = math.sqrt(1 + level**2)
+    variance = 1 / length**2 + similarities**2 / length**6 - 2 * similarities**2 / length**4
+    deviation = level / math.sqrt(dimension) * np.sqrt(np.maximum(variance, 1e-12))
+    return torch.special.ndtr(torch.from_numpy((similarities / length - THRESHOLD) / deviation)).numpy()  # type: ignore[no-any-return]
+
+
+def generate(folder: Path, count: int) -> None:
+    """Write the indexed vectors as embedding shards; caption ids are their row numbers."""
+    import pyarrow as pa
+
+    real = real_vectors()
+    dimension = real.shape[1]
+    level, shares = calibrate(real, count)
+    random = np.random.default_rng(0)
+    base = random.choice(len(real), count, p=shares)
+    for number, start in enumerate(range(0, count, SHARD_ROWS)):
+        chosen = real[base[start : start + SHARD_ROWS]]
+        noise = random.standard_normal(chosen.shape, dtype=np.float32) * np.float32(level / math.sqrt(dimension))
+        vectors = chosen + noise
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        flat = pa.array(vectors.astype(np.float16).ravel(), pa.float16())
+        ids = pa.array(np.arange(start, start + len(chosen)), pa.int64())
+        table = pa.table({"caption_id": ids, "embedding": pa.FixedSizeListArray.from_arrays(flat, dimension)})
+        write_shard_in_groups(folder / "embeddings" / part_name(number), table, f"{count}-{number}")
+
+
+def write_shard_in_groups(path: Path, table: Any, fingerprint: str) -> None:
+    """As the embed stage writes it: small row groups, so that single captions can be read."""
+    import pyarrow.parquet as pq
+
+    from cdkit.datasets import shard_metadata
+    from cdkit.storage import atomic_path
+
+    with atomic_path(path) as temporary:
+        table = table.replace_schema_metadata(shard_metadata(fingerprint, {}))
+        pq.write_table(table, temporary, compression="zstd", row_group_size=ROW_GROUP_ROWS)
+
+
+def build(folder: Path, count: int, threads: int) -> dict[str, Any]:
+    """Build in this process, which has done nothing else yet, so that its peak memory is the build's."""
+    shards = inspect_shards(parts(folder / "embeddings"))
+    layout = choose_layout(count, shards.dimension, CODE_BYTES)
+    context = Context(LocalEngine(1))
+    resumed = (folder / "building").exists()
+    clock, used = time.monotonic(), time.process_time()
+    write_compressed(folder / INDEX_NAME, layout, shards, NOBODY, seed=0, threads=threads, context=context)
+    return {
+        "factory": layout.factory,
+        "resumed": resumed,
+        "build_seconds": round(time.monotonic() - clock, 1),
+        "build_cpu_seconds": round(time.process_time() - used, 1),
+        "build_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "planned_peak_bytes": layout.building_bytes(SHARD_ROWS),
+        "bytes_per_caption": round((folder / INDEX_NAME).stat().st_size / count, 2),
+        "lists": layout.lists,
+    }
+
+
+def query(folder: Path, asked: int, lists: int, threads: int) -> dict[str, Any]:
+    """Choose the search settings on other queries than those reported, then time every reported one."""
+    paths = parts(folder / "embeddings")
+    random = np.random.default_rng(1)
+    real = random.permutation(real_vectors())
+    reported, tuning = real[:asked], real[-200:]
+    opened = open_faiss(folder / INDEX_NAME, exact=False, nprobe=1)
+    with faiss_threads(threads):
+        tuned = measure(opened, paths, Queries(tuning, NOBODY), threshold=THRESHOLD, seed=0, lists=lists)
+        facts = {"index": {"margin": tuned.margin}}
+        manifest = Manifest("index", 1, "bench", {}, {}, details=facts)
+        settled = open_faiss(folder / INDEX_NAME, exact=False, nprobe=tuned.nprobe)
+        index = CaptionIndex(folder, manifest, settled, Records(folder), None)  # type: ignore[arg-type]
+        truth = brute_force(paths, Queries(reported, NOBODY), THRESHOLD, seed=0, sample=1 << 40, total=opened.count)
+        return {"nprobe": tuned.nprobe, "margin": tuned.margin, **_timed(index, reported, truth)}
+
+
+def _timed(index: CaptionIndex, reported: np.ndarray, truth: Truth) -> dict[str, Any]:
+    seconds, faiss_seconds, found, candidates = [], [], 0, []
+    for vector, neighbours in zip(reported, truth.neighbours, strict=True):
+        clock = time.perf_counter()
+        ids, similarities = similar(index, vector, THRESHOLD, index.faiss.count)
+        seconds.append(time.perf_counter() - clock)
+        found += int(np.isin(neighbours, ids[similarities >= THRESHOLD]).sum())
+        clock = time.perf_counter()
+        candidates.append(len(index.faiss.within(vector, THRESHOLD - index.margin).ids))
+        faiss_seconds.append(time.perf_counter() - clock)
+    sizes = [len(ids) for ids in truth.neighbours]
+    return {
+        "queries": len(reported),
+        "neighbours_median": float(np.median(sizes)),
+        "neighbours_p99": float(np.percentile(sizes, 99)),
+        "threshold_recall": round(found / sum(sizes), 5),
+        "candidates_median": float(np.median(candidates)),
+        "query_ms_median": round(1e3 * float(np.median(seconds)), 2),
+        "query_ms_p99": round(1e3 * float(np.percentile(seconds, 99)), 2),
+        "faiss_ms_median": round(1e3 * float(np.median(faiss_seconds)), 2),
+        "faiss_ms_p99": round(1e3 * float(np.percentile(faiss_seconds, 99)), 2),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vectors", type=int, default=1_000_000)
+    parser.add_argument("--queries", type=int, default=2148)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--work", type=Path, help="keep the data here, to run again sooner")
+    parser.add_argument("--generate", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.generate:
+        generate(arguments.generate, arguments.vectors)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = arguments.work or Path(scratch)
+        if not parts(folder / "embeddings"):
+            command = [sys.executable, "-m", "tests.bench.bench_index", "--vectors", str(arguments.vectors)]
+            subprocess.run([*command, "--generate", str(folder)], check=True)
+        built = build(folder, arguments.vectors, arguments.threads)
+        print(json.dumps(built), flush=True)
+        asked = query(folder, arguments.queries, built["lists"], arguments.threads)
+        print(json.dumps({"benchmark": "index", "vectors": arguments.vectors, **built, **asked}))
+
+
+if __name__ == "__main__":
+    main()

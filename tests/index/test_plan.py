@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cdkit.errors import ConfigError
+from cdkit.index.estimates import plan_index
+from cdkit.index.plan import choose_layout
+
+
+def test_small_indexes_are_exact_and_large_ones_compressed() -> None:
+    assert choose_layout(5_000, 512).factory == "IDMap2,Flat"
+    assert choose_layout(150_000, 512).factory == "IDMap2,SQfp16"
+    assert choose_layout(1_000_000, 512).factory == "OPQ64_256,IVF4096_HNSW32,PQ64x8"
+    assert choose_layout(400_000_000, 768).factory == "OPQ64_256,IVF131072_HNSW32,PQ64x8"
+
+
+def test_too_few_captions_to_train_on_fall_back_to_exact() -> None:
+    assert choose_layout(9_000, 64, exact_below=0).exact
+    assert not choose_layout(10_000, 64, exact_below=0).exact
+
+
+@given(st.integers(1, 10**10), st.integers(1, 4096), st.integers(4, 256))
+def test_every_layout_can_be_built(captions: int, dimension: int, code_bytes: int) -> None:
+    layout = choose_layout(captions, dimension, code_bytes)
+    assert layout.training_points <= captions
+    if not layout.exact:
+        assert 1 <= layout.code_bytes <= min(code_bytes, dimension)
+        assert layout.code_bytes <= layout.reduced <= dimension
+        assert layout.reduced % layout.code_bytes == 0
+        assert layout.lists * 39 <= captions
+        tables = 4 * dimension * layout.reduced + 4 * 256 * layout.reduced + 16 * (4 * layout.reduced + 300)
+        assert layout.index_bytes <= captions * (layout.code_bytes + 8) * 1.15 + tables
+
+
+def test_a_million_captions_take_at_most_eighty_bytes_each() -> None:
+    layout = choose_layout(1_000_000, 512)
+    assert layout.index_bytes / 1_000_000 <= 80
+
+
+def test_the_plan_marks_every_figure_and_one_choice() -> None:
+    plan = plan_index(400_000_000, 768, threads=1)
+    assert [choice.factory for choice in plan.choices if choice.chosen] == ["OPQ64_256,IVF131072_HNSW32,PQ64x8"]
+    assert len(plan.choices) >= 4
+    data = plan.as_json()
+    assert {rate["basis"] for name, rate in data["rates"].items() if name != "threads"} == {"measured"}
+    for choice in data["choices"]:
+        figures = [value for value in choice.values() if isinstance(value, dict)]
+        assert {figure["basis"] for figure in figures} == {"estimated"}
+        assert all(figure["value"] >= 0 for figure in figures)
+    chosen = next(choice for choice in plan.choices if choice.chosen)
+    assert chosen.train_seconds.value > 60
+    assert 28e9 < chosen.disk.value < 32e9
+
+
+def test_an_impossible_plan_lists_its_mistakes() -> None:
+    with pytest.raises(ConfigError) as caught:
+        plan_index(0, -1)
+    assert len(caught.value.problems) == 2

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from cdkit.datasets import part_name, write_shard
+from cdkit.index import brute_force as truth_module
+from cdkit.index.brute_force import Queries, brute_force
+from cdkit.index.faiss_index import OpenIndex
+from cdkit.index.recall import measure
+from cdkit.index.sampling import TRAINING, sampled
+
+DIMENSION, COUNT = 16, 900
+
+
+@pytest.fixture(scope="module")
+def vectors() -> np.ndarray:
+    made = np.random.default_rng(0).standard_normal((COUNT, DIMENSION)) + 1
+    return (made / np.linalg.norm(made, axis=1, keepdims=True)).astype(np.float16).astype(np.float32)  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory: pytest.TempPathFactory, vectors: np.ndarray) -> list[Path]:
+    folder = tmp_path_factory.mktemp("embeddings")
+    found = []
+    for number, start in enumerate(range(0, COUNT, 300)):
+        flat = pa.array(vectors[start : start + 300].astype(np.float16).ravel(), pa.float16())
+        column = pa.FixedSizeListArray.from_arrays(flat, DIMENSION)
+        table = pa.table({"caption_id": pa.array(np.arange(start, start + 300)), "embedding": column})
+        write_shard(folder / part_name(number), table, fingerprint="x")
+        found.append(folder / part_name(number))
+    return found
+
+
+@pytest.fixture(scope="module")
+def queries(vectors: np.ndarray) -> Queries:
+    return Queries(vectors[:20], np.arange(20))
+
+
+def test_brute_force_leaves_held_out_captions_out(paths: list[Path], vectors: np.ndarray, queries: Queries) -> None:
+    truth = brute_force(paths, queries, 0.7, seed=0, sample=10**6, total=COUNT)
+    similarities = queries.vectors @ vectors.T
+    similarities[:, :20] = -1
+    for number, row in enumerate(similarities):
+        assert sorted(truth.neighbours[number].tolist()) == np.flatnonzero(row >= 0.7).tolist()
+        assert set(truth.best[number].tolist()) == set(np.argsort(-row)[:200].tolist())
+    assert not set(truth.ids.tolist()) & set(range(20))
+    assert len(truth.ids) == COUNT - 20
+
+
+def test_too_many_neighbours_make_the_sample_smaller(
+    paths: list[Path], queries: Queries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(truth_module, "MOST_HITS", 2000)
+    monkeypatch.setattr(truth_module, "TOP", 50)
+    truth = brute_force(paths, queries, -1.0, seed=0, sample=10**6, total=COUNT)
+    assert 50 < len(truth.ids) < 400
+    assert all(set(ids.tolist()) == set(truth.ids.tolist()) for ids in truth.neighbours)
+
+
+def open_index(vectors: np.ndarray, ids: np.ndarray) -> OpenIndex:
+    index = faiss.index_factory(DIMENSION, "IDMap2,Flat", faiss.METRIC_INNER_PRODUCT)
+    index.add_with_ids(vectors, ids)
+    return OpenIndex(index, True, 1)
+
+
+def test_recall_of_an_exact_index_is_one(paths: list[Path], vectors: np.ndarray, queries: Queries) -> None:
+    found = measure(open_index(vectors, np.arange(COUNT)), paths, queries, threshold=0.7, seed=0)
+    assert (found.threshold_recall, found.worst_tenth, found.top_200_recall) == (1.0, 1.0, 1.0)
+    assert found.sample == COUNT - 20
+    assert found.held_out_captions == 20
+
+
+def test_recall_counts_what_is_missing(paths: list[Path], vectors: np.ndarray, queries: Queries) -> None:
+    kept = np.arange(COUNT)
+    kept = kept[(kept < 20) | (kept % 4 != 0)]
+    index = open_index(vectors[kept], kept)
+    truth = brute_force(paths, queries, 0.7, seed=0, sample=10**6, total=COUNT)
+    expected = sum(int((ids % 4 != 0).sum()) for ids in truth.neighbours) / sum(len(ids) for ids in truth.neighbours)
+    found = measure(index, paths, queries, threshold=0.7, seed=0)
+    assert found.threshold_recall == pytest.approx(expected, abs=1e-5)
+    assert found.worst_tenth is not None
+    assert found.worst_tenth < expected
+
+
+def test_queries_without_neighbours_are_counted(paths: list[Path], vectors: np.ndarray, queries: Queries) -> None:
+    found = measure(open_index(vectors, np.arange(COUNT)), paths, queries, threshold=0.9999, seed=0)
+    assert found.queries_without_neighbours == 20
+    assert found.threshold_recall is None
+    assert found.top_200_recall == 1.0
+
+
+def test_samples_depend_on_the_id_and_the_seed_alone() -> None:
+    ids = np.random.default_rng(0).integers(0, 2**63 - 1, 100_000)
+    chosen = sampled(ids, 0, TRAINING, 10_000, 100_000)
+    assert abs(int(chosen.sum()) - 10_000) < 400
+    order = np.random.default_rng(1).permutation(len(ids))
+    np.testing.assert_array_equal(sampled(ids[order], 0, TRAINING, 10_000, 100_000), chosen[order])
+    assert (sampled(ids, 1, TRAINING, 10_000, 100_000) != chosen).sum() > 10_000

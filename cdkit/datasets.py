@@ -60,6 +60,17 @@ def schema(kind: str) -> pa.Schema:
             ("reason", pa.string()),
             ("value", pa.string()),
         ],
+        "candidates": [
+            ("query", pa.string()),
+            ("caption_id", pa.int64()),
+            ("caption", pa.string()),
+            ("similarity", pa.float32()),
+            ("url", pa.string()),
+            ("width", pa.int32()),
+            ("height", pa.int32()),
+            ("md5", pa.string()),
+            ("source", pa.string()),
+        ],
         "token_counts": [("token_id", pa.int32()), ("token", pa.string()), ("count", pa.int64())],
     }
     return pa.schema(schemas[kind])

@@ -55,7 +55,8 @@ def load_base_model(base: str, *, device: torch.device, precision: str = "no") -
     else:
         pipeline = _load_diffusers(base, dtype)
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device=device, dtype=dtype)
+    # Casting fp32 to fp32 does nothing but make diffusers warn.
+    return pipeline.to(device) if precision == "no" else pipeline.to(device=device, dtype=dtype)
 
 
 def _load_diffusers(base: str, dtype: torch.dtype) -> DiffusionPipeline:

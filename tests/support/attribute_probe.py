@@ -46,9 +46,9 @@ class Reading:
 
 
 class AttributeProbe(nn.Module):
-    """Pictures (n, 3, 32, 32) in [-1, 1] to count, background, and per slot shape, pattern and colours (two logits each)."""
+    """Pictures (n, 3, 32, 32) in [-1, 1] to logits of count, background, and per slot shape, pattern and colours."""
 
-    def __init__(self, width: int = 32) -> None:
+    def __init__(self, width: int = 24) -> None:
         super().__init__()
 
         def block(inputs: int, outputs: int, stride: int) -> nn.Sequential:
@@ -71,8 +71,9 @@ class AttributeProbe(nn.Module):
         self.read = nn.Linear(256, sum(self.sizes))
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Logits: count, background, left shape, left pattern, left colours, right shape, right pattern, right colours."""
-        return self.read(self.mix(self.trunk(pixels).flatten(1))).split(self.sizes, dim=1)
+        """Logits: count, background; left shape, pattern, colours; right shape, pattern, colours."""
+        logits: torch.Tensor = self.read(self.mix(self.trunk(pixels).flatten(1)))
+        return tuple(torch.split(logits, list(self.sizes), dim=1))
 
 
 def to_pixels(images: Sequence[Image.Image | np.ndarray]) -> torch.Tensor:

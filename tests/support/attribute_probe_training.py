@@ -1,7 +1,7 @@
 """Trains the attribute probe: `python -m tests.support.attribute_probe_training --out FILE`.
 
-Renders of every attribute, the held-out concepts' included, one and two objects, disturbed by noise, blur, tint and (with
-the shipped weights present) the autoencoder's round trip.
+Renders of every attribute, the held-out concepts' included, one and two objects, disturbed by noise, blur, tint and
+the autoencoder's round trip.
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ def disturbed(pixels: torch.Tensor, autoencoder: Any, noise: torch.Generator) ->
     return (pixels + tint + grain).clamp(-1, 1)
 
 
-def probe_loss(probe: AttributeProbe, pixels: torch.Tensor, classes: torch.Tensor, colours: torch.Tensor) -> torch.Tensor:
+def probe_loss(
+    probe: AttributeProbe, pixels: torch.Tensor, classes: torch.Tensor, colours: torch.Tensor
+) -> torch.Tensor:
     """Cross-entropy of the classes, binary cross-entropy of the colours of objects that are there."""
     count, background, *slots = probe(pixels)
     loss = F.cross_entropy(count, classes[:, 0]) + F.cross_entropy(background, classes[:, 1])
@@ -119,7 +121,7 @@ def train(steps: int, renders: int, autoencoder: Any, seed: int = 5) -> Attribut
         pixels = torch.from_numpy(pictures[rows.numpy()]).permute(0, 3, 1, 2).float() / 127.5 - 1
         loss = probe_loss(probe, disturbed(pixels, autoencoder, noise), classes[rows], colours[rows])
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
         if (step + 1) % 100 == 0:

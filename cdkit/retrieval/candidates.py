@@ -1,0 +1,251 @@
+"""Candidates: captions above the threshold joined with their image rows, filtered, in one total order.
+
+The order decides which images are accepted. It is: round, similarity (recomputed in fp32, rounded to six digits,
+highest first), caption_id, image within its caption. Round 0 holds each caption's best images, as many as may be
+accepted per caption; later rounds hold the spare ones, for when those are dead. Within a caption images are ordered
+by pool similarity and then area (largest first, unknown last), then URL and source. `spread` replaces the similarity
+by a seeded order in which every next caption is the one farthest from those before it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from cdkit.datasets import schema
+from cdkit.errors import ConfigError, InputError
+from cdkit.index.search import Match, search
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from cdkit.index.opening import CaptionIndex
+    from cdkit.protocols import TextEncoder
+
+Selection = Literal["top", "spread"]
+NSFW_RATINGS = ("unlikely", "unsure", "nsfw")
+# Captions taken per prompt for each image wanted: enough even where one link in ten works. Each is encoded again, so
+# that more would cost seconds for nothing.
+CAPTIONS_PER_IMAGE = 10
+MIN_CAPTIONS = 1000
+# Images kept per caption, as a multiple of those that may be accepted.
+SPARE_ROUNDS = 5
+DIGITS = 6
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One image that may be fetched, with the caption and the prompt it answers."""
+
+    query: str
+    caption_id: int
+    caption: str
+    similarity: float
+    url: str | None
+    width: int | None = None
+    height: int | None = None
+    md5: str | None = None
+    source: str | None = None
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What an image row must satisfy. A value that the pool does not know passes, but for ratings with rated_only."""
+
+    min_side: int | None = None
+    max_aspect_ratio: float | None = None
+    nsfw_limit: Literal["unlikely", "unsure", "nsfw"] = "nsfw"
+    rated_only: bool = False
+    max_punsafe: float | None = None
+    max_pwatermark: float | None = None
+    min_pool_similarity: float | None = None
+
+    def reason(self, row: Mapping[str, Any]) -> str | None:
+        """Why an image row is rejected; None when it is kept."""
+        width, height = row.get("width"), row.get("height")
+        if self.rated_only and row.get("nsfw") is None and row.get("punsafe") is None:
+            return "unrated"
+        rating = str(row.get("nsfw") or "").lower()
+        if rating in NSFW_RATINGS and NSFW_RATINGS.index(rating) > NSFW_RATINGS.index(self.nsfw_limit):
+            return "nsfw"
+        if _above(row.get("punsafe"), self.max_punsafe):
+            return "punsafe"
+        if _above(row.get("pwatermark"), self.max_pwatermark):
+            return "watermark"
+        if _above(self.min_pool_similarity, row.get("pool_similarity")):
+            return "pool_similarity"
+        sides = [side for side in (width, height) if side is not None]
+        if sides and _above(self.min_side, min(sides)):
+            return "too_small"
+        if len(sides) == 2 and min(sides) > 0 and _above(max(sides) / min(sides), self.max_aspect_ratio):
+            return "aspect_ratio"
+        return None
+
+
+def _above(value: float | None, limit: float | None) -> bool:
+    return value is not None and limit is not None and value > limit
+
+
+@dataclass(frozen=True)
+class CandidateSet:
+    """Candidates in their order. captions, rows: found above the threshold; rejected: rows left out, by reason."""
+
+    candidates: list[Candidate]
+    captions: int
+    rows: int
+    rejected: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class CandidateSettings:
+    """Which candidates are taken, and in which order.
+
+    min_similarity: None for the encoder's own threshold. per_caption: images that may be accepted per caption.
+    max_captions: taken per prompt, best first; None for enough even where one link in ten works.
+    """
+
+    min_similarity: float | None = None
+    filters: Filters = field(default_factory=Filters)
+    select: Selection = "top"
+    per_caption: int = 1
+    max_captions: int | None = None
+    seed: int = 0
+
+    def caption_limit(self, wanted: int) -> int:
+        """Captions to take per prompt for `wanted` images; raises ConfigError for impossible settings."""
+        if wanted < 1 or self.per_caption < 1:
+            raise ConfigError(f"At least one image, and one per caption: got {wanted} and {self.per_caption}.")
+        return max(MIN_CAPTIONS, CAPTIONS_PER_IMAGE * wanted) if self.max_captions is None else self.max_captions
+
+
+def find_candidates(
+    index: CaptionIndex, prompts: Sequence[str], wanted: int, settings: CandidateSettings | None = None
+) -> CandidateSet:
+    """Candidates of an index for several prompts of one concept; a caption counts for the prompt it is closest to.
+
+    Raises ConfigError for impossible settings; an empty result is no error, its notes and counts say why.
+    """
+    settings = settings or CandidateSettings()
+    limit = settings.caption_limit(wanted)
+    results = search(index, prompts, min_similarity=settings.min_similarity, limit=limit, encode_limit=2 * limit)
+    notes = [f"{result.query!r}: {note}" for result in results for note in result.notes]
+    notes += [
+        f"{result.query!r}: the {len(result.results)} most similar captions are used; there are more."
+        for result in results
+        if result.more
+    ]
+    found = ((result.query, match) for result in results for match in result.results)
+    return ordered_candidates(found, index.encoder, settings, notes)
+
+
+def ordered_candidates(
+    found: Iterable[tuple[str, Match]], encoder: TextEncoder, settings: CandidateSettings, notes: Sequence[str] = ()
+) -> CandidateSet:
+    """Matches of several prompts as candidates, in their order."""
+    ranks = ranked(best_matches(found))
+    if settings.select == "spread":
+        from cdkit.retrieval.spread import spread_order
+
+        ranks = spread_order(encoder, ranks, settings.seed)
+    return join_rows(ranks, settings.filters, per_caption=settings.per_caption, notes=notes)
+
+
+def best_matches(found: Iterable[tuple[str, Match]]) -> list[tuple[str, Match]]:
+    """Each caption once, with the prompt it is most similar to; the earlier prompt where two are equal."""
+    best: dict[int, tuple[str, Match]] = {}
+    for query, match in found:
+        known = best.get(match.caption_id)
+        if known is None or round(match.similarity, DIGITS) > round(known[1].similarity, DIGITS):
+            best[match.caption_id] = (query, match)
+    return list(best.values())
+
+
+def ranked(found: Iterable[tuple[str, Match]]) -> list[tuple[str, Match]]:
+    """By similarity, then by caption_id."""
+    return sorted(found, key=lambda pair: (-round(pair[1].similarity, DIGITS), pair[1].caption_id))
+
+
+def join_rows(
+    ranks: Sequence[tuple[str, Match]], filters: Filters, *, per_caption: int, notes: Sequence[str] = ()
+) -> CandidateSet:
+    """Join ranked captions with their image rows; every URL appears once, with its best caption."""
+    rejected: Counter[str] = Counter()
+    ordered: list[tuple[int, int, Candidate]] = []
+    seen: set[str] = set()
+    rows = 0
+    for rank, (query, match) in enumerate(ranks):
+        rows += len(match.rows)
+        kept = 0
+        for row in sorted(match.rows, key=_row_order):
+            reason = filters.reason(row)
+            if reason is None and row.get("url") in seen:
+                reason = "same_url"
+            if reason is None and kept >= per_caption * SPARE_ROUNDS:
+                reason = "enough_of_caption"
+            if reason is not None:
+                rejected[reason] += 1
+                continue
+            if row.get("url"):
+                seen.add(row["url"])
+            ordered.append((kept // per_caption, rank, _candidate(query, match, row)))
+            kept += 1
+    ordered.sort(key=lambda entry: entry[:2])
+    candidates = [candidate for _, _, candidate in ordered]
+    return CandidateSet(candidates, len(ranks), rows, dict(sorted(rejected.items())), list(notes))
+
+
+def _row_order(row: Mapping[str, Any]) -> tuple[float, int, str, str]:
+    similarity = row.get("pool_similarity")
+    rank = 2.0 if similarity is None or math.isnan(similarity) else -float(similarity)
+    area = (row.get("width") or 0) * (row.get("height") or 0)
+    return (rank, -area, row.get("url") or "", row.get("source") or "")
+
+
+def _candidate(query: str, match: Match, row: Mapping[str, Any]) -> Candidate:
+    facts = {name: row.get(name) for name in ("url", "width", "height", "md5", "source")}
+    return Candidate(query, match.caption_id, match.caption, round(match.similarity, DIGITS), **facts)
+
+
+def candidates_table(candidates: Sequence[Candidate]) -> pa.Table:
+    """Candidates as a table, in their order."""
+    import pyarrow as pa
+
+    fields = schema("candidates")
+    columns = {name: [getattr(candidate, name) for candidate in candidates] for name in fields.names}
+    return pa.table(columns, schema=fields)
+
+
+def write_candidates(folder: Path, found: CandidateSet, fingerprint: str) -> None:
+    """Write candidates/ as one shard whose facts are the counts and notes."""
+    from cdkit.datasets import part_name, write_shard
+
+    facts = {"captions": found.captions, "rows": found.rows, "rejected": found.rejected, "notes": found.notes}
+    write_shard(folder / part_name(0), candidates_table(found.candidates), fingerprint=fingerprint, facts=facts)
+
+
+def read_candidates(folder: Path, fingerprint: str) -> CandidateSet | None:
+    """Read candidates/ back; None when it was not written under this fingerprint."""
+    import pyarrow.parquet as pq
+
+    from cdkit.datasets import finished_facts, part_name
+
+    facts = finished_facts(folder / part_name(0), fingerprint)
+    if facts is None:
+        return None
+    rows = pq.read_table(folder / part_name(0)).to_pylist()
+    candidates = [Candidate(**row | {"similarity": round(row["similarity"], DIGITS)}) for row in rows]
+    return CandidateSet(candidates, facts["captions"], facts["rows"], facts["rejected"], facts["notes"])
+
+
+def require_urls(found: CandidateSet) -> None:
+    """Raise InputError when there are candidates but none has a URL: there is nothing to fetch."""
+    if found.candidates and not any(candidate.url for candidate in found.candidates):
+        raise InputError(
+            "The pool of this index has no URLs, so its images cannot be fetched.",
+            hint="Give the images themselves with --images: img2dataset output, or a folder with captions.",
+        )

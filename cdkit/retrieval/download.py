@@ -1,0 +1,230 @@
+"""The download: candidates fetched in waves until enough images are accepted; killed and run again, it goes on."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cdkit.errors import NetworkError
+from cdkit.protocols import Context, Task
+from cdkit.retrieval.acceptance import AcceptAll, Judge, Limits, Standing, stand
+from cdkit.retrieval.candidates import Candidate
+from cdkit.retrieval.content import FailedFetch, FetchedImage
+from cdkit.retrieval.elsewhere import fetch_elsewhere, split
+from cdkit.retrieval.failures import FetchFailure
+from cdkit.retrieval.fetch_job import FetchSettings, Job
+from cdkit.retrieval.wave_outcomes import Attempt, Waiting, read_wave, settle
+from cdkit.retrieval.wave_run import WaveEnd, run_wave
+from cdkit.retrieval.waves import spread_hosts, wave_size
+from cdkit.retrieval.web_urls import WebUrl, parse_url
+from cdkit.storage import Folder
+
+# Waves in a row that may end without a single result before the network is given up.
+MAX_EMPTY_WAVES = 3
+# md5 or sha256; anything else in the pool's column says nothing about the bytes.
+_HASH = re.compile(r"[0-9a-fA-F]{32}([0-9a-fA-F]{32})?")
+# EAI_AGAIN and ENETUNREACH, as Python writes them.
+_OFFLINE = ("[Errno -3]", "[Errno 101]")
+
+
+@dataclass(frozen=True)
+class Downloaded:
+    """How a download ended. accepted: candidates with their images, in candidate order, at most as many as wanted.
+
+    turned_down: fetched, but not accepted, with the reason; failed: given up, with the kind. tried and fetched count
+    URLs; exhausted: there were not enough candidates.
+    """
+
+    accepted: list[tuple[Candidate, FetchedImage]]
+    turned_down: list[tuple[Candidate, FetchedImage, str]]
+    failed: list[tuple[Candidate, FailedFetch]]
+    tried: int
+    fetched: int
+    exhausted: bool
+    waves: list[WaveEnd] = field(default_factory=list)
+
+    def failures(self) -> dict[str, int]:
+        """URLs given up, by failure kind."""
+        return dict(sorted(Counter(failure.kind for _, failure in self.failed).items()))
+
+
+def download(
+    candidates: Sequence[Candidate],
+    folder: Folder,
+    context: Context,
+    *,
+    limits: Limits,
+    settings: FetchSettings | None = None,
+    judge: Judge | None = None,
+) -> Downloaded:
+    """Fetch candidates in order until `limits.wanted` images are accepted or no candidate is left.
+
+    `folder` keeps every finished image and settled failure: the same call fetches nothing twice. What is accepted
+    depends on the candidates and on what their URLs hold, never on timing. Raises ConfigError for impossible settings,
+    OutputError when the disk is full, NetworkError when nothing can be fetched at all.
+    """
+    chosen = settings or FetchSettings()
+    chosen.check()
+    if chosen.proxy is not None:
+        context.progress.note(
+            f"Everything is fetched through the proxy {chosen.proxy}: checking where names lead is now its duty."
+        )
+    return _Download(candidates, folder, context, limits, chosen, judge or AcceptAll()).run()
+
+
+def _says_offline(attempt: Attempt) -> bool:
+    """Whether an attempt failed for want of a network here, not because of the URL."""
+    return attempt.kind in ("dns", "refused") and any(mark in attempt.detail for mark in _OFFLINE)
+
+
+class _Download:
+    """One download on its way: what is known of every candidate, by its place in the order."""
+
+    def __init__(
+        self,
+        candidates: Sequence[Candidate],
+        folder: Folder,
+        context: Context,
+        limits: Limits,
+        settings: FetchSettings,
+        judge: Judge,
+    ) -> None:
+        self.candidates = candidates
+        self.folder = folder.sub("waves")
+        self.context = context
+        self.limits = limits
+        self.settings = settings
+        self.judge = judge
+        self.known: dict[int, FetchedImage | FailedFetch] = {}
+        self.waiting: dict[int, float] = {}
+        self.attempts: dict[str, list[Attempt]] = {}
+        self.urls: dict[int, WebUrl] = {}
+        self.waves: list[WaveEnd] = []
+        self._read_urls()
+
+    def _read_urls(self) -> None:
+        """What needs no network: candidates without a usable URL fail; equal URLs are fetched once."""
+        self.places: dict[str, list[int]] = {}
+        for place, candidate in enumerate(self.candidates):
+            try:
+                url = parse_url(candidate.url or "")
+            except FetchFailure as failure:
+                self.known[place] = FailedFetch(candidate.url, failure.kind, detail=failure.detail)
+            else:
+                self.urls[place] = url
+                self.places.setdefault(url.text, []).append(place)
+
+    def run(self) -> Downloaded:
+        finished = [self.folder / name for name in self.folder.entries() if name.isdigit()]
+        self._learn(attempt for path in finished for attempt in read_wave(path))
+        empty = 0
+        with self.context.progress.task("fetch", None, unit="URL") as task:
+            while not (standing := self._stand()).complete:
+                chosen = self._next(standing)
+                if not chosen:
+                    time.sleep(max(0.0, min(self.waiting[place] for place in standing.undecided) - time.time()))
+                    continue
+                empty = 0 if self._fetch(chosen, task) else empty + 1
+                if empty >= MAX_EMPTY_WAVES:
+                    raise NetworkError(
+                        f"{empty} waves in a row ended without a single result.",
+                        hint="The machine is too busy, or out of memory; what was fetched before is kept.",
+                    )
+        return self._result(standing)
+
+    def _stand(self) -> Standing:
+        return stand(self.candidates, self.known, self.judge.admission(), self.limits)
+
+    def _next(self, standing: Standing) -> list[int]:
+        """Places to fetch now: retries that are due, and as many untried ones as it takes."""
+        now = time.time()
+        retries = [place for place in standing.undecided if 0 < self.waiting.get(place, 0) <= now]
+        untried = [place for place in standing.undecided if place not in self.waiting]
+        missing = self.limits.wanted - len(standing.accepted)
+        tried = sum(place in self.known or place in self.waiting for place in self.urls)
+        size = wave_size(missing, tried=tried, accepted=len(standing.accepted), survival=self.settings.survival)
+        # What stands before the last image needed decides the result even when enough are accepted after it.
+        before = [place for place in untried if standing.accepted and place < standing.accepted[-1]]
+        return sorted({*retries, *untried[: max(size, len(before))]})
+
+    def _fetch(self, chosen: Sequence[int], task: Task) -> int:
+        """One wave; returns how many URLs came to an end in it."""
+        first = {self.urls[place].text: place for place in reversed(chosen)}
+        ordered = spread_hosts(sorted(first.values()), [self.urls[place].host for place in sorted(first.values())])
+        urls = tuple(self.urls[place].text for place in ordered)
+        hashes = {
+            key: text
+            for key, place in enumerate(ordered)
+            if _HASH.fullmatch(text := (self.candidates[place].md5 or "").strip())
+        }
+        job = Job(self.settings, urls, hashes)
+        elsewhere = self.context.engine.name != "local"
+        jobs = split(job, self.context.engine.workers) if elsewhere else [job]
+        folders = self._new_folders(len(jobs))
+        if elsewhere:
+            for end in fetch_elsewhere(self.context.engine, jobs, folders):
+                self.waves.append(end)
+                task.advance(end.urls)
+        else:
+            self.waves.append(run_wave(folders[0], job, task.advance))
+        attempts = [attempt for path in folders for attempt in read_wave(path)]
+        answered = any(attempt.status for tries in self.attempts.values() for attempt in tries)
+        if attempts and not answered and all(map(_says_offline, attempts)):
+            # Nothing is settled by it: the same command goes on when the network is back.
+            self.folder.remove([path.name for path in folders])
+            raise NetworkError(
+                f"The network cannot be reached: {attempts[0].detail}.",
+                hint="Check the connection (and name servers), then run the same command again.",
+            )
+        return self._learn(attempts)
+
+    def _new_folders(self, count: int) -> list[Path]:
+        first = max((int(name) for name in self.folder.entries() if name.isdigit()), default=-1) + 1
+        return [self.folder / f"{number:05d}" for number in range(first, first + count)]
+
+    def _learn(self, attempts: Iterable[Attempt]) -> int:
+        """Take in attempts and settle their URLs; returns how many there were."""
+        touched: dict[str, None] = {}
+        number = 0
+        for attempt in attempts:
+            self.attempts.setdefault(attempt.url, []).append(attempt)
+            touched[attempt.url] = None
+            number += 1
+        images = []
+        for url in touched:
+            verdict = settle(self.attempts[url], self.settings.retries)
+            for place in self.places.get(url, []):
+                if isinstance(verdict, Waiting):
+                    self.waiting[place] = verdict.due
+                    continue
+                self.waiting.pop(place, None)
+                self.known[place] = verdict
+                if isinstance(verdict, FetchedImage):
+                    images.append((self.candidates[place], verdict))
+        if images:
+            self.judge.prepare(images)
+        return number
+
+    def _result(self, standing: Standing) -> Downloaded:
+        known = self.known
+        tried = [place for place in self.urls if self.urls[place].text in self.attempts]
+        return Downloaded(
+            accepted=[(self.candidates[place], known[place]) for place in standing.accepted],  # type: ignore[misc]
+            turned_down=[
+                (self.candidates[place], known[place], reason)  # type: ignore[misc]
+                for place, reason in standing.turned_down.items()
+            ],
+            failed=[
+                (self.candidates[place], outcome)
+                for place, outcome in sorted(known.items())
+                if isinstance(outcome, FailedFetch)
+            ],
+            tried=len(tried),
+            fetched=sum(isinstance(known.get(place), FetchedImage) for place in tried),
+            exhausted=len(standing.accepted) < self.limits.wanted,
+            waves=self.waves,
+        )

@@ -1,0 +1,118 @@
+"""The guarded program: img2dataset fetching one wave, in a process of its own.
+
+    python -m cdkit.retrieval.fetch_program      (in the wave's folder)
+
+Run by cdkit.retrieval.wave_run; img2dataset spawns its workers, which import this module again and so run under the
+same guard. Importing it as anything but the main module does nothing.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import types
+import urllib.request
+from multiprocessing.connection import wait
+from pathlib import Path
+
+from cdkit.retrieval.fetch_job import IMAGES_NAME, URLS_NAME, Job, Journal
+from cdkit.retrieval.network_guard import install_audit_hook
+from cdkit.retrieval.opener import GuardedOpener
+
+# What img2dataset imports at start and does not use to fetch and store bytes. Some of it phones home, all of it takes
+# seconds; without ray, its own ray distributor cannot run; without cv2, nothing here can decode what a server sent.
+_EMPTY_MODULES = ("wandb", "albumentations", "cv2", "fire", "pandas")
+_ABSENT_MODULES = ("torch", "ray")
+# Of img2dataset's shards; every wave is one.
+SHARD_SIZE = 10_000
+
+
+class _EmptyModule(types.ModuleType):
+    """Stands in for a module that is imported and not used; its constants are all 0."""
+
+    def __getattr__(self, name: str) -> int:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return 0
+
+
+def install() -> None:
+    """Put this process under the guard for good."""
+    folder = Path.cwd()
+    install_audit_hook()
+    urllib.request.install_opener(GuardedOpener(Job.read(folder), Journal(folder)))
+
+
+def import_img2dataset() -> None:
+    """Import img2dataset without what it does not need here; with everything, where this version needs more."""
+    for name in _EMPTY_MODULES:
+        sys.modules[name] = _EmptyModule(name)
+    # An entry of None makes the import an ImportError, which img2dataset and pyarrow are prepared for.
+    for name in _ABSENT_MODULES:
+        sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        import img2dataset.main
+    except Exception:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "img2dataset"]:
+            del sys.modules[name]
+        for name in (*_EMPTY_MODULES, *_ABSENT_MODULES):
+            del sys.modules[name]
+        import img2dataset.main  # noqa: F401
+    else:
+        # pyarrow asks whether pandas is loaded, and would take this one for real.
+        del sys.modules["pandas"]
+
+
+def end_with_parent() -> None:
+    """A killed run must not leave fetches behind: the program ends with its parent, a worker with the program."""
+    program = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if program is not None:
+            wait([program.sentinel])
+            os._exit(1)
+        while os.read(0, 1):
+            pass
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def fetch() -> None:
+    """Fetch every URL of the job with img2dataset; images and its own table appear under images/."""
+    from img2dataset import download
+
+    # The folder must not be made first, and paths are relative: img2dataset reads odd characters in them as patterns.
+    download(
+        url_list=URLS_NAME,
+        input_format="parquet",
+        url_col="url",
+        output_folder=IMAGES_NAME,
+        output_format="files",
+        processes_count=1,
+        thread_count=Job.read(Path.cwd()).settings.threads,
+        number_sample_per_shard=SHARD_SIZE,
+        resize_mode="no",
+        disable_all_reencoding=True,
+        extract_exif=False,
+        compute_hash=None,
+        retries=0,
+        max_shard_retry=0,
+        enable_wandb=False,
+        distributor="multiprocessing",
+        incremental_mode="incremental",
+        # Opt-out headers are read before the body, by the opener.
+        disallowed_header_directives=[],
+    )
+
+
+if __name__ in ("__main__", "__mp_main__"):
+    end_with_parent()
+    install()
+    import_img2dataset()
+
+if __name__ == "__main__":
+    fetch()

@@ -1,0 +1,62 @@
+"""Candidates from images at hand: their own captions compared with the prompts, no index needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from cdkit.captions.cleaning import caption_id, clean_caption
+from cdkit.errors import ConfigError
+from cdkit.index.search import Match, encode_queries
+from cdkit.retrieval.candidates import CandidateSet, CandidateSettings, ordered_candidates
+from cdkit.retrieval.content import FetchedImage
+from cdkit.retrieval.images import StoredImage
+
+if TYPE_CHECKING:
+    from cdkit.protocols import TextEncoder
+
+
+def local_candidates(
+    stored: Sequence[StoredImage],
+    prompts: Sequence[str],
+    encoder: TextEncoder,
+    settings: CandidateSettings | None = None,
+) -> tuple[CandidateSet, dict[int, FetchedImage]]:
+    """Candidates in the order of `cdkit.retrieval.candidates`, and each one's image by its place.
+
+    A candidate's `source` is its image's key. Images without caption are left out. Raises ConfigError without prompts.
+    """
+    settings = settings or CandidateSettings()
+    cleaned = [clean_caption(prompt) for prompt in prompts]
+    if not cleaned or not all(cleaned):
+        raise ConfigError("Give at least one prompt, and no empty one.")
+    least = encoder.default_threshold if settings.min_similarity is None else settings.min_similarity
+    groups: dict[str, list[StoredImage]] = {}
+    for image in stored:
+        caption = clean_caption(image.caption or "")
+        if caption:
+            groups.setdefault(caption, []).append(image)
+    captions = list(groups)
+    if not captions:
+        return CandidateSet([], 0, 0), {}
+    similarities = encode_queries(encoder, captions) @ encode_queries(encoder, cleaned).T
+    matches = [
+        (
+            prompts[column],
+            Match(caption_id(caption), caption, float(similarities[row, column]), _rows(groups[caption])),
+        )
+        for row, caption in enumerate(captions)
+        for column in range(len(prompts))
+        if similarities[row, column] >= least
+    ]
+    found = ordered_candidates(matches, encoder, settings)
+    by_key = {image.key: image for image in stored}
+    images = {
+        place: FetchedImage(candidate.url, by_key[str(candidate.source)].content)
+        for place, candidate in enumerate(found.candidates)
+    }
+    return found, images
+
+
+def _rows(images: Sequence[StoredImage]) -> list[dict[str, str | None]]:
+    return [{"url": image.url, "source": image.key} for image in images]

@@ -1,0 +1,89 @@
+"""URLs as they are in the wild, and hosts that a user allows."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cdkit.errors import ConfigError
+from cdkit.retrieval.failures import FetchFailure
+from cdkit.retrieval.web_urls import AllowedHosts, host_of, parse_url
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("http://Example.com", "http://example.com/"),
+        (" HTTPS://example.com:443/a b.jpg#top\n", "https://example.com/a%20b.jpg"),
+        ("http://example.com/ü.jpg?q=ö&x=%20", "http://example.com/%C3%BC.jpg?q=%C3%B6&x=%20"),
+        ("http://bücher.de:8080/", "http://xn--bcher-kva.de:8080/"),
+        ("http://user:secret@example.com/a", "http://example.com/a"),
+        ("http://127.0.0.1\\@example.com/", "http://example.com/"),
+        ("http://[2001:DB8::1]:8080/x", "http://[2001:db8::1]:8080/x"),
+        ("http://my_shop.example.com/a|b[1].jpg", "http://my_shop.example.com/a|b%5B1%5D.jpg"),
+    ],
+)
+def test_urls_are_made_fetchable(text: str, expected: str) -> None:
+    assert parse_url(text).text == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("", "scheme"),
+        ("example.com/a.jpg", "scheme"),
+        ("file:///etc/passwd", "scheme"),
+        ("data:,x", "scheme"),
+        ("http:///a.jpg", "dns"),
+        ("http://exa mple.com/", "dns"),
+        ("http://[::1", "dns"),
+        ("http://example.com:99999/", "port"),
+        ("http://example.com:0/", "port"),
+        ("http://example.com/" + "a" * 10_000, "scheme"),
+    ],
+)
+def test_hopeless_urls_fail_with_their_kind(text: str, kind: str) -> None:
+    with pytest.raises(FetchFailure) as caught:
+        parse_url(text)
+    assert caught.value.kind == kind
+
+
+@given(st.text(max_size=60), st.sampled_from(["", "http://", "https://a.b/", "http://a.b:80"]))
+def test_any_text_is_a_url_or_a_failure(text: str, start: str) -> None:
+    try:
+        url = parse_url(start + text)
+    except FetchFailure:
+        return
+    assert url.text.isascii()
+    assert not any(character.isspace() or character == "#" for character in url.text)
+    # What is checked is what is connected to.
+    again = urlsplit(url.text)
+    assert (again.hostname, again.port or {"http": 80, "https": 443}[again.scheme]) == url.place
+    assert parse_url(url.text) == url
+
+
+def test_an_allowed_host_is_that_host_and_port_only() -> None:
+    allowed = AllowedHosts.parse(["127.0.0.1:8000", "Images.Intern", "[::1]:81", "::2"])
+    assert allowed.covers(parse_url("http://127.0.0.1:8000/a"))
+    assert not allowed.covers(parse_url("http://127.0.0.1/a"))
+    assert not allowed.covers(parse_url("http://127.0.0.1:8001/a"))
+    assert not allowed.covers(parse_url("http://localhost:8000/a"))
+    assert not allowed.covers(parse_url("http://2130706433:8000/a"))
+    assert allowed.covers(parse_url("https://images.intern:9443/a"))
+    assert not allowed.covers(parse_url("http://evil.images.intern/"))
+    assert allowed.covers(parse_url("http://[::1]:81/"))
+    assert allowed.covers(parse_url("http://[::2]:7/"))
+
+
+@pytest.mark.parametrize("value", ["", "http://a", "a:b", "a:99999", "a:", "user@a", "exa mple"])
+def test_an_allowed_host_that_is_none_is_refused(value: str) -> None:
+    with pytest.raises(ConfigError):
+        AllowedHosts.parse([value])
+
+
+def test_host_of_counts_hosts() -> None:
+    assert host_of("http://A.b/1") == host_of("https://a.B:8/2") == "a.b"
+    assert host_of("nonsense") == "nonsense"

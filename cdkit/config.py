@@ -61,7 +61,8 @@ def setting(  # noqa: PLR0913 - one call declares everything about a field
 class StageConfig(BaseModel):
     """Base of every stage's configuration: frozen, and unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    # Built on first use: most commands use one of these classes, and --help none.
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), defer_build=True)
 
 
 class ParallelConfig(StageConfig):

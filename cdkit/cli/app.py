@@ -14,7 +14,7 @@ import typer
 from pydantic import ValidationError
 
 import cdkit
-from cdkit.cli import doctor, index, run, sample, tokens
+from cdkit.cli import doctor, index, index_change, index_search, run, sample, tokens
 from cdkit.cli.options import SESSION
 from cdkit.cli.output import Format, Output
 from cdkit.errors import EXIT_INTERRUPTED, CdkitError, ConfigError
@@ -28,6 +28,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 run.register(app)
+index_search.register(index.app)
+index_change.register(index.app)
 app.add_typer(index.app, name="index")
 app.add_typer(tokens.app, name="tokens")
 sample.register(app)

@@ -1,27 +1,22 @@
-"""`cdkit index`: build, search, inspect and change caption indexes."""
+"""`cdkit index import|embed|build|plan`: make caption indexes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import typer
 from rich.console import Console
 
+from cdkit.cli.index_search import print_index
 from cdkit.cli.options import FORCE, OUT, command, config_command, report_result, stage_command
 from cdkit.cli.output import Output, data_console, duration, size, table
 from cdkit.cli.progress import progress_for
 from cdkit.config import StageConfig
-from cdkit.engines import create_engine
-from cdkit.errors import ConfigError
 from cdkit.pipeline.spec import find
-from cdkit.protocols import Context
 from cdkit.stages import STAGES, Result, execute, project
 
 app = typer.Typer(help="Build, search, look into and change caption indexes.", no_args_is_help=True)
-
-INDEX = typer.Argument(..., help="An index folder.", show_default=False)
 
 
 def result_data(result: Result) -> dict[str, Any]:
@@ -49,21 +44,8 @@ def _print_result(output: Output, result: Result) -> None:
             f"{details['captions']:,} distinct captions in {duration(result.seconds)}: {result.out}", markup=False
         )
     if "index" in details:
-        _print_index(console, details)
+        print_index(console, details)
         output.hint(f'cdkit index search {result.out} "a photo of a dog"')
-
-
-def _print_index(console: Console, details: Mapping[str, Any]) -> None:
-    facts, recall, encoder = details["index"], details["recall"], details["encoder"]
-    shown = [
-        ("index", facts["factory"]),
-        ("vectors", facts["vectors"]),
-        ("size", f"{size(facts['bytes'])}, {facts['bytes_per_caption']} bytes per caption"),
-        ("encoder", f"{encoder['spec']}, {encoder['dimension']} dimensions"),
-        ("threshold", encoder["default_threshold"]),
-        *((key.replace("_", " "), value) for key, value in recall.items() if isinstance(value, int | float | str)),
-    ]
-    console.print(table(["", ""], [(name, value) for name, value in shown]))
 
 
 stage_command(
@@ -141,74 +123,6 @@ config_command(
 )
 
 
-def _search(
-    output: Output,
-    index: Path = INDEX,
-    text: list[str] = typer.Argument(..., help="What the captions should be like."),
-    min_similarity: float | None = typer.Option(
-        None, "--min-similarity", help="[default: the encoder's own threshold]"
-    ),
-    limit: int = typer.Option(20, "--limit", help="Captions per query."),
-    encode_limit: int = typer.Option(4096, "--encode-limit", help="Most captions to encode again per query."),
-    encoder: str | None = typer.Option(None, "--encoder", help="[default: the one that built the index]"),
-) -> None:
-    from cdkit.index.search import search
-
-    options = {"min_similarity": min_similarity, "limit": limit, "encode_limit": encode_limit}
-    found = search(index, text, encoder=encoder, **options)  # type: ignore[arg-type]
-
-    def draw(console: Console) -> None:
-        for answer in found:
-            rows = [(f"{match.similarity:.4f}", len(match.rows), match.caption) for match in answer.results]
-            console.print(
-                table(["similarity", "images", "caption"], rows, title=answer.query if len(found) > 1 else "")
-            )
-
-    data = found[0].as_json() if len(found) == 1 else {"queries": [answer.as_json() for answer in found]}
-    output.result(data, human=draw, quiet="\n".join(match.caption for answer in found for match in answer.results))
-    for answer in found:
-        for note in answer.notes:
-            output.note(note)
-        if answer.more:
-            output.hint(f"More captions are at least {answer.min_similarity:.4g} similar: raise --limit.")
-        elif not answer.results:
-            output.hint(f"No caption is at least {answer.min_similarity:.4g} similar: lower --min-similarity.")
-
-
-command(
-    app,
-    "search",
-    help="Find captions similar to a text; similarities are recomputed, never quantised estimates.",
-    examples=[
-        'cdkit index search indexes/embedded "a photo of a star"',
-        'cdkit index search indexes/mine "a photo of a dog" --min-similarity 0.85 --limit 100 --format json',
-    ],
-)(_search)
-
-
-def _info(output: Output, index: Path = INDEX) -> None:
-    from dataclasses import asdict
-
-    from cdkit.index.opening import settled_manifest
-
-    manifest = settled_manifest(index)
-
-    def draw(console: Console) -> None:
-        counts = manifest.counts
-        console.print(f"{manifest.details['captions']:,} captions of {counts['kept']:,} rows ({counts['in']:,} read)")
-        _print_index(console, manifest.details)
-
-    output.result(asdict(manifest), human=draw, quiet=manifest.fingerprint)
-
-
-command(
-    app,
-    "info",
-    help="Show what an index holds: counts, encoder, size and its measured recall. JSON is the manifest.",
-    examples=["cdkit index info indexes/embedded", "cdkit index info indexes/mine --format json | jq .details.recall"],
-)(_info)
-
-
 def _plan(
     output: Output,
     rows: int = typer.Option(..., "--rows", help="Captions to index."),
@@ -268,74 +182,3 @@ command(
         "cdkit index plan --rows 1000000 --dim 512 --format json",
     ],
 )(_plan)
-
-
-def _changed(output: Output, index: Path, facts: Mapping[str, Any]) -> None:
-    words = ", ".join(
-        f"{value:,} {key.replace('_', ' ')}" for key, value in facts.items() if not isinstance(value, bool)
-    )
-    output.result({"index": str(index), **facts}, human=lambda console: console.print(words), quiet=index)
-
-
-def _add(output: Output, config: StageConfig, further: Mapping[str, Any]) -> None:
-    from dataclasses import asdict
-
-    from cdkit.captions.import_captions import ImportConfig
-    from cdkit.index.addition import add_captions
-
-    assert isinstance(config, ImportConfig)
-    context = Context(create_engine(config.engine, config.workers), progress_for(output))
-    _changed(output, further["index"], asdict(add_captions(further["index"], config, context)))
-
-
-config_command(
-    app,
-    "add",
-    STAGES["import"].config_class(),
-    _add,
-    help="Add captions to an index without building it anew; what was removed stays removed.",
-    examples=["cdkit index add indexes/mine --captions more.parquet"],
-    extra=[OUT.replace(name="index", annotation=Path, default=INDEX)],
-)
-
-
-def _remove(
-    output: Output,
-    index: Path = INDEX,
-    captions_file: Path | None = typer.Option(None, "--captions-file", help="Captions to remove, one a line."),
-    urls_file: Path | None = typer.Option(None, "--urls-file", help="Image URLs to remove, one a line."),
-) -> None:
-    from dataclasses import asdict
-
-    from cdkit.index.removal import read_lines, remove
-
-    if captions_file is None and urls_file is None:
-        raise ConfigError("There is nothing to remove.", hint="Give --captions-file FILE or --urls-file FILE.")
-    captions = read_lines(captions_file) if captions_file else []
-    urls = read_lines(urls_file) if urls_file else []
-    _changed(output, index, asdict(remove(index, captions=captions, urls=urls)))
-    output.hint(f"They are out of every search now; cdkit index compact {index} takes them out of the files.")
-
-
-command(
-    app,
-    "remove",
-    help="Take captions or URLs out of every later search, for takedown requests.",
-    examples=["cdkit index remove indexes/mine --urls-file takedown.txt"],
-)(_remove)
-
-
-def _compact(output: Output, index: Path = INDEX) -> None:
-    from dataclasses import asdict
-
-    from cdkit.index.compaction import compact
-
-    _changed(output, index, asdict(compact(index, progress=progress_for(output))))
-
-
-command(
-    app,
-    "compact",
-    help="Rewrite an index's files without what was removed.",
-    examples=["cdkit index compact indexes/mine"],
-)(_compact)

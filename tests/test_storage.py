@@ -85,10 +85,10 @@ def test_files_folders_globs_and_urls_expand_in_a_fixed_order(tmp_path: Path) ->
     pattern = [str(tmp_path / "sub" / "c.csv"), str(tmp_path), str(tmp_path / "*.csv")]
     assert [source.name for source in find_files(pattern, [".csv"])] == ["c.csv", "a.csv", "b.csv"]
     memory = fsspec.filesystem("memory")
-    memory.pipe("/pool/one.csv", b"x")
-    found = find_files(["memory://pool"], [".csv"])
+    memory.pipe("/storage-test/one.csv", b"x")
+    found = find_files(["memory://storage-test"], [".csv"])
     assert [(source.name, source.size, source.is_local) for source in found] == [("one.csv", 1, False)]
-    memory.rm("/pool", recursive=True)
+    memory.rm("/storage-test", recursive=True)
 
 
 def test_paths_with_spaces_and_accents_are_plain_paths(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from cdkit.embedded.grammar import Detail, describe, frame_words, single_words
 from cdkit.embedded.world import Scene, generator, scene_from_seed
 from cdkit.errors import ConfigError
+from cdkit.storage import atomic_path
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -123,8 +124,7 @@ def write_pool(folder: Path, *, rows: int = DEFAULT_ROWS, seed: int = 0, host: s
     for part in range((rows + ROWS_PER_FILE - 1) // ROWS_PER_FILE):
         wanted = min(ROWS_PER_FILE, rows - part * ROWS_PER_FILE)
         path = folder / f"pool-{part:05d}.parquet"
-        temporary = path.with_suffix(".tmp")
-        pq.write_table(pool_table([next(source) for _ in range(wanted)], host), temporary, compression="zstd")
-        temporary.replace(path)
+        with atomic_path(path) as temporary:
+            pq.write_table(pool_table([next(source) for _ in range(wanted)], host), temporary, compression="zstd")
         paths.append(path)
     return paths

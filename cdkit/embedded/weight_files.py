@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdkit.errors import InputError
+from cdkit.storage import atomic_path, write_text
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +60,8 @@ def write_tensors(name: str, tensors: Mapping[str, torch.Tensor], folder: Path =
     }
     content = save(halves)
     folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / name, content)
+    with atomic_path(folder / name) as temporary:
+        temporary.write_bytes(content)
     entry = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
     record = read_record(folder) if (folder / RECORD).is_file() else {}
     update_record({"files": record.get("files", {}) | {name: entry}}, folder)
@@ -69,15 +70,7 @@ def write_tensors(name: str, tensors: Mapping[str, torch.Tensor], folder: Path =
 def update_record(changes: Mapping[str, Any], folder: Path = FOLDER) -> None:
     """Changes some of the record's entries."""
     record = read_record(folder) if (folder / RECORD).is_file() else {}
-    text = json.dumps(record | dict(changes), indent=2, sort_keys=True) + "\n"
-    replace_file(folder / RECORD, text.encode())
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Writes under a temporary name and renames."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    write_text(folder / RECORD, json.dumps(record | dict(changes), indent=2, sort_keys=True) + "\n")
 
 
 def weights_hash(folder: Path = FOLDER) -> str:

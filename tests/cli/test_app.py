@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -42,16 +42,17 @@ def _json(capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
 
 
 def test_help_is_fast() -> None:
-    started = time.monotonic()
-    subprocess.run([sys.executable, "-c", "pass"], check=True)
-    bare = time.monotonic() - started
+    def seconds() -> float:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
     times = []
-    for _ in range(3):
-        started = time.monotonic()
+    for _ in range(5):
+        before = seconds()
         subprocess.run([sys.executable, "-m", "cdkit", "--help"], check=True, capture_output=True)
-        times.append(time.monotonic() - started)
-    # Under half a second on an idle machine; a busy one is judged by what starting Python costs there.
-    assert min(times) < max(0.5, 12 * bare)
+        times.append(seconds() - before)
+    # In CPU seconds: what the clock says on an idle machine, whatever else runs on this one.
+    assert min(times) < 0.5
 
 
 def _commands(group: typer.Typer, words: tuple[str, ...] = ()) -> list[tuple[str, ...]]:

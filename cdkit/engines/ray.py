@@ -33,14 +33,20 @@ class RayEngine:
         """Yield one outcome per item, in order; at most `workers` tasks are in flight."""
         import ray
 
-        task = ray.remote(max_retries=1)(work).options(name=label)
+        # Ray takes plain functions only, and work is often a partial; it is stored once, not sent with every item.
+        task = ray.remote(max_retries=1)(_call).options(name=label)
+        stored = ray.put(work)
         waiting = iter(items)
-        flying = deque((item, task.remote(item)) for item in islice(waiting, self.workers))
+        flying = deque((item, task.remote(stored, item)) for item in islice(waiting, self.workers))
         while flying:
             item, reference = flying.popleft()
             outcome: Outcome[Item, Value] = _outcome(item, reference)
-            flying.extend((following, task.remote(following)) for following in islice(waiting, 1))
+            flying.extend((following, task.remote(stored, following)) for following in islice(waiting, 1))
             yield outcome
+
+
+def _call(work: Callable[[Item], Value], item: Item) -> Value:
+    return work(item)
 
 
 def _outcome(item: Item, reference: object) -> Outcome[Item, Value]:

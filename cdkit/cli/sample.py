@@ -1,4 +1,4 @@
-"""`cdkit sample`: draw images from a base model."""
+"""`cdkit sample`: draw images from a base model, with what was learned on top."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
         examples=[
             'cdkit sample --prompt "a red star on the grass" --seeds 8 --out samples/star',
             "cdkit sample --base models/sd-v1-5 --prompts prompts.txt --scheduler dpm++ --out samples/sd",
-            'cdkit sample --prompt "a photo of a mug" --preset paper --out samples/mug',
+            'cdkit sample --base models/sd --delta tuned --prompt "a <new1> dog in the snow" --out samples/snow',
         ],
         human=_human,
         data=lambda result: {

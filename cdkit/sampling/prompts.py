@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,3 +36,9 @@ def too_long(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list
     """The prompts whose end the text encoder will not see: longer than its context with start and end tokens."""
     limit = tokenizer.model_max_length
     return [prompt for prompt in prompts if len(tokenizer(prompt, truncation=False).input_ids) > limit]
+
+
+def unknown_tokens(prompts: Sequence[str], known: Sequence[str]) -> list[str]:
+    """Words in angle brackets that no delta brings: the text encoder would take them for punctuation and letters."""
+    used = dict.fromkeys(word for prompt in prompts for word in re.findall(r"<[^<>\s]+>", prompt))
+    return [word for word in used if word not in known]

@@ -17,10 +17,12 @@ from cdkit.inputs import Input
 from cdkit.manifest import Counts
 from cdkit.protocols import Context
 from cdkit.sampling.grid import write_grid
-from cdkit.sampling.prompts import gather_prompts, too_long
+from cdkit.sampling.prompts import gather_prompts, too_long, unknown_tokens
 from cdkit.sampling.schedulers import SCHEDULERS, SchedulerName, make_scheduler
 from cdkit.storage import Folder, atomic_path
+from cdkit.weights.apply import apply_deltas
 from cdkit.weights.base_model import choose_device, load_base_model
+from cdkit.weights.delta import delta_tokens, load_delta
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +37,10 @@ class SampleConfig(StageConfig):
     """What to draw, and how."""
 
     base: str = setting("embedded", "Base model: 'embedded', a diffusers folder, or a hub id.", input="model")
+    deltas: list[str] = setting([], "A delta: a folder or file. Repeatable.", flag="--delta", input="folder")
+    scale: float = setting(
+        1.0, "Strength of the deltas' weights; 0 is the base model with the new tokens.", ge=-10, le=10
+    )
     prompts: list[str] = setting([], "A prompt. Repeatable.", flag="--prompt")
     prompts_file: str | None = setting(None, "A text file with one prompt a line.", flag="--prompts", input="folder")
     negative_prompt: str = setting("", "What the images should not show.")
@@ -99,13 +105,14 @@ def sample(config: SampleConfig, inputs: Mapping[str, Input], out: Folder, conte
         "prompt": [entry.prompt for entry in samples],
         "seed": [entry.seed for entry in samples],
         "path": [f"images/{entry.name}" for entry in samples],
-        "delta": [None] * len(samples),
+        "delta": [", ".join(config.deltas) or None] * len(samples),
     }
     types = [("prompt", pa.string()), ("seed", pa.int64()), ("path", pa.string()), ("delta", pa.string())]
     write_shard(out / "samples.parquet", pa.table(columns, schema=pa.schema(types)), fingerprint="samples")
     write_grid([images / entry.name for entry in samples], config.seeds, out / "grid.png")
     scheduler, steps, guidance = config.drawn_with()
-    details = {"samples": len(samples), "scheduler": scheduler, "steps": steps, "guidance": guidance}
+    details: dict[str, Any] = {"samples": len(samples), "scheduler": scheduler, "steps": steps, "guidance": guidance}
+    details["tokens"] = delta_tokens(config.deltas)
     return Dataset("samples", out.path, Counts(len(samples), len(samples)), details)
 
 
@@ -113,7 +120,12 @@ def _draw_missing(
     config: SampleConfig, prompts: Sequence[str], missing: Sequence[Sample], images: Path, context: Context
 ) -> None:
     device = choose_device(config.device)
+    # Damaged deltas are found before the model is loaded, which takes long.
+    deltas = [load_delta(path) for path in config.deltas]
     pipeline = load_base_model(config.base, device=device, precision=config.precision)
+    apply_deltas(pipeline, deltas, scale=config.scale, note=context.progress.note)
+    for word in unknown_tokens(prompts, delta_tokens(config.deltas)):
+        context.progress.note(f"No delta brings the word {word}: the prompt is read without it. Give --delta.")
     for prompt in too_long(prompts, pipeline.tokenizer):
         context.progress.note(f"Longer than the text encoder's context, its end is not seen: {prompt[:60]}…")
     scheduler, steps, _ = config.drawn_with()

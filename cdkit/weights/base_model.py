@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cdkit.config import did_you_mean
 from cdkit.errors import ConfigError, InputError, NetworkError
@@ -87,3 +88,19 @@ def _load_diffusers(base: str, dtype: torch.dtype) -> DiffusionPipeline:
             f"The base model {base!r} cannot be had from the hub: {text}",
             hint="Check the name and the connection, or give a local folder.",
         ) from error
+
+
+def cross_attention_names(unet: Any) -> list[str]:
+    """The names of the U-Net's cross-attention key and value matrices, sorted: `….attn2.to_k.weight`, `…to_v…`."""
+    ends = (".attn2.to_k.weight", ".attn2.to_v.weight")
+    return sorted(name for name, _ in unet.named_parameters() if name.endswith(ends))
+
+
+def base_hash(pipeline: DiffusionPipeline) -> str:
+    """What tells base models apart: sha256 over the cross-attention keys' and values' weights, as fp32 bytes."""
+    digest = hashlib.sha256()
+    parameters = dict(pipeline.unet.named_parameters())
+    for name in cross_attention_names(pipeline.unet):
+        digest.update(name.encode())
+        digest.update(parameters[name].detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

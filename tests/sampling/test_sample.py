@@ -33,7 +33,8 @@ def _pixels(out: Path) -> np.ndarray:
 
 def test_every_prompt_with_every_seed(base: str, out: Path) -> None:
     result = execute("sample", _config(base), out)
-    assert result.manifest.details == {"samples": 6, "scheduler": "ddim", "steps": 4, "guidance": 6.0}
+    expected = {"samples": 6, "scheduler": "ddim", "steps": 4, "guidance": 6.0, "tokens": []}
+    assert result.manifest.details == expected
     samples = [sample for sample, _ in read_samples(out)]
     assert [(sample.prompt, sample.seed) for sample in samples] == [
         (prompt, seed) for prompt in ("photo of a cat", "dog") for seed in (0, 1, 2)
@@ -144,3 +145,56 @@ def test_schedulers_keep_the_base_models_noise_and_prediction_type(tmp_path: Pat
         made = make_scheduler(name, pipeline.scheduler)
         assert made.config.prediction_type == "v_prediction"
         assert (made.config.beta_start, made.config.beta_schedule) == (0.00085, "scaled_linear")
+
+
+def _save_delta(base: str, folder: Path, token: str, seed: int = 0) -> str:
+    """A delta that changes every cross-attention key and value a little, and brings one token."""
+    import torch
+
+    from cdkit.weights.base_model import base_hash, cross_attention_names, load_base_model
+    from cdkit.weights.delta import DELTA_NAME, Delta, ModifierToken, save_delta
+
+    pipeline = load_base_model(base, device=torch.device("cpu"))
+    random = torch.Generator().manual_seed(seed)
+    shapes = {name: pipeline.unet.get_parameter(name).shape for name in cross_attention_names(pipeline.unet)}
+    changes = {name: torch.randn(shape, generator=random) for name, shape in shapes.items()}
+    rows = {"text_encoder": torch.randn(1, 32, generator=random)}
+    delta = Delta("custom-diffusion", base, base_hash(pipeline), changes, (ModifierToken(token, "", rows),))
+    folder.mkdir()
+    save_delta(delta, folder / DELTA_NAME)
+    return str(folder)
+
+
+def test_a_delta_changes_what_is_drawn_and_scale_0_only_adds_the_word(base: str, tmp_path: Path) -> None:
+    delta = _save_delta(base, tmp_path / "delta", "<new1>")
+    plain = execute("sample", _config(base), tmp_path / "plain")
+    tuned = execute("sample", _config(base, deltas=[delta]), tmp_path / "tuned")
+    none = execute("sample", _config(base, deltas=[delta], scale=0.0), tmp_path / "none")
+    assert plain.manifest.fingerprint != tuned.manifest.fingerprint
+    assert tuned.manifest.details["tokens"] == ["<new1>"]
+    difference = np.abs(_pixels(tmp_path / "plain") - _pixels(tmp_path / "tuned"))
+    assert difference.max() > 20
+    assert np.array_equal(_pixels(tmp_path / "plain"), _pixels(tmp_path / "none"))
+    assert none.manifest.details["samples"] == 6
+    execute("sample", _config(base, deltas=[delta], prompts=["<new1> cat"], scale=0.0), tmp_path / "word")
+    execute("sample", _config(base, prompts=["cat"]), tmp_path / "no word")
+    assert not np.array_equal(_pixels(tmp_path / "word"), _pixels(tmp_path / "no word")), "the token has a meaning"
+
+
+def test_a_delta_of_another_shape_is_refused_before_anything_is_drawn(base: str, tmp_path: Path) -> None:
+    delta = _save_delta(base, tmp_path / "delta", "<new1>")
+    with pytest.raises(ConfigError, match="does not fit"):
+        execute("sample", _config("embedded", deltas=[delta]), tmp_path / "out")
+    assert not list((tmp_path / "out" / "images").glob("*.png"))
+
+
+def test_two_deltas_with_one_token_are_refused(base: str, tmp_path: Path) -> None:
+    deltas = [_save_delta(base, tmp_path / name, "<new1>", seed) for seed, name in enumerate(("one", "two"))]
+    with pytest.raises(ConfigError, match="Two deltas bring"):
+        execute("sample", _config(base, deltas=deltas), tmp_path / "out")
+
+
+def test_words_that_no_delta_brings_are_named() -> None:
+    from cdkit.sampling.prompts import unknown_tokens
+
+    assert unknown_tokens(["a <new1> cat and <new2>", "<new2> 3 < 4 > 2"], ["<new1>"]) == ["<new2>"]

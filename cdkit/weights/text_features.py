@@ -1,0 +1,69 @@
+"""What a base model's U-Net sees of a prompt: the features of one text tower, or of both of SDXL's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import DiffusionPipeline
+
+TOWERS = ("text_encoder", "text_encoder_2")
+
+
+@dataclass(frozen=True)
+class TextTower:
+    """One text encoder of a pipeline with its tokenizer; `name` is its attribute there."""
+
+    name: str
+    tokenizer: Any
+    model: Any
+
+
+@dataclass(frozen=True)
+class TextFeatures:
+    """hidden (prompts, positions, width) goes into cross-attention; pooled (prompts, width) is SDXL's, else None."""
+
+    hidden: torch.Tensor
+    pooled: torch.Tensor | None = None
+
+
+def text_towers(pipeline: DiffusionPipeline) -> list[TextTower]:
+    """The pipeline's text encoders in their order: one for Stable Diffusion 1 and 2, two for SDXL."""
+    found = []
+    for name in TOWERS:
+        model = getattr(pipeline, name, None)
+        if model is not None:
+            found.append(TextTower(name, getattr(pipeline, name.replace("text_encoder", "tokenizer")), model))
+    return found
+
+
+def token_ids(towers: Sequence[TextTower], prompts: Sequence[str]) -> list[torch.Tensor]:
+    """Per tower the prompts' ids (prompts, context), padded to the context and truncated as the pipelines do."""
+    return [
+        tower.tokenizer(
+            list(prompts),
+            padding="max_length",
+            max_length=tower.tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids
+        for tower in towers
+    ]
+
+
+def encode_ids(towers: Sequence[TextTower], ids: Sequence[torch.Tensor]) -> TextFeatures:
+    """Features of token ids, differentiable.
+
+    Stable Diffusion 1 and 2 use the last layer after its norm; SDXL the layer before the last of both towers side by
+    side, and the second tower's projected pooled output.
+    """
+    import torch
+
+    on_device = [row.to(next(tower.model.parameters()).device) for tower, row in zip(towers, ids, strict=True)]
+    if len(towers) == 1:
+        return TextFeatures(towers[0].model(on_device[0])[0])
+    outputs = [tower.model(row, output_hidden_states=True) for tower, row in zip(towers, on_device, strict=True)]
+    return TextFeatures(torch.cat([output.hidden_states[-2] for output in outputs], dim=-1), outputs[-1].text_embeds)

@@ -27,8 +27,11 @@ class Limits:
 class Admission(Protocol):
     """Decides image by image, in candidate order; it may compare with those it admitted before."""
 
-    def admit(self, candidate: Candidate, image: FetchedImage) -> str | None:
+    def admit(self, place: int, candidate: Candidate, image: FetchedImage) -> str | None:
         """None when the image is accepted, else the reason why it is not."""
+
+    def withdrawn(self) -> Mapping[int, str]:
+        """Places admitted earlier that the last decision showed to be wrong, with the reason; each is told once."""
 
 
 class Judge(Protocol):
@@ -49,19 +52,24 @@ class AcceptAll:
     def admission(self) -> Admission:
         return self
 
-    def admit(self, candidate: Candidate, image: FetchedImage) -> str | None:
+    def admit(self, place: int, candidate: Candidate, image: FetchedImage) -> str | None:
         return None
+
+    def withdrawn(self) -> Mapping[int, str]:
+        return {}
 
 
 @dataclass
 class Standing:
-    """Where things stand. accepted and undecided: places in the candidate order; turned_down: place → reason.
+    """Where things stand. accepted, failed and undecided: places in the candidate order; turned_down: place → reason.
 
-    undecided are those that could still change the result and are worth trying now, in order. complete: nothing can.
+    undecided are those that could still change the result and are worth trying now, in order. complete: nothing can;
+    then accepted, turned_down and failed depend on nothing but the candidates and what was behind them.
     """
 
     accepted: list[int] = field(default_factory=list)
     turned_down: dict[int, str] = field(default_factory=dict)
+    failed: list[int] = field(default_factory=list)
     undecided: list[int] = field(default_factory=list)
     complete: bool = True
 
@@ -96,12 +104,19 @@ def stand(
             if max(tentative[candidate.caption_id], tentative[host] if host else 0) < room * SPARE:
                 standing.undecided.append(place)
                 tentative.update([candidate.caption_id, *([host] if host else [])])
-        elif isinstance(outcome, FetchedImage):
-            reason = admission.admit(candidate, outcome)
+        elif isinstance(outcome, FailedFetch):
+            standing.failed.append(place)
+        else:
+            reason = admission.admit(place, candidate, outcome)
             if reason is None:
                 standing.accepted.append(place)
                 captions[candidate.caption_id] += 1
                 hosts[host] += 1
             else:
                 standing.turned_down[place] = reason
+            for earlier, why in admission.withdrawn().items():
+                standing.accepted.remove(earlier)
+                standing.turned_down[earlier] = why
+                captions[candidates[earlier].caption_id] -= 1
+                hosts[host_of(candidates[earlier].url or "") if limits.per_host is not None else ""] -= 1
     return standing

@@ -47,15 +47,20 @@ def read_captioned_folder(folder: Path) -> StoredImages:
 
 
 def _lines(path: Path) -> list[str]:
+    return _text(path).splitlines()
+
+
+def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}", hint="It must be a UTF-8 text file.") from error
 
 
 def _metadata(path: Path) -> Iterator[tuple[str, str]]:
     """(file name, caption) of every line of Hugging Face's metadata.jsonl."""
-    for number, line in enumerate(_lines(path), start=1):
+    # A JSON string may hold other characters that end lines elsewhere.
+    for number, line in enumerate(_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:

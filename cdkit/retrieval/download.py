@@ -12,6 +12,7 @@ from pathlib import Path
 from cdkit.errors import NetworkError
 from cdkit.protocols import Context, Task
 from cdkit.retrieval.acceptance import AcceptAll, Judge, Limits, Standing, stand
+from cdkit.retrieval.blocklist import Blocklist, blocked_url
 from cdkit.retrieval.candidates import Candidate
 from cdkit.retrieval.content import FailedFetch, FetchedImage
 from cdkit.retrieval.elsewhere import fetch_elsewhere, split
@@ -35,8 +36,9 @@ _OFFLINE = ("[Errno -3]", "[Errno 101]")
 class Downloaded:
     """How a download ended. accepted: candidates with their images, in candidate order, at most as many as wanted.
 
-    turned_down: fetched, but not accepted, with the reason; failed: given up, with the kind. tried and fetched count
-    URLs; exhausted: there were not enough candidates.
+    turned_down: got, but not accepted, with the reason; failed: given up, with the kind; both up to the last one
+    accepted, so that they are the same however the waves fell. tried and fetched count all URLs, with those that were
+    tried in vain because enough were accepted before them; exhausted: there were not enough candidates.
     """
 
     accepted: list[tuple[Candidate, FetchedImage]]
@@ -60,12 +62,14 @@ def download(
     limits: Limits,
     settings: FetchSettings | None = None,
     judge: Judge | None = None,
+    blocklist: Blocklist | None = None,
 ) -> Downloaded:
     """Fetch candidates in order until `limits.wanted` images are accepted or no candidate is left.
 
-    `folder` keeps every finished image and settled failure: the same call fetches nothing twice. What is accepted
-    depends on the candidates and on what their URLs hold, never on timing. Raises ConfigError for impossible settings,
-    OutputError when the disk is full, NetworkError when nothing can be fetched at all.
+    blocklist: URLs that are never asked for, and hashes of bytes that are never written. `folder` keeps every finished
+    image and settled failure: the same call fetches nothing twice. What is accepted depends on the candidates and on
+    what their URLs hold, never on timing. Raises ConfigError for impossible settings, OutputError when the disk is
+    full, NetworkError when nothing can be fetched at all.
     """
     chosen = settings or FetchSettings()
     chosen.check()
@@ -73,7 +77,7 @@ def download(
         context.progress.note(
             f"Everything is fetched through the proxy {chosen.proxy}: checking where names lead is now its duty."
         )
-    return _Download(candidates, folder, context, limits, chosen, judge or AcceptAll()).run()
+    return _Download(candidates, folder, context, limits, chosen, judge or AcceptAll(), blocklist or Blocklist()).run()
 
 
 def _says_offline(attempt: Attempt) -> bool:
@@ -92,6 +96,7 @@ class _Download:
         limits: Limits,
         settings: FetchSettings,
         judge: Judge,
+        blocklist: Blocklist,
     ) -> None:
         self.candidates = candidates
         self.folder = folder.sub("waves")
@@ -99,6 +104,7 @@ class _Download:
         self.limits = limits
         self.settings = settings
         self.judge = judge
+        self.blocklist = blocklist
         self.known: dict[int, FetchedImage | FailedFetch] = {}
         self.waiting: dict[int, float] = {}
         self.attempts: dict[str, list[Attempt]] = {}
@@ -114,6 +120,9 @@ class _Download:
                 url = parse_url(candidate.url or "")
             except FetchFailure as failure:
                 self.known[place] = FailedFetch(candidate.url, failure.kind, detail=failure.detail)
+                continue
+            if url.text in self.blocklist.urls:
+                self.known[place] = blocked_url(url.text)
             else:
                 self.urls[place] = url
                 self.places.setdefault(url.text, []).append(place)
@@ -161,7 +170,7 @@ class _Download:
             for key, place in enumerate(ordered)
             if _HASH.fullmatch(text := (self.candidates[place].md5 or "").strip())
         }
-        job = Job(self.settings, urls, hashes)
+        job = Job(self.settings, urls, hashes, self.blocklist.exact())
         elsewhere = self.context.engine.name != "local"
         jobs = split(job, self.context.engine.workers) if elsewhere else [job]
         folders = self._new_folders(len(jobs))
@@ -216,12 +225,11 @@ class _Download:
             accepted=[(self.candidates[place], known[place]) for place in standing.accepted],  # type: ignore[misc]
             turned_down=[
                 (self.candidates[place], known[place], reason)  # type: ignore[misc]
-                for place, reason in standing.turned_down.items()
+                for place, reason in sorted(standing.turned_down.items())
             ],
             failed=[
-                (self.candidates[place], outcome)
-                for place, outcome in sorted(known.items())
-                if isinstance(outcome, FailedFetch)
+                (self.candidates[place], known[place])  # type: ignore[misc]
+                for place in standing.failed
             ],
             tried=len(tried),
             fetched=sum(isinstance(known.get(place), FetchedImage) for place in tried),

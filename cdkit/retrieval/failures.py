@@ -27,6 +27,7 @@ FAILURE_KINDS = (
     "opt_out",
     "too_large",
     "hash_mismatch",
+    "blocklisted",
     "lost",
 )
 # Not a failure: the fetch never began, because its host was busy until the deadline.

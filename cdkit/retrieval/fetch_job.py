@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,11 +15,12 @@ from urllib.parse import urlsplit
 import cdkit
 from cdkit.errors import ConfigError
 from cdkit.retrieval.web_urls import AllowedHosts
-from cdkit.storage import read_json, write_json
+from cdkit.storage import read_json, write_json, write_text
 
 JOB_NAME = "job.json"
 URLS_NAME = "urls.parquet"
 IMAGES_NAME = "images"
+BLOCKED_NAME = "blocked.txt"
 MAX_THREADS = 32
 AGENT_TOKEN = "cdkit"
 USER_AGENT = f"{AGENT_TOKEN}/{cdkit.__version__} (image fetcher; respects X-Robots-Tag: noai and TDM-Reservation)"
@@ -82,12 +83,14 @@ def _is_proxy(text: str) -> bool:
 class Job:
     """One wave: the URLs in fetching order (a URL's place is its key), and the hashes some of them must have.
 
-    hashes: key → md5 or sha256 in hex, told apart by their length.
+    hashes: key → md5 or sha256 in hex, told apart by their length. blocked: URLs that are never asked for, and
+    hashes in hex of bytes that are never written.
     """
 
     settings: FetchSettings
     urls: tuple[str, ...]
     hashes: Mapping[int, str] = field(default_factory=dict)
+    blocked: frozenset[str] = frozenset()
 
     def write(self, folder: Path) -> None:
         """Write the job and the table that img2dataset reads; each URL's fragment is its key."""
@@ -97,7 +100,10 @@ class Job:
         folder.mkdir(parents=True, exist_ok=True)
         keyed = [f"{url}#{key}" for key, url in enumerate(self.urls)]
         pq.write_table(pa.table({"url": pa.array(keyed, pa.string())}), folder / URLS_NAME)
-        write_json(folder / JOB_NAME, asdict(self))
+        # Lists of hashes can be long, and need not be parsed with the rest.
+        if self.blocked:
+            write_text(folder / BLOCKED_NAME, "\n".join(sorted(self.blocked)))
+        write_json(folder / JOB_NAME, asdict(replace(self, blocked=frozenset())) | {"blocked": bool(self.blocked)})
 
     @classmethod
     def read(cls, folder: Path) -> Job:
@@ -106,7 +112,8 @@ class Job:
         settings = values["settings"]
         settings["allow_hosts"] = tuple(settings["allow_hosts"])
         hashes = {int(key): value for key, value in values["hashes"].items()}
-        return cls(FetchSettings(**settings), tuple(values["urls"]), hashes)
+        text = (folder / BLOCKED_NAME).read_text(encoding="utf-8") if values["blocked"] else ""
+        return cls(FetchSettings(**settings), tuple(values["urls"]), hashes, frozenset(text.split("\n")) - {""})
 
 
 class Journal:

@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 from cdkit.retrieval.addresses import WEB_PORTS, is_public
+from cdkit.retrieval.blocklist import digests
 from cdkit.retrieval.connections import (
     GuardedHTTPHandler,
     GuardedHTTPSHandler,
@@ -132,6 +133,8 @@ class GuardedOpener(urllib.request.OpenerDirector):
 
     def _check(self, url: WebUrl) -> None:
         """What can be said of a URL before anything is looked up."""
+        if url.text in self.job.blocked:
+            raise FetchFailure("blocklisted", f"URL sha256 {hashlib.sha256(url.text.encode()).hexdigest()}")
         if self.allowed.covers(url):
             return
         if url.port not in WEB_PORTS:
@@ -179,6 +182,9 @@ class GuardedOpener(urllib.request.OpenerDirector):
         return decoded(bytes(content), response.headers.get("Content-Encoding", ""), limit)
 
     def _verify(self, key: int, body: Body) -> None:
+        if self.job.blocked and not self.job.blocked.isdisjoint(digests(body.content)):
+            digest = hashlib.sha256(body.content).hexdigest()
+            raise FetchFailure("blocklisted", f"sha256 {digest}", status=body.status)
         expected = self.job.hashes.get(key)
         if expected is None:
             return

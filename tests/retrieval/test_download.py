@@ -185,7 +185,7 @@ class OneInTwo(AcceptAll):
     def prepare(self, images: Sequence[tuple[Candidate, FetchedImage]]) -> None:
         self.prepared += [candidate.caption for candidate, _ in images]
 
-    def admit(self, candidate: Candidate, image: FetchedImage) -> str | None:
+    def admit(self, place: int, candidate: Candidate, image: FetchedImage) -> str | None:
         return "odd" if candidate.caption_id % 2 else None
 
 

@@ -102,10 +102,10 @@ def test_what_is_accepted_does_not_depend_on_who_answers_first(
         assert max(hosts.values(), default=0) <= per_host
 
 
-class NoOddCaptions:
+class NoOddCaptions(AcceptAll):
     """Turns down odd captions."""
 
-    def admit(self, candidate: Candidate, image: FetchedImage) -> str | None:
+    def admit(self, place: int, candidate: Candidate, image: FetchedImage) -> str | None:
         return "odd" if candidate.caption_id % 2 else None
 
 

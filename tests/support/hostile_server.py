@@ -155,6 +155,11 @@ class Hostile(BaseHTTPRequestHandler):
     def act_gzip_bomb(self, visit: int) -> None:
         self.answer(200, bomb(), {"Content-Encoding": "gzip"})
 
+    def act_file(self, visit: int) -> None:
+        """`/file/...`: what the test put there."""
+        content = self.server.files.get(self.path)
+        self.answer(*(404, b"no such file") if content is None else (200, content))
+
     def act_noai(self, visit: int) -> None:
         self.answer(200, picture(self.path), {"X-Robots-Tag": "noai, noimageai"})
 
@@ -176,6 +181,7 @@ class HostileServer(ThreadingHTTPServer):
         self.closing = threading.Event()
         self.hits: Counter[str] = Counter()
         self.agents: set[str | None] = set()
+        self.files: dict[str, bytes] = {}
         self._lock = threading.Lock()
         if certificate is not None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

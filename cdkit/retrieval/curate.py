@@ -1,0 +1,185 @@
+"""Curation: which of the images at hand are accepted, and why the others are not.
+
+What an image is by itself is found out once, in worker processes; how images stand to one another is decided in
+candidate order, so that of two near-duplicates the better-ranked one is kept.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from cdkit.protocols import Progress, SilentProgress
+from cdkit.retrieval.candidates import Candidate
+from cdkit.retrieval.content import FetchedImage
+from cdkit.retrieval.duplicates import NEAR, NearHashes
+from cdkit.retrieval.inspection import Inspection
+from cdkit.retrieval.inspectors import Inspectors
+
+JOURNAL_NAME = "inspected.jsonl"
+PLACEHOLDER = "placeholder"
+# The source of images that were made for the set: nobody serves them in place of others.
+GENERATED = "generated"
+
+
+class Scorer(Protocol):
+    """Says how well an image fits its caption: the cosine of their embeddings."""
+
+    def score(self, caption: str, path: Path) -> float: ...
+
+
+@dataclass(frozen=True)
+class CurationRules:
+    """How images must stand to others. distance: bits of the perceptual hash up to which two are near-duplicates.
+
+    targets: perceptual hashes of the concept's own photos and of their mirror images.
+    """
+
+    distance: int = NEAR
+    targets: tuple[int, ...] = ()
+    min_image_similarity: float | None = None
+
+
+class Curator:
+    """The judge of a download: inspects images as they come, and remembers what they are in `store`."""
+
+    def __init__(
+        self,
+        inspectors: Inspectors,
+        store: Path,
+        rules: CurationRules,
+        *,
+        scorer: Scorer | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.store = store
+        self._inspectors = inspectors
+        self._rules = rules
+        self._scorer = scorer
+        self._progress = progress or SilentProgress()
+        self._known = dict(_read_journal(store))
+        self._scores: dict[tuple[str, int], float] = {}
+
+    def prepare(self, images: Sequence[tuple[Candidate, FetchedImage]]) -> None:
+        """Inspect those that were not inspected yet, also in an earlier run."""
+        fresh = {identity(image): image for _, image in images if identity(image) not in self._known}
+        names = list(fresh)
+        contents = [fresh[name].content for name in names]
+        with (
+            self._progress.task("curate", len(names), unit="images") as task,
+            (self.store / JOURNAL_NAME).open("a", encoding="utf-8") as journal,
+        ):
+            for place, found in self._inspectors.inspect(contents):
+                self._known[names[place]] = found
+                journal.write(json.dumps({"image": names[place]} | found.as_json()) + "\n")
+                journal.flush()
+                task.advance()
+
+    def inspection(self, image: FetchedImage) -> Inspection:
+        """What is known of an image that was prepared."""
+        return self._known[identity(image)]
+
+    def score(self, candidate: Candidate, image: FetchedImage) -> float | None:
+        """How well the image fits its caption; None where nobody asked."""
+        if self._scorer is None:
+            return None
+        found = self.inspection(image)
+        key = (found.sha256, candidate.caption_id)
+        if key not in self._scores:
+            self._scores[key] = self._scorer.score(candidate.caption, self.store / found.name)
+        return self._scores[key]
+
+    def admission(self) -> CurationAdmission:
+        return CurationAdmission(self, self._rules)
+
+
+def identity(image: FetchedImage) -> str:
+    """What names an image across runs: the hash of its bytes, or where they lie."""
+    return image.sha256 or repr(image.content)
+
+
+def _read_journal(store: Path) -> dict[str, Inspection]:
+    """What earlier runs found; what they did not finish writing is left out."""
+    found: dict[str, Inspection] = {}
+    try:
+        lines = (store / JOURNAL_NAME).read_bytes().splitlines()
+    except FileNotFoundError:
+        return found
+    for line in lines:
+        try:
+            entry = json.loads(line)
+            name = entry.pop("image")
+            inspection = Inspection(**entry)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            continue
+        if inspection.reason is not None or _size(store / inspection.name) == inspection.size:
+            found[name] = inspection
+    # A line cut short must not swallow the next one.
+    if lines and not (store / JOURNAL_NAME).read_bytes().endswith(b"\n"):
+        with (store / JOURNAL_NAME).open("a", encoding="utf-8") as journal:
+            journal.write("\n")
+    return found
+
+
+def _size(path: Path) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1
+
+
+@dataclass
+class CurationAdmission:
+    """One walk over the images in candidate order."""
+
+    curator: Curator
+    rules: CurationRules
+    _accepted: NearHashes = field(init=False)
+    _targets: NearHashes = field(init=False)
+    _captions: dict[str, int] = field(default_factory=dict)
+    _placeholders: set[str] = field(default_factory=set)
+    _withdrawn: dict[int, str] = field(default_factory=dict)
+    _places: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._accepted = NearHashes(self.rules.distance)
+        self._targets = NearHashes(self.rules.distance, self.rules.targets)
+
+    def admit(self, place: int, candidate: Candidate, image: FetchedImage) -> str | None:
+        """None when the image is accepted, else the reason why it is not."""
+        found = self.curator.inspection(image)
+        if found.reason is not None:
+            return found.reason
+        if candidate.source != GENERATED and self._is_placeholder(found.sha256, candidate.caption_id):
+            return PLACEHOLDER
+        if found.phash in self._targets:
+            return "target_photo"
+        if found.phash in self._accepted:
+            return "near_duplicate"
+        least = self.rules.min_image_similarity
+        score = self.curator.score(candidate, image) if least is not None else None
+        if least is not None and score is not None and score < least:
+            return "dissimilar"
+        self._accepted.add(found.phash)
+        self._places[found.sha256] = place
+        return None
+
+    def withdrawn(self) -> Mapping[int, str]:
+        """Places whose images turned out to be placeholders since this was asked last."""
+        told, self._withdrawn = self._withdrawn, {}
+        return told
+
+    def _is_placeholder(self, sha256: str, caption_id: int) -> bool:
+        """Whether the same bytes came behind another caption before: then no caption belongs to them."""
+        if sha256 in self._placeholders:
+            return True
+        if self._captions.setdefault(sha256, caption_id) == caption_id:
+            return False
+        self._placeholders.add(sha256)
+        if sha256 in self._places:
+            self._withdrawn[self._places.pop(sha256)] = PLACEHOLDER
+        return True

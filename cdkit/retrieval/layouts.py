@@ -1,0 +1,89 @@
+"""The same set as other programs read it: diffusers' Custom Diffusion script, ImageFolder, WebDataset.
+
+diffusers (and Adobe's own script) read images/ for the number of images, images.txt for their paths and caption.txt
+for their captions, line by line with `str.splitlines`, so that no caption may hold anything that ends a line.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from cdkit.retrieval.captioned_folder import CAPTIONS_NAME, METADATA_NAME, PATHS_NAME, URLS_NAME
+from cdkit.retrieval.regularization_set import SetRow
+from cdkit.storage import Folder, atomic_path
+
+Layout = Literal["diffusers", "imagefolder", "webdataset"]
+LAYOUTS: tuple[Layout, ...] = ("diffusers", "imagefolder", "webdataset")
+TAR_IMAGES = 1000
+
+
+def write_layout(layout: Layout, out: Folder, rows: Sequence[SetRow]) -> None:
+    """Write one layout into a folder of its name, whole or not at all."""
+    out.remove([layout])
+    with atomic_path(out / layout) as temporary:
+        temporary.mkdir()
+        _WRITERS[layout](temporary, out / layout, rows)
+
+
+def _write_diffusers(folder: Path, final: Path, rows: Sequence[SetRow]) -> None:
+    """images/, images.txt, caption.txt and urls.txt; paths are absolute, so that a script finds them from anywhere."""
+    (folder / "images").mkdir()
+    for row in rows:
+        (folder / "images" / row.file_name).write_bytes(row.path.read_bytes())
+    paths = [str(final.resolve() / "images" / row.file_name) for row in rows]
+    _write_lines(folder / PATHS_NAME, paths)
+    _write_lines(folder / CAPTIONS_NAME, [row.caption for row in rows])
+    _write_lines(folder / URLS_NAME, [row.url or "" for row in rows])
+
+
+def one_line(text: str) -> str:
+    """A text without anything that `str.splitlines` would split it at."""
+    return " ".join(text.split())
+
+
+def _write_lines(path: Path, lines: Sequence[str]) -> None:
+    path.write_text("".join(f"{one_line(line)}\n" for line in lines), encoding="utf-8", newline="\n")
+
+
+def _write_imagefolder(folder: Path, final: Path, rows: Sequence[SetRow]) -> None:
+    """Hugging Face's ImageFolder: the images, and metadata.jsonl that names them."""
+    lines = []
+    for row in rows:
+        (folder / row.file_name).write_bytes(row.path.read_bytes())
+        lines.append(json.dumps({"file_name": row.file_name, "text": row.caption} | _facts(row), ensure_ascii=False))
+    (folder / METADATA_NAME).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def _write_webdataset(folder: Path, final: Path, rows: Sequence[SetRow]) -> None:
+    """Tar files of KEY.jpg or KEY.png, KEY.txt and KEY.json, members of a key side by side."""
+    for number, start in enumerate(range(0, len(rows), TAR_IMAGES)):
+        with tarfile.open(folder / f"{number:05d}.tar", "w", format=tarfile.USTAR_FORMAT) as archive:
+            for row in rows[start : start + TAR_IMAGES]:
+                facts = json.dumps({"key": row.key, "caption": row.caption} | _facts(row), ensure_ascii=False)
+                _add(archive, row.file_name, row.path.read_bytes())
+                _add(archive, f"{row.key}.txt", row.caption.encode())
+                _add(archive, f"{row.key}.json", facts.encode())
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    # A TarInfo made by hand has no clock and no owner: the same set is the same bytes.
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    archive.addfile(member, io.BytesIO(content))
+
+
+def _facts(row: SetRow) -> dict[str, object]:
+    names = ("similarity", "url", "width", "height", "sha256", "phash", "source", "query")
+    return {name: getattr(row, name) for name in names}
+
+
+_WRITERS: Mapping[Layout, Callable[[Path, Path, Sequence[SetRow]], None]] = {
+    "diffusers": _write_diffusers,
+    "imagefolder": _write_imagefolder,
+    "webdataset": _write_webdataset,
+}

@@ -1,0 +1,154 @@
+"""A regularization set on disk: images with their captions and where they came from, read by training and reports."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cdkit.datasets import part_name, parts, schema, write_shard
+from cdkit.errors import InputError
+from cdkit.manifest import read_manifest
+from cdkit.storage import Folder
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+IMAGES = "images"
+SHARD_IMAGES = 500
+# The stages that make one: of images found, and of images drawn.
+MAKERS = ("retrieve", "class-images")
+# What Hugging Face's datasets library reads from a Parquet file to know that a column holds pictures.
+_FEATURES = {"image": {"_type": "Image"}}
+_HUGGING_FACE_KEY = "huggingface"
+
+
+@dataclass(frozen=True)
+class RegularizationImage:
+    """One image of a set. image: a PNG or JPEG file; similarity: of its caption to the prompt; url: None if unknown.
+
+    source: the pool file (or key) it came from, or `generated`.
+    """
+
+    key: str
+    image: bytes
+    caption: str
+    similarity: float
+    url: str | None
+    source: str | None
+
+
+def read_regularization_set(folder: Path) -> list[RegularizationImage]:
+    """Every image of a finished set, in its order; raises InputError when there is none, or it is damaged."""
+    return list(iterate_regularization_set(folder))
+
+
+def iterate_regularization_set(folder: Path) -> Iterator[RegularizationImage]:
+    """The images of a finished set, one shard in memory at a time; raises InputError as the reader does."""
+    for path in _shards(Path(folder)):
+        table = _table(path, ["key", "image", "caption", "similarity", "url", "source"])
+        for row in table.to_pylist():
+            content = (row["image"] or {}).get("bytes")
+            if not content or row["caption"] is None:
+                raise InputError(f"{path}: {row['key']} has no image or no caption.", hint=_AGAIN)
+            yield RegularizationImage(
+                row["key"], content, row["caption"], float(row["similarity"]), row["url"], row["source"]
+            )
+
+
+def count_regularization_images(folder: Path) -> int:
+    """How many images a finished set holds, without reading them; raises InputError as the reader does."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return sum(pq.read_metadata(path).num_rows for path in _shards(Path(folder)))
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(f"{folder} is damaged: {error}", hint=_AGAIN) from error
+
+
+_AGAIN = "Run cdkit retrieve for this folder again, with --force."
+
+
+def _shards(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise InputError(f"{folder} does not exist.", hint="Give the folder that cdkit retrieve made.")
+    manifest = read_manifest(folder)
+    if manifest is None or manifest.stage not in MAKERS:
+        started = (folder / "started.json").exists()
+        hint = (
+            "Run the same command again to finish it."
+            if started
+            else "Make one with cdkit retrieve, or cdkit class-images."
+        )
+        raise InputError(f"{folder} holds no finished regularization set.", hint=hint)
+    found = parts(folder / IMAGES)
+    if not found:
+        raise InputError(f"{folder / IMAGES} holds no shards.", hint=_AGAIN)
+    return found
+
+
+def _table(path: Path, columns: Sequence[str]) -> pa.Table:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.ParquetFile(path).read(columns=list(columns))
+    except (OSError, pa.ArrowInvalid, KeyError) as error:
+        raise InputError(f"{path} is damaged: {error}", hint=_AGAIN) from error
+
+
+@dataclass(frozen=True)
+class SetRow:
+    """One accepted image about to be written. path: its stored file, encoded already."""
+
+    key: str
+    path: Path
+    caption: str
+    similarity: float
+    url: str | None
+    width: int
+    height: int
+    sha256: str
+    phash: str
+    source: str | None
+    query: str
+
+    @property
+    def file_name(self) -> str:
+        """What the image is called in every layout: `000012.jpg`."""
+        return f"{self.key}{self.path.suffix}"
+
+
+def write_images(out: Folder, rows: Iterable[SetRow], fingerprint: str) -> None:
+    """Write images/ in shards; an empty set is one empty shard, so that readers find its columns."""
+    import pyarrow as pa
+
+    fields = schema("regularization_images")
+    features = {name: _FEATURES.get(name) or _value(fields.field(name).type) for name in fields.names}
+    metadata = {_HUGGING_FACE_KEY: json.dumps({"info": {"features": features}})}
+    folder = out.sub(IMAGES)
+    iterator = iter(rows)
+    for number, block in enumerate(_blocks(iterator)):
+        table = pa.Table.from_pylist([_record(row) for row in block], schema=fields.with_metadata(metadata))
+        write_shard(folder / part_name(number), table, fingerprint=fingerprint)
+
+
+def _blocks(rows: Iterator[SetRow]) -> Iterator[list[SetRow]]:
+    first = list(islice(rows, SHARD_IMAGES))
+    yield first
+    while block := list(islice(rows, SHARD_IMAGES)):
+        yield block
+
+
+def _record(row: SetRow) -> dict[str, Any]:
+    facts = {name: getattr(row, name) for name in schema("regularization_images").names if name != "image"}
+    return facts | {"image": {"bytes": row.path.read_bytes(), "path": row.file_name}}
+
+
+def _value(kind: pa.DataType) -> dict[str, str]:
+    names = {"float": "float32"}
+    return {"dtype": names.get(str(kind), str(kind)), "_type": "Value"}

@@ -1,0 +1,208 @@
+"""One retrieval on its way: candidates, images from the web or at hand, curation, and everything that is written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from cdkit.datasets import part_name, schema, write_shard
+from cdkit.engines import available_cores
+from cdkit.index.opening import open_index
+from cdkit.inputs import EMBEDDED
+from cdkit.protocols import Context
+from cdkit.retrieval.blocklist import Blocklist, read_blocklist
+from cdkit.retrieval.candidates import (
+    CandidateSet,
+    find_candidates,
+    read_candidates,
+    require_urls,
+    write_candidates,
+)
+from cdkit.retrieval.contact_sheet import write_contact_sheet
+from cdkit.retrieval.content import FailedFetch, FetchedImage
+from cdkit.retrieval.curate import CurationRules, Curator
+from cdkit.retrieval.dataset_card import write_card
+from cdkit.retrieval.download import Downloaded, download
+from cdkit.retrieval.fill import ImageMaker, fill
+from cdkit.retrieval.funnel import Funnel, funnel, rejected_rows, similarity_histogram
+from cdkit.retrieval.image_similarity import load_scorer
+from cdkit.retrieval.images import match_candidates, read_images
+from cdkit.retrieval.inspection import InspectionRules
+from cdkit.retrieval.inspectors import Inspectors
+from cdkit.retrieval.layouts import LAYOUTS, write_layout
+from cdkit.retrieval.local_candidates import local_candidates
+from cdkit.retrieval.regularization_set import SetRow, write_images
+from cdkit.retrieval.rendered_images import is_embedded_pool, rendered
+from cdkit.retrieval.retrieve import BUILDING, CARD, CONTACT_SHEET, REJECTS, RetrieveConfig
+from cdkit.retrieval.selection import select
+from cdkit.retrieval.target_photos import target_hashes
+from cdkit.retrieval.web_urls import AllowedHosts
+from cdkit.storage import Folder
+
+if TYPE_CHECKING:
+    from cdkit.protocols import TextEncoder
+
+
+@dataclass(frozen=True)
+class Found:
+    """Candidates, and for images at hand what is behind each; the least similarity that counted."""
+
+    candidates: CandidateSet
+    threshold: float
+    encoder: TextEncoder
+    images: dict[int, FetchedImage | FailedFetch] | None = None
+
+
+class RetrievalRun:
+    """One retrieval on its way."""
+
+    def __init__(
+        self, config: RetrieveConfig, out: Folder, context: Context, fingerprint: str, make: ImageMaker | None = None
+    ) -> None:
+        self.config = config
+        self.make = make
+        self.out = out
+        self.context = context
+        self.fingerprint = fingerprint
+        self.building = out.sub(BUILDING)
+
+    def run(self) -> tuple[dict[str, Any], dict[str, float]]:
+        """Everything but the manifest; the rejects are written last and carry the result."""
+        config = self.config
+        AllowedHosts.parse(config.allow_host)
+        blocklist = read_blocklist(Path(config.blocklist)) if config.blocklist else Blocklist()
+        targets = target_hashes(config.exclude_like)
+        clock = time.monotonic()
+        found = self.find()
+        for note in found.candidates.notes:
+            self.context.progress.note(note)
+        inspection = InspectionRules(config.min_side, config.max_aspect_ratio, config.max_side, blocklist)
+        rules = CurationRules(config.near_duplicate_bits, targets, config.min_image_similarity)
+        scorer = load_scorer(found.encoder) if config.min_image_similarity is not None else None
+        store = self.building.sub("curated").path
+        workers = config.workers if config.workers and config.engine == "local" else available_cores()
+        clocks = {"candidates_seconds": time.monotonic() - clock}
+        with Inspectors(inspection, store, workers=workers) as inspectors:
+            curator = Curator(inspectors, store, rules, scorer=scorer, progress=self.context.progress)
+            done = self.gather(found, curator, blocklist)
+            if self.make is not None:
+                done = fill(done, self.make, wanted=config.count, judge=curator)
+        clocks["gathering_seconds"] = time.monotonic() - clock - clocks["candidates_seconds"]
+        clocks["waves_seconds"] = sum(wave.seconds for wave in done.waves)
+        clocks["urls_tried"] = done.tried
+        result = self.write(found, done, curator)
+        return result, {name: round(value, 3) for name, value in clocks.items()}
+
+    def find(self) -> Found:
+        """Candidates from the index, and images at hand where the config says so."""
+        config, settings = self.config, self.config.candidate_settings()
+        settings.caption_limit(config.count)
+        index = open_index(Path(config.index))
+        threshold = index.default_threshold if config.min_similarity is None else config.min_similarity
+        folder = self.building.sub("candidates").path
+        candidates = read_candidates(folder, self.fingerprint)
+        if candidates is None:
+            candidates = find_candidates(index, config.prompts, config.count, settings)
+            write_candidates(folder, candidates, self.fingerprint)
+        if config.images is None or config.images == EMBEDDED:
+            return Found(candidates, threshold, index.encoder, self.rendered(candidates))
+
+        stored = read_images(Path(config.images), candidates.candidates)
+        matched = match_candidates(candidates.candidates, stored.images)
+        if matched:
+            return Found(candidates, threshold, index.encoder, dict(matched))
+        stored = read_images(Path(config.images))
+        self.context.progress.note(
+            f"No image of {config.images} belongs to a caption of the index; the folder's own captions are compared."
+        )
+        own, images = local_candidates(stored.images, config.prompts, index.encoder, settings)
+        return Found(own, threshold, index.encoder, dict(images))
+
+    def rendered(self, found: CandidateSet) -> dict[int, FetchedImage | FailedFetch] | None:
+        """The embedded world's images when they are asked for, or when the URLs are its own and nobody serves them."""
+        if self.config.images == EMBEDDED:
+            return rendered(found.candidates)
+        require_urls(found)
+        if not is_embedded_pool(found.candidates) or self.config.allow_host or self.config.proxy:
+            return None
+        self.context.progress.note(
+            "The index is over the embedded pool, whose URLs lead nowhere: its images are drawn here, as with "
+            "--images embedded."
+        )
+        return rendered(found.candidates)
+
+    def gather(self, found: Found, curator: Curator, blocklist: Blocklist) -> Downloaded:
+        """Accept images: from the web, or from what is at hand."""
+        candidates, limits = found.candidates.candidates, self.config.limits()
+        if found.images is not None:
+            return select(candidates, found.images, limits=limits, judge=curator, blocklist=blocklist)
+        return download(
+            candidates,
+            self.building,
+            self.context,
+            limits=limits,
+            settings=self.config.fetch_settings(),
+            judge=curator,
+            blocklist=blocklist,
+        )
+
+    def write(self, found: Found, done: Downloaded, curator: Curator) -> dict[str, Any]:
+        """Write the set in all its forms; returns what the manifest says of it."""
+
+        rows = set_rows(done, curator)
+        counted = funnel(found.candidates, done, self.config.count, found.threshold)
+        result = {"details": self.details(found, counted, rows), "shortfall": counted.shortfall()}
+        self.out.remove(["images", REJECTS])
+        write_images(self.out, rows, self.fingerprint)
+        title = f"{len(rows)} of {self.config.count}: {', '.join(self.config.prompts)}"
+        write_contact_sheet(self.out / CONTACT_SHEET, rows, title)
+        write_card(self.out / CARD, self.config.prompts, counted)
+        for layout in LAYOUTS:
+            if layout in self.config.also_write:
+                write_layout(layout, self.out, rows)
+        table = pa.Table.from_pylist(list(rejected_rows(done, curator)), schema=schema("retrieval_rejects"))
+        write_shard(self.out / REJECTS / part_name(0), table, fingerprint=self.fingerprint, facts=result)
+        return result
+
+    def details(self, found: Found, counted: Funnel, rows: Sequence[SetRow]) -> dict[str, Any]:
+        similarities = [row.similarity for row in rows]
+        return {
+            "asked": counted.asked,
+            "accepted": counted.accepted,
+            "generated": counted.generated,
+            "tried": counted.tried,
+            "threshold": found.threshold,
+            "prompts": self.config.prompts,
+            "funnel": counted.steps(),
+            "rejected": dict(counted.rejected),
+            "similarities": similarity_histogram(similarities, found.threshold),
+            "filtered": found.candidates.rejected,
+        }
+
+
+def set_rows(done: Downloaded, curator: Curator) -> list[SetRow]:
+    """The accepted images in their order, as rows about to be written."""
+    rows = []
+    for number, (candidate, image) in enumerate(done.accepted):
+        found = curator.inspection(image)
+        rows.append(
+            SetRow(
+                key=f"{number:06d}",
+                path=curator.store / found.name,
+                caption=candidate.caption,
+                similarity=candidate.similarity,
+                url=candidate.url,
+                width=found.width,
+                height=found.height,
+                sha256=found.sha256,
+                phash=f"{found.phash:016x}",
+                source=candidate.source,
+                query=candidate.query,
+            )
+        )
+    return rows

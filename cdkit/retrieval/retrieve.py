@@ -1,0 +1,161 @@
+"""The retrieve stage: prompts to a regularization set, by candidates, download (or images at hand) and curation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import field_validator, model_validator
+
+from cdkit.config import ParallelConfig, canonical, did_you_mean, setting
+from cdkit.datasets import Dataset, finished_facts, part_name
+from cdkit.errors import CdkitError
+from cdkit.inputs import Input
+from cdkit.manifest import Counts, Identity
+from cdkit.protocols import Context
+from cdkit.retrieval.acceptance import Limits
+from cdkit.retrieval.candidates import CandidateSettings, Filters, Selection
+from cdkit.retrieval.duplicates import NEAR
+from cdkit.retrieval.fetch_job import MAX_THREADS, FetchSettings
+from cdkit.retrieval.layouts import LAYOUTS
+from cdkit.storage import Folder
+
+if TYPE_CHECKING:
+    from cdkit.retrieval.fill import ImageMaker
+
+STAGE_VERSION = 1
+BUILDING = "building"
+REJECTS = "rejects"
+CONTACT_SHEET = "contact_sheet.png"
+CARD = "README.md"
+
+
+class RetrieveConfig(ParallelConfig):
+    """Which images to find, and what they must be."""
+
+    index: str = setting(help="The caption index to search.", argument=True, input="folder")
+    prompts: list[str] = setting(
+        help="What captions should say: one prompt or several of one concept.", argument=True, min_length=1
+    )
+    count: int = setting(200, "Images to accept.", ge=1)
+    min_similarity: float | None = setting(
+        None, "Least similarity of a caption to a prompt [default: the encoder's threshold].", ge=-1, le=1
+    )
+    select: Selection = setting(
+        "top", "Most similar captions first, or spread: as different from each other as can be."
+    )
+    images: str | None = setting(
+        None,
+        "Images at hand instead of the web: a folder with captions, img2dataset output, or 'embedded'.",
+        input="folder",
+    )
+    per_caption: int = setting(1, "Images per caption at most.", ge=1)
+    per_host: int | None = setting(None, "Images per host at most [default: any number].", ge=1)
+    exclude_like: list[str] = setting(
+        [], "Folder with the concept's own photos: nothing like them gets in. Repeatable.", input="folder"
+    )
+    blocklist: str | None = setting(
+        None, "File of URLs and hashes, one a line; what matches is never written.", input="folder"
+    )
+    min_side: int = setting(128, "Least side of an image, in pixels.", ge=1)
+    max_aspect_ratio: float = setting(3.0, "Longer side over shorter side at most.", ge=1)
+    max_side: int = setting(1024, "Larger images are shrunk to this longer side, in pixels.", ge=16)
+    near_duplicate_bits: int = setting(
+        NEAR, "Bits of 64 in which perceptual hashes of near-duplicates differ at most.", ge=0, le=32
+    )
+    min_image_similarity: float | None = setting(
+        None,
+        "Least CLIP similarity of an image to its caption, by the index's encoder [default: not asked].",
+        ge=-1,
+        le=1,
+    )
+    nsfw_limit: Literal["unlikely", "unsure", "nsfw"] = setting("nsfw", "Worst NSFW rating of the pool to accept.")
+    max_punsafe: float | None = setting(None, "Largest punsafe of the pool to accept.", ge=0, le=1)
+    max_pwatermark: float | None = setting(None, "Largest pwatermark of the pool to accept.", ge=0, le=1)
+    min_pool_similarity: float | None = setting(None, "Least image–text similarity by the pool.", ge=-1, le=1)
+    max_captions: int | None = setting(
+        None, "Captions to consider per prompt [default: ten per image, at least 1000].", ge=1
+    )
+    deadline: float = setting(15.0, "Seconds one download may take.", ge=0.1, le=600)
+    retries: int = setting(1, "Further tries after a timeout, a reset or a server error.", ge=0, le=10)
+    max_bytes: int = setting(16 << 20, "Largest download, in bytes.", ge=1, le=1 << 30)
+    allow_host: list[str] = setting([], "HOST[:PORT] exempt from the checks of address and port. Repeatable.")
+    also_write: list[str] = setting([], "Also write the set as diffusers, imagefolder or webdataset. Repeatable.")
+    seed: int = setting(0, "Seed of select spread.", ge=0)
+    proxy: str | None = setting(None, "http://HOST:PORT that everything is fetched through.")
+    threads: int = setting(MAX_THREADS, "Downloads at once.", execution=True, ge=1, le=MAX_THREADS)
+
+    @field_validator("exclude_like", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check(self) -> RetrieveConfig:
+        if not all(prompt.strip() for prompt in self.prompts):
+            raise ValueError("prompts: no prompt may be empty")
+        for name in self.also_write:
+            if name not in LAYOUTS:
+                raise ValueError(f"also_write: there is no layout {name!r}{did_you_mean(name, LAYOUTS)}")
+        return self
+
+    def candidate_settings(self) -> CandidateSettings:
+        filters = Filters(
+            min_side=self.min_side,
+            max_aspect_ratio=self.max_aspect_ratio,
+            nsfw_limit=self.nsfw_limit,
+            max_punsafe=self.max_punsafe,
+            max_pwatermark=self.max_pwatermark,
+            min_pool_similarity=self.min_pool_similarity,
+        )
+        return CandidateSettings(
+            self.min_similarity, filters, self.select, self.per_caption, self.max_captions, self.seed
+        )
+
+    def fetch_settings(self) -> FetchSettings:
+        return FetchSettings(
+            threads=self.threads,
+            deadline=self.deadline,
+            retries=self.retries,
+            max_bytes=self.max_bytes,
+            allow_hosts=tuple(self.allow_host),
+            proxy=self.proxy,
+        )
+
+    def limits(self) -> Limits:
+        return Limits(self.count, self.per_caption, self.per_host)
+
+
+def retrieve(
+    config: RetrieveConfig,
+    inputs: Mapping[str, Input],
+    out: Folder,
+    context: Context,
+    *,
+    make: ImageMaker | None = None,
+) -> Dataset:
+    """Find `count` images, or as many as there are; killed at any moment, the same call gives the same set.
+
+    make: draws what is missing then.
+    Raises InputError when the pool has no URLs and no images are given, for a blocklist that cannot be read, and for
+    photos to exclude that do not decode; NetworkError when nothing can be fetched; OutputError when the disk is full.
+    """
+    marks = {name: given.fingerprint for name, given in inputs.items()}
+    fingerprint = Identity("retrieve", STAGE_VERSION, canonical(config), marks).fingerprint
+    finished = finished_facts(out / REJECTS / part_name(0), fingerprint)
+    clocks: dict[str, float] = {}
+    if finished is None:
+        from cdkit.retrieval.retrieval_run import RetrievalRun
+
+        try:
+            finished, clocks = RetrievalRun(config, out, context, fingerprint, make).run()
+        except CdkitError:
+            # What failed before an image was there must not stand in the way of the mended command.
+            if not any(path.is_file() for path in (out / BUILDING).glob("*/*") if path.parent.name != "candidates"):
+                out.remove([BUILDING])
+            raise
+    out.remove([BUILDING])
+    details = finished["details"] | {"clocks": clocks}
+    decided = details["accepted"] + sum(details["rejected"].values())
+    counts = Counts(decided, details["accepted"], details["rejected"])
+    return Dataset("regularization_set", out.path, counts, details, finished["shortfall"])

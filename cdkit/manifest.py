@@ -8,8 +8,10 @@ import platform
 import resource
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from cdkit.storage import read_json, write_json
 MANIFEST_NAME = "manifest.json"
 STARTED_NAME = "started.json"
 MANIFEST_FORMAT = 1
+RECORDED_LIBRARIES = ("torch", "diffusers", "transformers", "open_clip_torch", "faiss-cpu", "numpy")
 
 
 @dataclass(frozen=True)
@@ -132,4 +135,14 @@ def run_record(started: datetime, seconds: float) -> dict[str, Any]:
         "host": platform.node(),
         "python": platform.python_version(),
         "cdkit": cdkit.__version__,
+        "versions": _library_versions(),
     }
+
+
+def _library_versions() -> dict[str, str]:
+    """Versions of the libraries whose arithmetic decides results, without importing them."""
+    found = {}
+    for name in RECORDED_LIBRARIES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

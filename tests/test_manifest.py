@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cdkit.errors import InputError
-from cdkit.manifest import MANIFEST_NAME, Counts, Identity, Manifest, differences, read_manifest
+from cdkit.manifest import MANIFEST_NAME, Counts, Identity, Manifest, differences, read_manifest, run_record
 
 KEYS = st.text("abc", min_size=1, max_size=2)
 
@@ -57,3 +58,13 @@ def test_damaged_and_newer_manifests_are_refused(text: str, words: str, tmp_path
     (tmp_path / MANIFEST_NAME).write_text(text)
     with pytest.raises(InputError, match=words):
         read_manifest(tmp_path)
+
+
+def test_a_run_is_recorded_with_the_versions_of_its_libraries() -> None:
+    import torch
+
+    record = run_record(datetime.now(UTC), 1.5)
+    assert record["seconds"] == 1.5
+    # torch itself may append the build, as in 2.15.0+cpu.
+    assert torch.__version__.startswith(record["versions"]["torch"].partition("+")[0])
+    assert {"diffusers", "transformers", "numpy"} <= set(record["versions"])

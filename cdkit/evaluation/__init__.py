@@ -1,0 +1,1 @@
+"""Evaluation: scores of samples, and analyses of what training changed."""

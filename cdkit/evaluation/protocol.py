@@ -1,0 +1,164 @@
+"""The paper's evaluation protocol: how many prompts, samples and references it takes, and CustomConcept101's files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cdkit.config import did_you_mean
+from cdkit.errors import InputError
+from cdkit.evaluation.samples import SampleSet
+from cdkit.storage import read_json
+
+PAPER_ENCODER = "open_clip:ViT-B-32/openai"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Counts of an evaluation (Custom Diffusion, section 4 and appendix D)."""
+
+    prompts: int
+    samples_per_prompt: int
+    references: int
+    steps: int
+    guidance: float
+
+
+PAPER_SINGLE = Protocol(prompts=20, samples_per_prompt=50, references=500, steps=50, guidance=6.0)
+PAPER_MULTI = Protocol(prompts=8, samples_per_prompt=50, references=500, steps=50, guidance=6.0)
+
+
+def deviations(samples: SampleSet, concepts: int, references: int | None) -> list[str]:
+    """What keeps an evaluation from being the paper's, one line each; empty when it is."""
+    protocol = PAPER_MULTI if concepts > 1 else PAPER_SINGLE
+    counts: dict[str, int] = {}
+    for place in samples.about_concept():
+        prompt = samples.samples[place].prompt
+        counts[prompt] = counts.get(prompt, 0) + 1
+    lines = []
+    if len(counts) < protocol.prompts:
+        lines.append(f"{len(counts)} of {protocol.prompts} prompts")
+    if min(counts.values()) < protocol.samples_per_prompt:
+        lines.append(f"{min(counts.values())} of {protocol.samples_per_prompt} samples per prompt")
+    if concepts == 0:
+        lines.append("no concept photos")
+    if concepts <= 1 and (references or 0) < protocol.references:
+        lines.append(f"{references or 0} of {protocol.references} real reference images")
+    drawn = samples.drawn_with
+    if drawn.get("scheduler") not in (None, "ddpm"):
+        lines.append(f"drawn with {drawn['scheduler']} instead of ddpm")
+    if drawn.get("steps") is not None and int(drawn["steps"]) < protocol.steps:
+        lines.append(f"{drawn['steps']} of {protocol.steps} sampling steps")
+    if drawn.get("guidance") not in (None, protocol.guidance):
+        lines.append(f"guidance {drawn['guidance']} instead of {protocol.guidance:g}")
+    return lines
+
+
+@dataclass(frozen=True)
+class BenchmarkConcept:
+    """One concept of CustomConcept101: its class, photos, regularization folder, training prompt and test prompts."""
+
+    category: str
+    photos: Path
+    regularization: Path | None
+    training_prompt: str
+    prompts_file: Path | None
+
+
+@dataclass(frozen=True)
+class BenchmarkEntry:
+    """One line of CustomConcept101's dataset file: a concept, or two that are composed."""
+
+    name: str
+    concepts: tuple[BenchmarkConcept, ...]
+    prompts_file: Path
+
+    def prompts(self, words: Sequence[str]) -> list[str]:
+        """The test prompts with `words` (such as `<new1> dog`, one per concept) in their places.
+
+        A single concept stands at `{}`, several at `{0}`, `{1}`. Raises InputError for an unreadable file or a
+        placeholder without a word.
+        """
+        try:
+            lines = self.prompts_file.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"{self.prompts_file} cannot be read: {error}", hint="Keep the prompts beside the dataset file."
+            ) from error
+        return list(dict.fromkeys(fill(line.strip(), words) for line in lines if line.strip()))
+
+    def modifier_words(self) -> list[str]:
+        """`<new1> dog` for each concept: its token, if its training prompt has one, and its class."""
+        return [
+            " ".join([*re.findall(r"<[^<>\s]+>", concept.training_prompt), concept.category])
+            for concept in self.concepts
+        ]
+
+
+def fill(template: str, words: Sequence[str]) -> str:
+    """Put `words` at `{}` or `{0}`, `{1}`, …; braces that hold anything else stay as they are."""
+
+    def word(match: re.Match[str]) -> str:
+        place = int(match[1] or 0)
+        if place >= len(words):
+            raise InputError(
+                f"The prompt {template!r} asks for {place + 1} concepts, there are {len(words)}.",
+                hint="Use the prompts of a single concept with a single concept.",
+            )
+        return words[place]
+
+    return re.sub(r"\{(\d*)\}", word, template)
+
+
+def read_benchmark(path: Path) -> list[BenchmarkEntry]:
+    """Read CustomConcept101's dataset.json or dataset_multiconcept.json; its paths are relative to the file.
+
+    Raises InputError when an entry is not what it should be.
+    """
+    document = read_json(path)
+    if not isinstance(document, list) or not document:
+        raise InputError(f"{path} is no list of concepts.", hint="Give CustomConcept101's dataset.json.")
+    entries = []
+    for number, entry in enumerate(document, start=1):
+        try:
+            entries.append(_entry(path.parent, entry if isinstance(entry, list) else [entry]))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{path}, entry {number}: {error} is missing or misshapen.",
+                hint="An entry has instance_prompt, class_prompt, instance_data_dir and prompt_filename.",
+            ) from error
+    return entries
+
+
+def find_entry(entries: Sequence[BenchmarkEntry], name: str) -> BenchmarkEntry:
+    """The entry of a name; raises InputError with what is close."""
+    for entry in entries:
+        if entry.name == name:
+            return entry
+    names = [entry.name for entry in entries]
+    raise InputError(f"The benchmark has no concept {name!r}{did_you_mean(name, names)}.", hint="Leave the name out.")
+
+
+def _entry(folder: Path, parts: Sequence[dict[str, Any]]) -> BenchmarkEntry:
+    composed = [part["prompt_filename_compose"] for part in parts if "prompt_filename_compose" in part]
+    concepts = tuple(_concept(folder, part) for part in parts if "instance_data_dir" in part)
+    if not concepts:
+        raise KeyError("instance_data_dir")
+    prompts = folder / composed[0] if composed else concepts[0].prompts_file
+    if prompts is None:
+        raise KeyError("prompt_filename")
+    return BenchmarkEntry("+".join(concept.photos.name for concept in concepts), concepts, prompts)
+
+
+def _concept(folder: Path, part: dict[str, Any]) -> BenchmarkConcept:
+    regularization, prompts = part.get("class_data_dir"), part.get("prompt_filename")
+    return BenchmarkConcept(
+        category=str(part["class_prompt"]),
+        photos=folder / part["instance_data_dir"],
+        regularization=folder / regularization if regularization else None,
+        training_prompt=str(part["instance_prompt"]),
+        prompts_file=folder / prompts if prompts else None,
+    )

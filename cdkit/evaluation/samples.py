@@ -1,0 +1,155 @@
+"""Samples to score: a folder that `sample` made, or CustomConcept101's layout (samples/*.png and prompts.json)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cdkit.errors import CdkitError, InputError
+from cdkit.evaluation.pictures import SUFFIXES, Picture, picture_file
+from cdkit.evaluation.prompts import find_tokens, without_tokens
+from cdkit.manifest import read_manifest
+from cdkit.storage import read_json
+from cdkit.weights.delta import delta_path, delta_tokens
+
+TABLE_NAME = "samples.parquet"
+PROMPTS_NAME = "prompts.json"
+DELTA_SEPARATOR = ", "
+
+
+@dataclass(frozen=True)
+class ScoredSample:
+    """One image with its prompt, the prompt without modifier tokens, and whether it had any."""
+
+    picture: Picture
+    path: str
+    prompt: str
+    plain_prompt: str
+    seed: int
+    of_concept: bool
+
+
+@dataclass(frozen=True)
+class SampleSet:
+    """The samples of one folder. facts: delta_bytes, train_seconds and seconds_per_image where they are known."""
+
+    folder: Path
+    samples: tuple[ScoredSample, ...]
+    tokens: tuple[str, ...]
+    facts: dict[str, float]
+    drawn_with: dict[str, Any]
+
+    def about_concept(self) -> list[int]:
+        """Places of the samples that show the concept: those with a modifier token, or all where none has one."""
+        return [place for place, sample in enumerate(self.samples) if sample.of_concept] or list(
+            range(len(self.samples))
+        )
+
+    def about_class(self) -> list[int]:
+        """Places of the samples of class prompts: those without a modifier token."""
+        return [place for place, sample in enumerate(self.samples) if not sample.of_concept]
+
+
+def read_sample_set(folder: Path, tokens: Sequence[str] = ()) -> SampleSet:
+    """Read a samples folder. tokens: modifier tokens besides those its deltas bring and words in angle brackets.
+
+    Raises InputError when it holds no samples or one of its images is missing.
+    """
+    rows = _table_rows(folder) if (folder / TABLE_NAME).exists() else _prompt_file_rows(folder)
+    if not rows:
+        raise InputError(f"{folder} holds no samples.", hint="Run cdkit sample with a prompt first.")
+    deltas = [Path(part) for row in rows if row["delta"] for part in str(row["delta"]).split(DELTA_SEPARATOR)]
+    deltas = list(dict.fromkeys(deltas))
+    manifest = read_manifest(folder)
+    details = manifest.details if manifest is not None else {}
+    known = list(dict.fromkeys([*tokens, *details.get("tokens", []), *_tokens_of(deltas)]))
+    missing = [row["path"] for row in rows if not (folder / row["path"]).is_file()]
+    if missing:
+        raise InputError(
+            f"{len(missing)} of {len(rows)} images of {folder} are missing, the first {missing[0]}.",
+            hint="Run the same cdkit sample again: it draws what is missing.",
+        )
+    samples = tuple(
+        ScoredSample(
+            picture=picture_file(folder / row["path"]),
+            path=row["path"],
+            prompt=row["prompt"],
+            plain_prompt=without_tokens(row["prompt"], known),
+            seed=int(row["seed"]),
+            of_concept=bool(find_tokens(row["prompt"], known)),
+        )
+        for row in rows
+    )
+    facts = _facts(deltas)
+    if manifest is not None and "seconds" in manifest.run:
+        facts["seconds_per_image"] = float(manifest.run["seconds"]) / len(samples)
+    return SampleSet(folder, samples, tuple(known), facts, dict(details))
+
+
+def _table_rows(folder: Path) -> list[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(folder / TABLE_NAME)
+        rows: list[dict[str, Any]] = table.select(["prompt", "seed", "path", "delta"]).to_pylist()
+    except (OSError, pa.ArrowInvalid, KeyError) as error:
+        raise InputError(f"{folder / TABLE_NAME} is damaged: {error}", hint="Run cdkit sample again.") from error
+    return rows
+
+
+def _prompt_file_rows(folder: Path) -> list[dict[str, Any]]:
+    """CustomConcept101's layout: the n-th image of a prompt counts as its seed n."""
+    if not (folder / PROMPTS_NAME).exists():
+        raise InputError(
+            f"{folder} holds no samples: neither {TABLE_NAME} nor {PROMPTS_NAME}.",
+            hint="Give a folder that cdkit sample made, or CustomConcept101's samples/*.png with prompts.json.",
+        )
+    prompts = read_json(folder / PROMPTS_NAME)
+    if not isinstance(prompts, dict):
+        raise InputError(f"{folder / PROMPTS_NAME} is no mapping of file stems to prompts.", hint="{stem: prompt}")
+    images = sorted(path for path in (folder / "samples").glob("*") if path.suffix.lower() in SUFFIXES)
+    unnamed = [path.name for path in images if path.stem not in prompts]
+    if unnamed:
+        raise InputError(
+            f"{PROMPTS_NAME} has no prompt for {len(unnamed)} images, the first {unnamed[0]}.",
+            hint="Every image needs {stem: prompt}.",
+        )
+    seen: dict[str, int] = {}
+    rows = []
+    for path in images:
+        prompt = str(prompts[path.stem])
+        seen[prompt] = seen.get(prompt, -1) + 1
+        rows.append({"prompt": prompt, "seed": seen[prompt], "path": f"samples/{path.name}", "delta": None})
+    return rows
+
+
+def _tokens_of(deltas: Sequence[Path]) -> list[str]:
+    """Tokens of the deltas that are still where the samples say."""
+    try:
+        return delta_tokens(deltas)
+    except CdkitError:
+        return []
+
+
+def _facts(deltas: Sequence[Path]) -> dict[str, float]:
+    """What the deltas weigh on disk and took to train, where that is known of all of them."""
+    facts: dict[str, float] = {}
+    try:
+        files = [delta_path(delta) for delta in deltas]
+        manifests = [read_manifest(file.parent) for file in files]
+    except CdkitError:
+        return facts
+    if files:
+        facts["delta_bytes"] = float(sum(file.stat().st_size for file in files))
+        seconds = [
+            manifest.details.get("seconds", manifest.run.get("seconds"))
+            for manifest in manifests
+            if manifest is not None
+        ]
+        known = [float(value) for value in seconds if value is not None]
+        if len(known) == len(files):
+            facts["train_seconds"] = sum(known)
+    return facts

@@ -1,0 +1,78 @@
+"""Pictures inside the page: shrunk, encoded as data URIs, and counted so that the file stays small."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+LIMIT_BYTES = 6_500_000  # base64 adds a third: the page stays below 10 MB
+SMALL = 128
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture on the page; pixels: so small that its pixels should stay sharp when enlarged."""
+
+    uri: str
+    width: int
+    height: int
+    pixels: bool
+
+
+@dataclass
+class PictureBox:
+    """Encodes pictures until the page would be too large; `left_out` counts those that found no room."""
+
+    used: int = 0
+    left_out: int = 0
+    unreadable: int = 0
+
+    def file(self, path: Path, side: int) -> Shown | None:
+        """The picture in a file, at most `side` pixels wide or high."""
+        from PIL import Image
+
+        try:
+            with Image.open(path) as image:
+                return self.image(image, side)
+        except (OSError, SyntaxError, ValueError):
+            self.unreadable += 1
+            return None
+
+    def content(self, content: bytes, side: int) -> Shown | None:
+        """The picture that some bytes are."""
+        from PIL import Image
+
+        try:
+            with Image.open(io.BytesIO(content)) as image:
+                return self.image(image, side)
+        except (OSError, SyntaxError, ValueError):
+            self.unreadable += 1
+            return None
+
+    def image(self, image: Image.Image, side: int) -> Shown | None:
+        """A decoded picture; None when there is no room left."""
+        from PIL import Image, ImageOps
+
+        upright = ImageOps.exif_transpose(image).convert("RGB")
+        pixels = max(upright.size) <= SMALL
+        if max(upright.size) > side:
+            upright.thumbnail((side, side), Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        if pixels:
+            upright.save(buffer, format="PNG", optimize=True)
+        else:
+            upright.save(buffer, format="JPEG", quality=82, optimize=True)
+        content = buffer.getvalue()
+        if self.used + len(content) > LIMIT_BYTES:
+            self.left_out += 1
+            return None
+        self.used += len(content)
+        kind = "png" if pixels else "jpeg"
+        uri = f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
+        return Shown(uri, upright.width, upright.height, pixels)

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cdkit.publishing.images import ROWS_SHOWN, images_section
+from cdkit.publishing.pictures import PictureBox
+from cdkit.publishing.regularization import Source, regularization_section
+from cdkit.publishing.rendering import duration_text, markdown_text, size_text, value_text
+from cdkit.publishing.run_folder import StepFolder, read_run
+from cdkit.publishing.training import token_texts, training_section
+from tests.support.pretend_run import write_manifest, write_retrieved, write_trained
+
+
+def _step(run: Path, name: str) -> StepFolder:
+    return next(step for step in read_run(run).steps if step.name == name)
+
+
+def test_where_images_came_from(tmp_path: Path) -> None:
+    write_retrieved(tmp_path / "set", images=6)
+    section = regularization_section(_step(tmp_path, "set"), PictureBox())
+    assert section.from_elsewhere == 6
+    assert section.hosts == [(f"pictures-{n}.example", 2) for n in range(3)]
+    first, second = section.sources[:2]
+    section.sources[0] = Source(first.step, first.key, "", "generated", "a star", "")
+    section.sources[1] = Source(second.step, second.key, "http://127.0.0.1:1/x.png", "pool", "a star", "")
+    assert (section.generated, section.from_elsewhere) == (1, 4)
+    assert ("drawn by the base model", 1) in section.hosts
+    assert ("rendered by cdkit (the embedded pool)", 1) in section.hosts
+    assert section.images[0].similarity == pytest.approx(0.99)
+
+
+def test_a_training_log_may_have_gaps(tmp_path: Path) -> None:
+    write_trained(tmp_path / "tuned", finished=False, steps=5)
+    (tmp_path / "tuned" / "metrics.csv").write_text(
+        "step,loss,target_loss,regularization_loss,seconds\n1,0.5,0.5,,1\n2,0.4,,0.4,2\n3,0.3,0.3,,3\n"
+    )
+    section = training_section(_step(tmp_path, "tuned"), PictureBox())
+    assert "regularization" in section.chart
+    assert "nan" not in section.chart
+    (tmp_path / "tuned" / "metrics.csv").write_text("step,loss\n")
+    assert training_section(_step(tmp_path, "tuned"), PictureBox()).chart == ""
+
+
+def test_many_sets_show_fewer_prompts(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from PIL import Image
+
+    for place in range(15):
+        folder = tmp_path / f"set{place:02d}"
+        (folder / "images").mkdir(parents=True)
+        rows = [
+            {"prompt": f"prompt {number}", "seed": 0, "path": f"images/{number}.png", "delta": None}
+            for number in range(6)
+        ]
+        for row in rows:
+            Image.new("RGB", (8, 8), (place * 10, 0, 0)).save(folder / str(row["path"]))
+        pq.write_table(pa.Table.from_pylist(rows), folder / "samples.parquet")
+        write_manifest(folder, "sample", tokens=[])
+    section = images_section(read_run(tmp_path).of_stage("sample"), PictureBox())
+    assert section is not None
+    assert [len(grid.rows) for grid in section.grids] == [15, 15]
+    assert ROWS_SHOWN == 40
+    assert section.prompts == 6
+
+
+def test_tokens_of_every_kind_of_manifest() -> None:
+    assert token_texts(["<new1>", "<new2>"]) == ["<new1>", "<new2>"]
+    assert token_texts([{"text": "<new1>", "initializer": "ktn"}]) == ["<new1>"]
+    assert token_texts([{"token": "<new2>", "was": "<new1>", "delta": "x"}]) == ["<new2>"]
+    assert token_texts({"dog": "<new1>"}) == ["<new1>"]
+    assert token_texts(None) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a | b", r"a \| b"),
+        ("<b>&\n`x`", r"&lt;b&gt;&amp; \`x\`"),
+        ("![x](http://a)", r"!\[x\](http://a)"),
+        ("# no heading", r"\# no heading"),
+    ],
+)
+def test_markdown_shows_text_as_it_is(text: str, shown: str) -> None:
+    assert markdown_text(text) == shown
+
+
+def test_numbers_for_people() -> None:
+    assert [duration_text(value) for value in (None, 3.21, 250, 7500)] == ["–", "3.2 s", "4 min 10 s", "2 h 5 min"]
+    assert [size_text(value) for value in (None, 12, 12_300_000)] == ["–", "12 B", "12.3 MB"]
+    assert value_text({"a": [1, True], "b": None}) == "a: 1, yes, b: –"

@@ -14,7 +14,24 @@ import typer
 from pydantic import ValidationError
 
 import cdkit
-from cdkit.cli import doctor, index, index_change, index_search, run, sample, tokens
+from cdkit.cli import (
+    class_images,
+    delta,
+    doctor,
+    evaluate,
+    export,
+    index,
+    index_change,
+    index_search,
+    inspect,
+    merge,
+    report,
+    retrieve,
+    run,
+    sample,
+    tokens,
+    train,
+)
 from cdkit.cli.options import SESSION
 from cdkit.cli.output import Format, Output
 from cdkit.errors import EXIT_INTERRUPTED, CdkitError, ConfigError
@@ -31,8 +48,17 @@ run.register(app)
 index_search.register(index.app)
 index_change.register(index.app)
 app.add_typer(index.app, name="index")
+retrieve.register(app)
+class_images.register(app)
 app.add_typer(tokens.app, name="tokens")
+train.register(app)
 sample.register(app)
+merge.register(app)
+app.add_typer(delta.app, name="delta")
+export.register(app)
+evaluate.register(app)
+app.add_typer(inspect.app, name="inspect")
+report.register(app)
 doctor.register(app)
 
 

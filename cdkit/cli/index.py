@@ -123,6 +123,10 @@ config_command(
 )
 
 
+def _query_time(seconds: float) -> str:
+    return f"{1000 * seconds:.3g} ms" if seconds < 1 else duration(seconds)
+
+
 def _plan(
     output: Output,
     rows: int = typer.Option(..., "--rows", help="Captions to index."),
@@ -157,7 +161,7 @@ def _plan(
                 int(choice.training_points.value),
                 duration(choice.train_seconds.value),
                 duration(choice.add_seconds.value),
-                f"{1000 * choice.query_seconds.value:.3g} ms",
+                _query_time(choice.query_seconds.value),
             )
             for choice in found.choices
         ]

@@ -28,20 +28,26 @@ def register(app: typer.Typer) -> None:
         STAGES["import"].config_class(),
         _add,
         help="Add captions to an index without building it anew; what was removed stays removed.",
-        examples=["cdkit index add indexes/mine --captions more.parquet"],
+        examples=[
+            "cdkit index add indexes/mine --captions more.parquet",
+            "cdkit index add indexes/mine --captions 'crawl/*.csv' --caption-column text --url-column link",
+        ],
         extra=[OUT.replace(name="index", annotation=Path, default=INDEX)],
     )
     command(
         app,
         "remove",
         help="Take captions or URLs out of every later search, for takedown requests.",
-        examples=["cdkit index remove indexes/mine --urls-file takedown.txt"],
+        examples=[
+            "cdkit index remove indexes/mine --urls-file takedown.txt",
+            "cdkit index remove indexes/mine --captions-file captions.txt",
+        ],
     )(_remove)
     command(
         app,
         "compact",
         help="Rewrite an index's files without what was removed.",
-        examples=["cdkit index compact indexes/mine"],
+        examples=["cdkit index compact indexes/mine", "cdkit index compact indexes/mine --format json"],
     )(_compact)
 
 

@@ -16,8 +16,8 @@ from typing import Any, Literal
 import typer
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
-from typer.core import TyperCommand
 
+from cdkit.cli.narrow_help import NarrowHelpCommand
 from cdkit.cli.output import Format, Output
 from cdkit.cli.progress import progress_for
 from cdkit.config import Setting, StageConfig, field_settings, parse_config
@@ -38,7 +38,10 @@ class Session:
 SESSION: ContextVar[Session | None] = ContextVar("session", default=None)
 
 
-class ManyValuesCommand(TyperCommand):
+LONGEST_CHOICES = 40
+
+
+class ManyValuesCommand(NarrowHelpCommand):
     """Lets a repeatable option take several values at once, as shells expand globs: `--captions a.csv b.csv`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -227,11 +230,17 @@ def _parameter(name: str, info: FieldInfo, extra: Setting) -> Parameter:
         shown = ", ".join(map(str, default)) if default else False
         value = typer.Option([], flag, help=help, metavar=metavar, show_default=shown)
     elif kind is bool:
-        annotation = bool
-        value = typer.Option(default, f"{flag}/--no-{flag[2:]}" if default else flag, help=help)
+        # A switch without a default of its own can be turned both ways; so can one that is on.
+        both = default or info.default is None
+        annotation = bool | None if info.default is None else bool
+        value = typer.Option(default, f"{flag}/--no-{flag[2:]}" if both else flag, help=help)
     else:
         annotation = kind | None
-        value = typer.Option(default, flag, help=help, show_default=default is not None)
+        metavar = None
+        choices = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
+        if len("|".join(choices)) > LONGEST_CHOICES:
+            metavar, help = "NAME", f"{help} One of: {', '.join(choices)}."
+        value = typer.Option(default, flag, help=help, metavar=metavar, show_default=default is not None)
     return _option(name, annotation, value)
 
 

@@ -168,14 +168,29 @@ def _copy(
 
 
 for _name, _function, _help, _examples in (
-    ("list", _list, "List the pipelines that ship with cdkit.", ["cdkit pipeline list"]),
-    ("show", _show, "Print a pipeline.", ["cdkit pipeline show quickstart"]),
+    (
+        "list",
+        _list,
+        "List the pipelines that ship with cdkit.",
+        ["cdkit pipeline list", "cdkit pipeline list --format json | jq -r '.pipelines[].name'"],
+    ),
+    (
+        "show",
+        _show,
+        "Print a pipeline with its variables.",
+        ["cdkit pipeline show quickstart", "cdkit pipeline show one-concept | less"],
+    ),
     (
         "validate",
         _validate,
         "Check a pipeline; nothing is run or downloaded.",
-        ["cdkit pipeline validate my.yaml"],
+        ["cdkit pipeline validate my.yaml", "cdkit pipeline validate one-concept --set base=embedded"],
     ),
-    ("copy", _copy, "Copy a shipped pipeline to a file of your own.", ["cdkit pipeline copy quickstart my.yaml"]),
+    (
+        "copy",
+        _copy,
+        "Copy a shipped pipeline to a file of your own.",
+        ["cdkit pipeline copy quickstart my.yaml", "cdkit pipeline copy one-concept . --force"],
+    ),
 ):
     command(pipeline_app, _name, help=_help, examples=_examples)(_function)

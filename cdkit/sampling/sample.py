@@ -100,7 +100,7 @@ def sample(config: SampleConfig, inputs: Mapping[str, Input], out: Folder, conte
     images = out.sub("images")
     missing = [entry for entry in samples if not (images / entry.name).exists()]
     if missing:
-        _draw_missing(config, prompts, missing, images.path, context)
+        draw_missing(config, prompts, missing, images.path, context)
     columns: dict[str, list[Any]] = {
         "prompt": [entry.prompt for entry in samples],
         "seed": [entry.seed for entry in samples],
@@ -116,9 +116,10 @@ def sample(config: SampleConfig, inputs: Mapping[str, Input], out: Folder, conte
     return Dataset("samples", out.path, Counts(len(samples), len(samples)), details)
 
 
-def _draw_missing(
+def draw_missing(
     config: SampleConfig, prompts: Sequence[str], missing: Sequence[Sample], images: Path, context: Context
 ) -> None:
+    """Load the model with its deltas and draw `missing` into a folder, under their names."""
     device = choose_device(config.device)
     # Damaged deltas are found before the model is loaded, which takes long.
     deltas = [load_delta(path) for path in config.deltas]
@@ -161,7 +162,8 @@ def draw(
     with torch.inference_mode():
         result = pipeline(
             prompt=[entry.prompt for entry in batch],
-            negative_prompt=[config.negative_prompt] * len(batch),
+            # SDXL has zeros, not the features of an empty text, where there is no negative prompt.
+            negative_prompt=[config.negative_prompt] * len(batch) if config.negative_prompt else None,
             num_inference_steps=steps,
             guidance_scale=guidance,
             generator=[torch.Generator("cpu").manual_seed(entry.seed) for entry in batch],

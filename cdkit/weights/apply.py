@@ -64,18 +64,33 @@ def apply_deltas(
     for delta in deltas:
         check_fit(pipeline, delta)
     applied = AppliedDeltas(pipeline)
-    parameters = dict(pipeline.unet.named_parameters())
-    for delta in deltas:
-        if delta.base_hash and delta.base_hash != base_hash(pipeline):
+    try:
+        _add_changes(applied, deltas, scale, note)
+        for tower in text_towers(pipeline) if tokens else []:
+            applied._undo.append(add_tokens(pipeline, tower, tokens))
+    except BaseException:
+        applied.remove()
+        raise
+    return applied
+
+
+def _add_changes(applied: AppliedDeltas, deltas: Sequence[Delta], scale: float, note: Callable[[str], None]) -> None:
+    parameters = dict(applied.pipeline.unet.named_parameters())
+    totals: dict[str, torch.Tensor] = {}
+    # Of the base, and of what a later delta was trained on when it was trained on top of the earlier ones.
+    known = {base_hash(applied.pipeline)} if any(delta.base_hash for delta in deltas) else set()
+    for position, delta in enumerate(deltas):
+        if position and delta.base_hash and delta.base_hash not in known:
+            known.add(base_hash(applied.pipeline))
+        if delta.base_hash and delta.base_hash not in known:
             note(f"The delta of {delta.base!r} was made on other weights than these; the effect may differ.")
         for name, change in delta.changes.items():
             weight = parameters[name].data
-            applied._weights.setdefault(name, weight.clone())
-            weight.copy_((weight.float() + scale * matrix(change).to(weight.device)).to(weight.dtype))
-    if tokens:
-        for tower in text_towers(pipeline):
-            applied._undo.append(add_tokens(pipeline, tower, tokens))
-    return applied
+            original = applied._weights.setdefault(name, weight.clone())
+            total = totals.get(name, 0.0) + scale * matrix(change).float().to(weight.device)
+            totals[name] = total
+            # Always from the original: half-precision weights are rounded once, not once a delta.
+            weight.copy_((original.float() + total).to(weight.dtype))
 
 
 def check_fit(pipeline: DiffusionPipeline, delta: Delta) -> None:
@@ -160,9 +175,13 @@ def add_tokens(pipeline: DiffusionPipeline, tower: TextTower, tokens: Sequence[M
 
 def extended_tokenizer(tokenizer: Any, texts: Sequence[str]) -> Any:
     """A copy of a tokenizer with new tokens; raises ConfigError for one that it knows already."""
-    extended = copy.deepcopy(tokenizer)
+    # The tables of merges are never written to, and copying their thousands of pairs takes longest.
+    shared = {id(value): value for value in vars(tokenizer).values() if isinstance(value, list) and len(value) > 1000}
+    extended = copy.deepcopy(tokenizer, shared)
+    # add_tokens itself counts an entry of the vocabulary as new, and would let it share that entry's row.
+    known = tokenizer.get_vocab()
     for text in texts:
-        if extended.add_tokens([text]) != 1:
+        if text in known or extended.add_tokens([text]) != 1:
             raise ConfigError(
                 f"The modifier token {text!r} is in the vocabulary already.",
                 hint="Choose a word that does not exist, such as '<new1>'.",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import cdkit
 from cdkit.errors import InputError
-from cdkit.storage import atomic_path
+from cdkit.weights.tensor_file import write_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 DELTA_NAME = "delta.safetensors"
 DELTA_FORMAT = "cdkit-delta-1"
 UP, DOWN = ".up", ".down"
+# The setting of a delta that was trained with other deltas applied: without them it is not what was trained.
+ON_TOP_OF = "on_top_of"
 
 
 @dataclass(frozen=True)
@@ -87,14 +89,7 @@ def delta_path(path: Path | str) -> Path:
 
 def save_delta(delta: Delta, path: Path) -> None:
     """Write a delta file atomically. Raises InputError when a value is NaN or infinite."""
-    from safetensors.torch import save_file
-
-    tensors = _tensors(delta)
-    for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            raise InputError(f"The delta's {name} holds NaN or infinite values.", hint="Lower the learning rate.")
-    with atomic_path(path) as temporary:
-        save_file(tensors, str(temporary), metadata=_header(delta))
+    write_tensors(path, _tensors(delta), _header(delta))
 
 
 def _tensors(delta: Delta) -> dict[str, torch.Tensor]:
@@ -107,7 +102,7 @@ def _tensors(delta: Delta) -> dict[str, torch.Tensor]:
     for position, token in enumerate(delta.tokens):
         for tower, rows in token.rows.items():
             found[f"token.{position}.{tower}"] = rows
-    return {name: tensor.detach().to("cpu").float().contiguous().clone() for name, tensor in found.items()}
+    return found
 
 
 def _header(delta: Delta) -> dict[str, str]:
@@ -136,15 +131,15 @@ def load_delta(path: Path | str) -> Delta:
         hint = "pip install --upgrade cdkit" if kind.startswith("cdkit-delta-") else "cdkit delta import reads others."
         raise InputError(f"{file} is {kind}, not {DELTA_FORMAT}.", hint=hint)
     try:
-        named = json.loads(header["tokens"])
+        named = _token_entries(header)
         delta = Delta(
             method=header["method"],
             base=header["base"],
             base_hash=header["base_hash"],
             changes=_changes(tensors),
             tokens=tuple(_token(position, entry, tensors) for position, entry in enumerate(named)),
-            prompts=tuple(json.loads(header["prompts"])),
-            settings=json.loads(header["settings"]),
+            prompts=tuple(str(prompt) for prompt in json.loads(header["prompts"])),
+            settings=dict(json.loads(header["settings"])),
             made_by=header.get("made_by", ""),
         )
     except (KeyError, ValueError, TypeError, AttributeError) as error:
@@ -169,8 +164,26 @@ def read_header(path: Path | str) -> dict[str, str]:
 
 
 def delta_tokens(paths: Sequence[Path | str]) -> list[str]:
-    """The modifier tokens that delta files bring, from their headers alone."""
-    return [entry["text"] for path in paths for entry in json.loads(read_header(path).get("tokens", "[]"))]
+    """The modifier tokens that delta files bring, from their headers alone; raises InputError for a damaged one."""
+    found: list[str] = []
+    for path in paths:
+        try:
+            found += [entry["text"] for entry in _token_entries(read_header(path))]
+        except (KeyError, ValueError, TypeError) as error:
+            raise InputError(f"{delta_path(path)} is damaged: {error}", hint="Make it again.") from error
+    return found
+
+
+def _token_entries(header: Mapping[str, str]) -> list[dict[str, str]]:
+    """The tokens a header names: text and initializer, texts distinct."""
+    entries = json.loads(header["tokens"])
+    texts = [entry["text"] for entry in entries]
+    for text in texts:
+        if not isinstance(text, str) or not text.strip() or text != text.strip():
+            raise ValueError(f"{text!r} cannot be a token")
+        if texts.count(text) > 1:
+            raise ValueError(f"it has the token {text!r} twice")
+    return list(entries)
 
 
 def _read(file: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
@@ -183,9 +196,11 @@ def _read(file: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
     except (OSError, SafetensorError, ValueError) as error:
         raise InputError(f"{file} cannot be read: {error}", hint="It may be truncated; make it again.") from error
     for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise InputError(f"{file} holds {tensor.dtype} in {name}, not numbers.", hint="Make it again.")
         if not tensor.isfinite().all():
             raise InputError(f"{file} holds NaN or infinite values in {name}.", hint="Make it again.")
-    return header, tensors
+    return header, {name: tensor.float() for name, tensor in tensors.items()}
 
 
 def _changes(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor | LowRank]:
@@ -196,6 +211,8 @@ def _changes(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor | LowRa
         name, _, end = key.rpartition(".")
         if end in ("up", "down") and f"{name}{UP}" in own and f"{name}{DOWN}" in own:
             up, down = own[f"{name}{UP}"], own[f"{name}{DOWN}"]
+            if name in own:
+                raise ValueError(f"{name} stands there both whole and as up and down")
             if up.ndim != 2 or down.ndim != 2 or up.shape[1] != down.shape[0]:
                 raise ValueError(f"{name}: up {tuple(up.shape)} and down {tuple(down.shape)} do not fit")
             found[name] = LowRank(up, down)
@@ -213,6 +230,8 @@ def _token(position: int, entry: Mapping[str, str], tensors: dict[str, torch.Ten
     if not rows:
         raise ValueError(f"the token {entry['text']!r} has no rows")
     for tower, row in rows.items():
-        if row.ndim != 2 or tower not in ("text_encoder", "text_encoder_2"):
+        if row.ndim != 2 or not row.numel() or tower not in ("text_encoder", "text_encoder_2"):
             raise ValueError(f"the token {entry['text']!r} has rows {tuple(row.shape)} for {tower}")
+    if len({len(row) for row in rows.values()}) > 1:
+        raise ValueError(f"the token {entry['text']!r} has different numbers of rows for its text encoders")
     return ModifierToken(str(entry["text"]), str(entry.get("initializer", "")), rows)

@@ -11,6 +11,7 @@ from cdkit.captions.cleaning import caption_id, clean_caption
 from cdkit.datasets import part_name, schema, write_shard
 from cdkit.engines.local import LocalEngine
 from cdkit.index.build import IndexSettings, index_embeddings
+from cdkit.index.embedding_files import embedding_shard
 from cdkit.index.text_embeddings import describe_encoder
 from cdkit.manifest import Manifest
 from cdkit.protocols import Context, TextEncoder
@@ -43,21 +44,17 @@ def write_embedded(folder: Path, captions: list[str], encoder: TextEncoder, *, s
         rows = [row for row in order.tolist() if bounds[number] <= float(ids[row]) < bounds[number + 1]]
         texts = [clean_caption(captions[row]) for row in rows]
         vectors = encoder.encode(texts).astype(np.float16)
-        flat = pa.array(vectors.ravel(), pa.float16())
         name = part_name(number)
         tables = {
             "captions": pa.table({"caption_id": ids[rows], "caption": texts, "rows": [2] * len(rows)}),
             "image_rows": image_rows(ids[rows].tolist()),
-            "embeddings": pa.table(
-                {
-                    "caption_id": ids[rows],
-                    "embedding": pa.FixedSizeListArray.from_arrays(flat, encoder.dimension),
-                }
-            ),
         }
         tables["captions"] = tables["captions"].cast(schema("captions"))
         for kind, table in tables.items():
             write_shard(folder / kind / name, table, fingerprint=f"{kind}-{number}")
+        target, mark = folder / "embeddings" / name, f"embeddings-{number}"
+        with embedding_shard(target, encoder.dimension, fingerprint=mark, facts={}) as writer:
+            writer.write(ids[rows], vectors)
 
 
 def image_rows(ids: list[int]) -> pa.Table:

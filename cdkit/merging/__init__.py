@@ -1,0 +1,1 @@
+"""Merging: several concepts' deltas into one, in closed form."""

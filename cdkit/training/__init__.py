@@ -1,0 +1,1 @@
+"""Training: photos of concepts in, a delta out."""

@@ -1,0 +1,145 @@
+"""Batches: latents, noise, masks and prompts of the samples of a step, each made from its own random numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from cdkit.training.augmentation import Placement, draw_placement, place, valid_region, with_words
+from cdkit.training.latents import Moments, PictureEncoder
+from cdkit.training.order import Order, sample_generator
+
+Frame = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Photos or regularization images of one concept, with captions.
+
+    frames: per picture height, width, top and left of its square. moments: of each picture (and its mirror after it
+    where pictures are flipped); None: `squares`, uint8 (3, s, s) each, are augmented and encoded at every use.
+    """
+
+    captions: Sequence[str]
+    frames: Sequence[Frame]
+    moments: Moments | None = None
+    squares: Sequence[torch.Tensor] = ()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch on the device. latents and noise (n, C, h, w), mask (n, 1, h, w), timesteps and weights (n,).
+
+    sizes (n, 6), for SDXL: height and width of the picture, top and left of its crop, height and width trained at.
+    """
+
+    latents: torch.Tensor
+    noise: torch.Tensor
+    mask: torch.Tensor
+    timesteps: torch.Tensor
+    weights: torch.Tensor
+    is_regularization: torch.Tensor
+    sizes: torch.Tensor
+    prompts: list[str]
+
+
+@dataclass(frozen=True)
+class _Sample:
+    pictures: Pictures
+    item: int
+    is_regularization: bool
+    timestep: int
+    noise: np.ndarray
+    spread: np.ndarray
+    placement: Placement
+    sizes: tuple[int, ...]
+
+
+@dataclass
+class Batches:
+    """Makes the batches of a run. samples_per_step: of all processes and accumulation steps together."""
+
+    targets: Sequence[Pictures]
+    regularization: Sequence[Pictures | None]
+    encoder: PictureEncoder
+    resolution: int
+    timesteps: int
+    samples_per_step: int
+    seed: int
+    flip: bool = False
+    prior_weight: float = 1.0
+    _order: Order = field(init=False)
+
+    def __post_init__(self) -> None:
+        images = [0 if entry is None else len(entry.captions) for entry in self.regularization]
+        self._order = Order([len(entry.captions) for entry in self.targets], images, self.seed)
+
+    @property
+    def cells(self) -> int:
+        """Latent cells per side."""
+        return self.resolution // self.encoder.factor
+
+    def make(self, step: int, samples: range) -> Batch:
+        """The batch of the samples with these numbers (from 0) of a step."""
+        drawn = [self._draw(step, sample) for sample in samples]
+        kinds = torch.tensor([entry.is_regularization for entry in drawn])
+        masks = [valid_region(entry.placement, self.resolution, self.cells) for entry in drawn]
+        return Batch(
+            latents=self._latents(drawn),
+            noise=self._on_device(_stacked([entry.noise for entry in drawn])),
+            mask=self._on_device(torch.stack(masks)),
+            timesteps=self._on_device(torch.tensor([entry.timestep for entry in drawn])),
+            weights=self._on_device(torch.where(kinds, self.prior_weight, 1.0)),
+            is_regularization=self._on_device(kinds),
+            sizes=self._on_device(torch.tensor([entry.sizes for entry in drawn])),
+            prompts=[with_words(e.placement.words, e.pictures.captions[e.item]) for e in drawn],
+        )
+
+    def _draw(self, step: int, sample: int) -> _Sample:
+        choice = self._order.choice(step * self.samples_per_step + sample)
+        rng = sample_generator(self.seed, step, sample)
+        shape = (self.encoder.channels, self.cells, self.cells)
+        timestep = int(rng.integers(self.timesteps))
+        noise, spread = (rng.standard_normal(shape, dtype=np.float32) for _ in range(2))
+        flipped = self.flip and bool(rng.random() < 0.5)
+        placement = Placement(self.resolution, 0, 0, flipped=flipped)
+        trained_at = (self.resolution, self.resolution)
+        if choice.is_regularization:
+            pictures = self.regularization[choice.concept]
+            assert pictures is not None, "only concepts with regularization images are chosen for them"
+            sizes = (*pictures.frames[choice.item], *trained_at)
+        else:
+            pictures = self.targets[choice.concept]
+            # What sampling asks for by default: an uncropped picture of the size trained at.
+            sizes = (*trained_at, 0, 0, *trained_at)
+            if pictures.moments is None:
+                placement = replace(draw_placement(rng, self.resolution), flipped=flipped)
+        return _Sample(pictures, choice.item, choice.is_regularization, timestep, noise, spread, placement, sizes)
+
+    def _latents(self, drawn: Sequence[_Sample]) -> torch.Tensor:
+        """Latents (n, C, h, w): kept moments sampled, augmented photos encoded together first."""
+        spread = self._on_device(_stacked([entry.spread for entry in drawn]))
+        fresh = [index for index, entry in enumerate(drawn) if entry.pictures.moments is None]
+        found: dict[int, torch.Tensor] = {}
+        if fresh:
+            pixels = [self._placed(drawn[index]) for index in fresh]
+            latents = self.encoder.encode(torch.stack(pixels)).sample(range(len(fresh)), spread[fresh])
+            found = dict(zip(fresh, latents, strict=True))
+        for index, entry in enumerate(drawn):
+            if entry.pictures.moments is not None:
+                chosen = 2 * entry.item + int(entry.placement.flipped) if self.flip else entry.item
+                found[index] = entry.pictures.moments.sample([chosen], spread[index : index + 1])[0]
+        return torch.stack([found[index] for index in range(len(drawn))])
+
+    def _placed(self, entry: _Sample) -> torch.Tensor:
+        return place(self._on_device(entry.pictures.squares[entry.item]), entry.placement, self.resolution)
+
+    def _on_device(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self.encoder.device, non_blocking=True)
+
+
+def _stacked(arrays: Sequence[np.ndarray]) -> torch.Tensor:
+    return torch.from_numpy(np.stack(arrays))

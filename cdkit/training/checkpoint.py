@@ -1,0 +1,96 @@
+"""Checkpoints: trained parameters, optimizer state and position, as safetensors and JSON, the newest two kept."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cdkit.errors import CdkitError, InputError
+from cdkit.storage import atomic_path, read_json, write_json
+
+KEPT = 2
+STATE_NAME = "state.safetensors"
+POSITION_NAME = "position.json"
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of one run, in a folder."""
+
+    folder: Path
+
+    def save(
+        self,
+        step: int,
+        parameters: Mapping[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        facts: Mapping[str, Any],
+    ) -> None:
+        """Write the state after `step` steps, then delete all but the newest two."""
+        from safetensors.torch import save_file
+
+        tensors = {f"parameter.{name}": parameter.detach() for name, parameter in parameters.items()}
+        for name, parameter in parameters.items():
+            state = optimizer.state[parameter]
+            tensors |= {f"{moment}.{name}": state[moment] for moment in _MOMENTS if moment in state}
+        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        target = self.folder / f"step-{step:06d}"
+        # One that could not be read back stands in the way.
+        shutil.rmtree(target, ignore_errors=True)
+        with atomic_path(target) as temporary:
+            temporary.mkdir(parents=True)
+            save_file(tensors, str(temporary / STATE_NAME))
+            write_json(temporary / POSITION_NAME, {"step": step, **facts})
+        for old in self._found()[KEPT:]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def restore(
+        self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+    ) -> tuple[int, dict[str, Any]]:
+        """Put the newest checkpoint that can be read back; returns its step (0: none) and its facts."""
+        for path in self._found():
+            try:
+                facts = read_json(path / POSITION_NAME)
+                tensors = _read(path / STATE_NAME, parameters)
+            except CdkitError:
+                continue
+            _fill(parameters, optimizer, tensors)
+            return int(facts["step"]), facts
+        return 0, {}
+
+    def _found(self) -> list[Path]:
+        """Newest first."""
+        return sorted(self.folder.glob("step-*"), reverse=True)
+
+
+def _read(path: Path, parameters: Mapping[str, nn.Parameter]) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors: dict[str, torch.Tensor] = load_file(str(path))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    wanted = {f"{part}.{name}" for part in ("parameter", *_MOMENTS) for name in parameters}
+    if wanted != set(tensors):
+        raise InputError(f"{path} is of another run.")
+    return tensors
+
+
+def _fill(
+    parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]
+) -> None:
+    for name, parameter in parameters.items():
+        parameter.data.copy_(tensors[f"parameter.{name}"])
+        state = {moment: tensors[f"{moment}.{name}"].to(parameter.device) for moment in ("exp_avg", "exp_avg_sq")}
+        # Where AdamW keeps its step count depends on whether it runs fused on a GPU.
+        on_device = bool(optimizer.defaults.get("fused"))
+        step = tensors[f"step.{name}"]
+        optimizer.state[parameter] = {"step": step.to(parameter.device) if on_device else step, **state}

@@ -1,0 +1,127 @@
+"""Concepts as a training configuration describes them: category, photos, word, initializer, captions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+from cdkit.errors import ConfigError, InputError
+from cdkit.weights.select import Method
+
+if TYPE_CHECKING:
+    from cdkit.tokens.modifiers import Pick
+
+# The word that Ruiz et al. 2023 made known, for a DreamBooth run that names none.
+RARE_WORD = "sks"
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One concept. word: what stands before the category in prompts, "" for nothing; initializer: None for a word
+    that does not train; regularization: the folder of its images, or None."""
+
+    name: str
+    category: str
+    folder: str
+    word: str = ""
+    initializer: Pick | str | None = None
+    regularization: str | None = None
+
+    @property
+    def subject(self) -> str:
+        """What prompts call it: `<new1> dog`."""
+        return f"{self.word} {self.category}".strip()
+
+    def caption_of(self, given: str | None, template: str) -> str:
+        """The caption of a photo: its own, naming this concept, or the template's.
+
+        `{}` in a caption stands for the subject; without it the word is put before the category. Raises InputError
+        for a caption of its own that names neither.
+        """
+        if given is None:
+            return template.replace("{}", self.subject)
+        if "{}" in given:
+            return given.replace("{}", self.subject)
+        if not self.word or self.word in given:
+            return given
+        found = re.search(rf"(?<!\w){re.escape(self.category)}(?!\w)", given, re.IGNORECASE)
+        if found is None:
+            raise InputError(
+                f"The caption {given!r} names neither {self.word} nor {self.category!r}.",
+                hint=f"Write {{}} where the concept stands: it becomes {self.subject!r}.",
+            )
+        return f"{given[: found.start()]}{self.word} {given[found.start() :]}"
+
+
+def describe_concepts(
+    method: Method,
+    folders: Mapping[str, str],
+    categories: Mapping[str, str],
+    regularization: Mapping[str, str],
+    words: Mapping[str, str],
+    picks: Sequence[Pick] | None,
+    *,
+    no_token: bool,
+    taken: Sequence[str] = (),
+) -> list[Concept]:
+    """The concepts in the order given. words: `<new1>` or `<new1>=ktn` by concept name, for those that name one.
+
+    taken: modifier tokens that an earlier delta brings. Raises ConfigError for a word that is used twice, and when
+    initializers are wanting.
+    """
+    concepts = []
+    named = {*taken, *(word.partition("=")[0] for word in words.values())}
+    free = (word for word in map("<new{}>".format, count(1)) if word not in named)
+    for number, (name, folder) in enumerate(folders.items(), start=1):
+        word, _, initializer = words.get(name, "").partition("=")
+        own = next(free)
+        if no_token:
+            word = ""
+        elif not word:
+            word = own if method.word == "modifier" else _rare_word(number, picks)
+        category = categories.get(name, name)
+        concepts.append(Concept(name, category, folder, word, initializer or None, regularization.get(name)))
+    used = [*taken, *(concept.word for concept in concepts if concept.word)]
+    twice = sorted({word for word in used if used.count(word) > 1})
+    if twice:
+        raise ConfigError(f"Two concepts would have the word {twice[0]!r}.", hint="Give each its own with --token.")
+    return _with_initializers(concepts, picks) if method.word == "modifier" and not no_token else concepts
+
+
+def _rare_word(number: int, picks: Sequence[Pick] | None) -> str:
+    if picks and number <= len(picks):
+        return picks[number - 1].surface
+    if number == 1:
+        return RARE_WORD
+    raise ConfigError(
+        "Each concept needs a rare word of its own.",
+        hint="Pick some with cdkit tokens rare --for prompt, and give --tokens, or --token NAME=WORD.",
+    )
+
+
+def _with_initializers(concepts: Sequence[Concept], picks: Sequence[Pick] | None) -> list[Concept]:
+    from cdkit.tokens.modifiers import choose_initializers
+
+    wanting = sum(concept.initializer is None for concept in concepts)
+    chosen = iter(choose_initializers(picks, wanting))
+    return [c if c.initializer is not None else replace(c, initializer=next(chosen)) for c in concepts]
+
+
+def initializer_name(initializer: Pick | str | None) -> str:
+    """What to write down of an initializer: a pick's vocabulary entry, or the text given."""
+    return initializer if isinstance(initializer, str) else "" if initializer is None else initializer.token
+
+
+def check_word(tokenizer: Any, word: str) -> None:
+    """Raise ConfigError when a new token's text is a word of the vocabulary, or cannot be one token."""
+    if not word.strip() or any(letter.isspace() for letter in word):
+        raise ConfigError(f"{word!r} cannot be a modifier token.", hint="Give a word without spaces: '<new1>'.")
+    ids = tokenizer(word, add_special_tokens=False, verbose=False)["input_ids"]
+    if len(ids) == 1 or word in tokenizer.get_vocab():
+        raise ConfigError(
+            f"The token {word!r} is already a word of the base model's vocabulary.",
+            hint="Choose a word that does not exist, such as '<new1>'.",
+        )

@@ -1,0 +1,76 @@
+"""Latents of pictures as mean and deviation: encoded once where they never change, sampled afresh at each use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+ENCODED_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Scaled posterior mean and deviation, float32 (n, C, h, w) each."""
+
+    mean: torch.Tensor
+    deviation: torch.Tensor
+
+    def sample(self, chosen: Sequence[int], spread: torch.Tensor) -> torch.Tensor:
+        """Latents of the chosen pictures with standard normal values `spread` (chosen, C, h, w)."""
+        index = torch.tensor(chosen, device=self.mean.device)
+        return self.mean[index] + self.deviation[index] * spread
+
+
+class PictureEncoder:
+    """A base model's autoencoder on a device, frozen."""
+
+    def __init__(self, vae: Any, *, device: torch.device, dtype: torch.dtype) -> None:
+        # fp16 overflows in many autoencoders.
+        self.dtype = torch.float32 if dtype == torch.float16 or vae.config.get("force_upcast") else dtype
+        self.device = device
+        self.vae = vae.requires_grad_(False).eval()
+        self.restore()
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent cell."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+    @property
+    def channels(self) -> int:
+        return int(self.vae.config.latent_channels)
+
+    def restore(self) -> None:
+        """Put the autoencoder on the device."""
+        self.vae.to(self.device)
+        if self.dtype != torch.float32:
+            self.vae.to(self.dtype)
+
+    def release(self) -> None:
+        """Take it off the device: nothing is encoded any more."""
+        self.vae.to("cpu")
+
+    @torch.no_grad()
+    def encode(self, pixels: torch.Tensor) -> Moments:
+        """Pictures (n, 3, s, s) in [-1, 1] to moments on the device."""
+        # Not under autocast, which would run an fp32 autoencoder in fp16 after all.
+        with torch.autocast(self.device.type, enabled=False):
+            posterior = self.vae.encode(pixels.to(self.device, self.dtype)).latent_dist
+        scale, shift = self.vae.config.scaling_factor, self.vae.config.get("shift_factor") or 0.0
+        return Moments((posterior.mean.float() - shift) * scale, posterior.std.float() * scale)
+
+    def encode_all(self, pictures: Iterable[torch.Tensor], *, flips: bool) -> Moments:
+        """Moments of many pictures, each (3, s, s), a few at a time; with `flips` each is followed by its mirror."""
+        parts: list[Moments] = []
+        waiting: list[torch.Tensor] = []
+        for picture in pictures:
+            waiting += [picture, picture.flip(-1)] if flips else [picture]
+            if len(waiting) >= ENCODED_AT_ONCE:
+                parts.append(self.encode(torch.stack(waiting)))
+                waiting = []
+        if waiting:
+            parts.append(self.encode(torch.stack(waiting)))
+        return Moments(torch.cat([part.mean for part in parts]), torch.cat([part.deviation for part in parts]))

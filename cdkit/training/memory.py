@@ -1,0 +1,343 @@
+"""How much memory a training will take, estimated from the base model's configuration before its weights are read.
+
+Weights, gradients and optimizer states are counted; activations are what autograd keeps of one sample, found by
+running the U-Net without data (torch's meta device). Kernels' workspaces are not known: the total is rough.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from cdkit.errors import ConfigError
+from cdkit.inputs import EMBEDDED
+from cdkit.storage import read_json
+from cdkit.training.base_facts import AUTOENCODER
+from cdkit.training.plan import Plan
+from cdkit.weights.base_model import compute_type
+from cdkit.weights.select import METHODS, selected_names
+from cdkit.weights.text_features import TOWERS
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+    from cdkit.training.train import TrainConfig
+
+FP32 = 4
+GIB = 1 << 30
+# Under autocast norms and sums stay fp32, everything else is half.
+HALF_ACTIVATIONS = 0.75
+# While a checkpointed block is run again, its own activations are there: those of the largest block.
+LARGEST_BLOCK = 0.3
+# Feature maps of the first width that an autoencoder holds at once: input, norm, activation, output.
+ENCODER_MAPS = 4
+# What autograd keeps of one transformer layer of CLIP per position, in hidden widths: norms, attention, activation.
+CLIP_LAYER_WIDTHS = 16
+# What CUDA itself, its libraries' kernels and workspaces take.
+CUDA_BYTES = int(0.7 * GIB)
+SPOKEN_FROM = GIB
+CONTEXT = 77
+
+
+@dataclass(frozen=True)
+class ModelConfigs:
+    """The configurations of a base model's parts, as they stand in its config.json files."""
+
+    unet: Mapping[str, Any]
+    vae: Mapping[str, Any]
+    texts: Sequence[Mapping[str, Any]]
+
+
+def configs_of_folder(folder: Path) -> ModelConfigs:
+    """Read from a pipeline's folder."""
+    texts = [folder / tower / "config.json" for tower in TOWERS]
+    return ModelConfigs(
+        read_json(folder / "unet" / "config.json"),
+        read_json(folder / "vae" / "config.json"),
+        [read_json(path) for path in texts if path.is_file()],
+    )
+
+
+def configs_of_pipeline(pipeline: DiffusionPipeline) -> ModelConfigs:
+    """Read from a pipeline that is loaded."""
+    towers = [getattr(pipeline, name, None) for name in TOWERS]
+    texts = [tower.config.to_dict() for tower in towers if tower is not None]
+    return ModelConfigs(dict(pipeline.unet.config), dict(pipeline.vae.config), texts)
+
+
+def configs_of_base(base: str, pipeline: DiffusionPipeline | None) -> ModelConfigs:
+    """Of a base model: from its pipeline where that is loaded already (a hub id), else from its files."""
+    if pipeline is None and base == EMBEDDED:
+        from cdkit.embedded import load_pipeline
+
+        pipeline = load_pipeline()
+    return configs_of_folder(Path(base).expanduser()) if pipeline is None else configs_of_pipeline(pipeline)
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes by what they are for. activations and encoding are not there at the same time."""
+
+    frozen_weights: int
+    trained_weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    encoding: int
+    overhead: int = 0
+
+    @property
+    def certain(self) -> int:
+        """What is there whatever the batch: it follows from numbers of parameters alone."""
+        return self.frozen_weights + self.trained_weights + self.gradients + self.optimizer
+
+    @property
+    def total(self) -> int:
+        return self.certain + max(self.activations, self.encoding) + self.overhead
+
+    def sentence(self) -> str:
+        """The total and what it is made of."""
+        weights = self.frozen_weights + self.trained_weights
+        return (
+            f"{gigabytes(self.total)}: weights {gigabytes(weights)}, gradients {gigabytes(self.gradients)}, "
+            f"optimizer {gigabytes(self.optimizer)}, "
+            f"activations {gigabytes(max(self.activations, self.encoding))}"
+        )
+
+    def as_json(self) -> dict[str, int]:
+        return {
+            "weights": self.frozen_weights + self.trained_weights,
+            "gradients": self.gradients,
+            "optimizer": self.optimizer,
+            "activations": max(self.activations, self.encoding),
+            "total": self.total,
+        }
+
+
+def gigabytes(number: int) -> str:
+    """`3.9 GiB`."""
+    return f"{number / GIB:.1f} GiB" if number >= GIB / 10 else f"{number / (1 << 20):.0f} MiB"
+
+
+def estimate_memory(config: TrainConfig, plan: Plan, models: ModelConfigs, device: torch.device) -> MemoryEstimate:
+    """Estimate one process' memory on its device."""
+    recipe = config.recipe()
+    unet = _unet_run(config, plan, models)
+    trained = unet.trained
+    rows = sum(len(plan.tokens) * int(text["hidden_size"]) for text in models.texts)
+    frozen = unet.parameters - trained
+    size = torch.empty(0, dtype=compute_type(config.precision)).element_size()
+    if plan.tokens:
+        frozen += sum(_text_parameters(text) for text in models.texts)
+    vae = sum(parameter.numel() for parameter in _on_meta(AUTOENCODER, models.vae).parameters())
+    frozen += vae if recipe.augmentation else 0
+    # On a CPU the copy that the changes are measured from lies beside what trains, and so does the released VAE.
+    beside = (trained * FP32 + (0 if recipe.augmentation else vae * FP32)) if device.type == "cpu" else 0
+    return MemoryEstimate(
+        frozen_weights=frozen * size + beside,
+        trained_weights=(trained + rows) * FP32,
+        gradients=(trained + rows) * FP32 * (2 if config.processes > 1 else 1),
+        optimizer=(trained + rows) * FP32 * 2,
+        activations=_activations(config, plan, models, unet.kept),
+        encoding=_encoding(config, plan, models),
+        overhead=CUDA_BYTES if device.type == "cuda" else 0,
+    )
+
+
+def _activations(config: TrainConfig, plan: Plan, models: ModelConfigs, kept: int) -> int:
+    texts = 0
+    if plan.tokens:
+        for text in models.texts:
+            positions = int(text["max_position_embeddings"]) * int(text["num_hidden_layers"])
+            texts += FP32 * CLIP_LAYER_WIDTHS * int(text["hidden_size"]) * positions
+    samples = config.recipe().batch_size * (1 if config.precision == "no" else HALF_ACTIVATIONS)
+    return int(samples * (kept + texts))
+
+
+def _encoding(config: TrainConfig, plan: Plan, models: ModelConfigs) -> int:
+    """The feature maps of the photos that are encoded anew in each step."""
+    if not config.recipe().augmentation:
+        return 0
+    with_prior = any(planned.regularization for planned in plan.concepts)
+    photos = config.recipe().batch_size // (2 if with_prior else 1) or 1
+    return photos * ENCODER_MAPS * int(models.vae["block_out_channels"][0]) * plan.resolution**2 * FP32
+
+
+def _text_parameters(text: Mapping[str, Any]) -> int:
+    """Parameters of a CLIP text tower: tables, a norm, and per layer four projections, two of the MLP, two norms."""
+    width, inner = int(text["hidden_size"]), int(text["intermediate_size"])
+    layer = 4 * (width + 1) * width + (width + 1) * inner + (inner + 1) * width + 4 * width
+    rows = int(text["vocab_size"]) + int(text["max_position_embeddings"]) + 2
+    return rows * width + int(text["num_hidden_layers"]) * layer
+
+
+def _on_meta(kind: str, config: Mapping[str, Any]) -> Any:
+    """A diffusers model without data."""
+    import diffusers
+
+    with torch.device("meta"):
+        return getattr(diffusers, kind).from_config(dict(config))
+
+
+class _Fused(torch.autograd.Function):
+    """Keeps what fused attention kernels keep: queries, keys, values and the output, not the attention matrix."""
+
+    @staticmethod
+    def forward(context: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        output = torch.empty_like(query)
+        context.save_for_backward(query, key, value, output)
+        return output
+
+
+class _FusedAttention:
+    """An attention processor of diffusers that computes nothing."""
+
+    def __call__(
+        self,
+        attention: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        query = attention.to_q(hidden_states)
+        output = _Fused.apply(query, attention.to_k(source), attention.to_v(source))
+        drawn: torch.Tensor = attention.to_out[1](attention.to_out[0](output))
+        return drawn
+
+
+@dataclass(frozen=True)
+class UnetRun:
+    """Numbers of parameters, of those that train, and the bytes that autograd keeps of one sample in fp32."""
+
+    parameters: int
+    trained: int
+    kept: int
+
+
+def _unet_run(config: TrainConfig, plan: Plan, models: ModelConfigs) -> UnetRun:
+    text = json.dumps(dict(models.unet), sort_keys=True, default=list)
+    cells = plan.resolution // int(2 ** (len(models.vae["block_out_channels"]) - 1))
+    run = run_unet(text, config.method, cells)
+    if not config.gradient_checkpointing:
+        return run
+    less = run_unet(text, config.method, cells, checkpointing=True)
+    return replace(run, kept=less.kept + int(LARGEST_BLOCK * run.kept))
+
+
+@lru_cache(maxsize=16)
+def run_unet(config: str, method: str, cells: int, *, checkpointing: bool = False) -> UnetRun:
+    """Run a U-Net of this configuration (JSON) without data. cells: latent cells per side.
+
+    Raises ConfigError when the method does not fit it.
+    """
+    settings = json.loads(config)
+    unet = _on_meta("UNet2DConditionModel", settings)
+    named = dict(unet.requires_grad_(False).named_parameters())
+    trained = [named[name].requires_grad_(True) for name in selected_names(unet, METHODS[method])]
+    unet.set_attn_processor(_FusedAttention())
+    if checkpointing:
+        unet.enable_gradient_checkpointing()
+    own = {parameter.untyped_storage()._cdata for parameter in named.values()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage
+        return tensor
+
+    with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        unet(torch.empty(1, settings["in_channels"], cells, cells), torch.zeros(1).long(), **_conditions(settings))
+    return UnetRun(
+        parameters=sum(parameter.numel() for parameter in named.values()),
+        trained=sum(parameter.numel() for parameter in trained),
+        kept=sum(storage.nbytes() for storage in kept.values()),
+    )
+
+
+def _conditions(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The text's features, and what SDXL takes beside them, without data."""
+    width = settings["cross_attention_dim"]
+    # A token that trains makes the text itself need a gradient, whatever of the U-Net trains.
+    text = torch.empty(1, CONTEXT, width if isinstance(width, int) else width[0], requires_grad=True)
+    if settings.get("addition_embed_type") != "text_time":
+        return {"encoder_hidden_states": text}
+    pooled = settings["projection_class_embeddings_input_dim"] - 6 * settings["addition_time_embed_dim"]
+    added = {"text_embeds": torch.empty(1, pooled), "time_ids": torch.empty(1, 6)}
+    return {"encoder_hidden_states": text, "added_cond_kwargs": added}
+
+
+def device_memory(device: torch.device) -> tuple[int, int] | None:
+    """Free and total bytes of a device; None where that is not known."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return int(free), int(total)
+    if device.type == "mps":
+        limit = int(torch.mps.recommended_max_memory())
+        return limit - int(torch.mps.current_allocated_memory()), limit
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    found = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
+    return found.get("MemAvailable", 0), found["MemTotal"]
+
+
+def check_memory(
+    config: TrainConfig, plan: Plan, models: ModelConfigs, device: torch.device, note: Callable[[str], None]
+) -> MemoryEstimate:
+    """Say what a large training will take, and warn when that is more than is free.
+
+    Raises ConfigError when weights, gradients and optimizer states alone are more than the device has.
+    """
+    estimate = estimate_memory(config, plan, models, device)
+    has = device_memory(device)
+    if has is None:
+        return estimate
+    free, total = (part // (config.processes if device.type == "cpu" else 1) for part in has)
+    if estimate.total <= min(free, total):
+        if estimate.total >= SPOKEN_FROM:
+            note(f"Memory on {device}: about {estimate.sentence()}; {gigabytes(free)} are free.")
+        return estimate
+    lower = what_to_lower(config, plan, models, device)
+    if estimate.certain > total:
+        raise ConfigError(
+            f"{config.method} on {config.base} needs {gigabytes(estimate.certain)} for weights, gradients and "
+            f"optimizer alone; {device} has {gigabytes(total)}.",
+            hint=lower,
+        )
+    note(f"Memory on {device} may not suffice: about {estimate.sentence()}; {gigabytes(free)} are free. {lower}")
+    return estimate
+
+
+def what_to_lower(config: TrainConfig, plan: Plan, models: ModelConfigs, device: torch.device) -> str:
+    """What would take less memory, with how much that would be, the smallest last."""
+    batch = config.recipe().batch_size
+    choices: dict[str, dict[str, Any]] = {}
+    if batch > 1:
+        same = batch * config.gradient_accumulation
+        choices[f"--batch-size 1 --gradient-accumulation {same} (the same result)"] = {
+            "batch_size": 1,
+            "gradient_accumulation": same,
+        }
+    if not config.gradient_checkpointing:
+        choices["--gradient-checkpointing (the same result)"] = {"gradient_checkpointing": True}
+    if config.precision == "no":
+        choices["--precision bf16"] = {"precision": "bf16"}
+    if METHODS[config.method].unet not in (METHODS["custom-diffusion"].unet, METHODS["textual-inversion"].unet):
+        choices["--method custom-diffusion"] = {"method": "custom-diffusion"}
+    found = [
+        (estimate_memory(config.model_copy(update=change), plan, models, device).total, words)
+        for words, change in choices.items()
+    ]
+    together = {key: value for change in choices.values() for key, value in change.items()}
+    least = estimate_memory(config.model_copy(update=together), plan, models, device).total
+    listed = "; ".join(f"{words}: {gigabytes(total)}" for total, words in sorted(found, reverse=True))
+    return f"Less would take: {listed or 'a lower --resolution'}; all together: {gigabytes(least)}."

@@ -1,0 +1,134 @@
+"""What a training will use, gathered and checked before the base model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cdkit.errors import ConfigError
+from cdkit.tokens.modifiers import read_picks, resolve_initializer
+from cdkit.training.base_facts import BaseFacts
+from cdkit.training.concepts import Concept, check_word, describe_concepts, initializer_name
+from cdkit.training.modifier_rows import NewToken
+from cdkit.training.pictures import (
+    Picture,
+    Square,
+    concept_photos,
+    decode_photos,
+    regularization_pictures,
+)
+from cdkit.training.rarity import check_rarity
+from cdkit.weights.delta import delta_tokens
+from cdkit.weights.select import METHODS, Method
+
+if TYPE_CHECKING:
+    from cdkit.training.train import TrainConfig
+
+FEW_PHOTOS = 4
+
+
+@dataclass(frozen=True)
+class PlannedConcept:
+    """One concept with its photos and their captions, and its regularization images, not decoded yet.
+
+    left_out: files beside the photos that are no images.
+    """
+
+    concept: Concept
+    squares: Sequence[Square]
+    captions: Sequence[str]
+    regularization: Sequence[Picture]
+    regularization_captions: Sequence[str]
+    left_out: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is known without the base model's weights."""
+
+    method: Method
+    concepts: Sequence[PlannedConcept]
+    tokens: Sequence[NewToken]
+    resolution: int
+
+    @property
+    def prompts(self) -> list[str]:
+        """The distinct captions of the photos."""
+        return list(dict.fromkeys(caption for planned in self.concepts for caption in planned.captions))
+
+
+def make_plan(config: TrainConfig, facts: BaseFacts, note: Callable[[str], None]) -> Plan:
+    """Read folders, photos and tokenizers; raises InputError or ConfigError for everything that cannot work."""
+    method = METHODS[config.method]
+    picks = read_picks(config.tokens) if config.tokens else None
+    concepts = describe_concepts(
+        method,
+        config.concepts,
+        config.categories,
+        config.regularization,
+        config.token,
+        picks,
+        no_token=config.no_token,
+        taken=delta_tokens(config.delta),
+    )
+    if method.word == "rare":
+        for word in dict.fromkeys(concept.word for concept in concepts):
+            check_rarity(word, next(iter(facts.tokenizers.values())), config.tokens, note)
+    tokens = _new_tokens(facts.tokenizers, concepts)
+    resolution = facts.resolution_or(config.resolution)
+    planned = [_planned(config, concept, resolution, note) for concept in concepts]
+    return Plan(method, planned, tokens, resolution)
+
+
+def _new_tokens(tokenizers: Mapping[str, Any], concepts: Sequence[Concept]) -> list[NewToken]:
+    tokens = []
+    for concept in concepts:
+        if concept.initializer is None:
+            continue
+        for tokenizer in tokenizers.values():
+            check_word(tokenizer, concept.word)
+        ids = {tower: resolve_initializer(one, concept.initializer) for tower, one in tokenizers.items()}
+        tokens.append(NewToken(concept.word, initializer_name(concept.initializer), ids))
+    return tokens
+
+
+def _planned(config: TrainConfig, concept: Concept, resolution: int, note: Callable[[str], None]) -> PlannedConcept:
+    recipe = config.recipe()
+    photos, others = concept_photos(concept.folder)
+    if others:
+        note(f"{concept.folder}: left out, not images: {', '.join(others[:5])}{', …' if len(others) > 5 else ''}")
+    if len(photos) < FEW_PHOTOS:
+        note(f"{concept.folder} holds {len(photos)} photos; 4 to 20 work best.")
+    squares = decode_photos(concept, photos, resolution, enlarge=config.enlarge)
+    captions = [concept.caption_of(photo.caption, recipe.template) for photo in photos]
+    images = regularization_pictures(concept.regularization) if concept.regularization else []
+    if not images:
+        note(
+            f"No regularization images for {concept.name!r}: what the model draws for {concept.category!r} will "
+            "drift towards the photos. cdkit retrieve makes a set of real images; "
+            f"cdkit class-images 'photo of a {concept.category}' --base {config.base} --out DIR draws one."
+        )
+    asked = config.regularization_count
+    if images and asked is not None:
+        if len(images) < asked:
+            raise ConfigError(
+                f"{concept.regularization} holds {len(images)} regularization images, {asked} were asked for.",
+                hint="Retrieve more, or lower --regularization-count.",
+            )
+        images = images[:asked]
+    own = recipe.template.replace("{}", concept.category)
+    return PlannedConcept(concept, squares, captions, images, [image.caption or own for image in images], len(others))
+
+
+def tokens_as_json(plan: Plan) -> list[dict[str, Any]]:
+    """The concepts' words for the manifest: text, initializer, category."""
+    return [
+        {
+            "text": planned.concept.word,
+            "initializer": initializer_name(planned.concept.initializer),
+            "category": planned.concept.category,
+        }
+        for planned in plan.concepts
+        if planned.concept.word
+    ]

@@ -1,0 +1,59 @@
+"""Samples drawn while a training runs: a contact sheet per chosen step, one row per prompt."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cdkit.sampling.grid import write_grid
+from cdkit.sampling.sample import SampleConfig, draw, plan_samples
+from cdkit.sampling.schedulers import make_scheduler
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import DiffusionPipeline
+
+SEEDS, STEPS = 4, 25
+
+
+def draw_samples(
+    pipeline: DiffusionPipeline, prompts: Sequence[str], resolution: int, device: torch.device, target: Path
+) -> None:
+    """Draw every prompt with seeds 0 to 3 into one PNG, and leave the pipeline as it was.
+
+    All noise comes from the seeds, so that drawing does not change the training.
+    """
+    config = SampleConfig(prompts=list(prompts), seeds=SEEDS, steps=STEPS, resolution=resolution, scheduler="ddim")
+    trained_with = pipeline.scheduler
+    with tempfile.TemporaryDirectory() as folder, _on_device(pipeline, device):
+        pipeline.scheduler = make_scheduler("ddim", trained_with)
+        try:
+            samples = plan_samples(prompts, config)
+            for start in range(0, len(samples), SEEDS):
+                batch = samples[start : start + SEEDS]
+                for entry, image in zip(batch, draw(pipeline, batch, config, on_step=_ignore), strict=True):
+                    image.save(Path(folder) / entry.name, format="PNG")
+            write_grid([Path(folder) / entry.name for entry in samples], SEEDS, target)
+        finally:
+            pipeline.scheduler = trained_with
+
+
+def _ignore(amount: float) -> None:
+    return None
+
+
+@contextmanager
+def _on_device(pipeline: DiffusionPipeline, device: torch.device) -> Iterator[None]:
+    """Bring back the parts that left the device because training needs them no more, for a while."""
+    parts: list[Any] = [part for part in pipeline.components.values() if hasattr(part, "parameters")]
+    homes = [(part, next(part.parameters()).device) for part in parts]
+    for part in parts:
+        part.to(device)
+    try:
+        yield
+    finally:
+        for part, home in homes:
+            part.to(home)

@@ -1,0 +1,221 @@
+"""The export stage: a delta as files that other tools load, with the error of every approximation measured."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import model_validator
+
+from cdkit.config import StageConfig, setting
+from cdkit.datasets import Dataset
+from cdkit.errors import ConfigError
+from cdkit.inputs import Input
+from cdkit.manifest import Counts
+from cdkit.protocols import Context
+from cdkit.storage import TEMPORARY_PREFIX, Folder
+from cdkit.weights.apply import check_fit
+from cdkit.weights.base_model import choose_device, load_base_model
+from cdkit.weights.delta import ON_TOP_OF, Delta, LowRank, load_delta, matrix
+from cdkit.weights.exporters.embeddings import write_embeddings
+from cdkit.weights.exporters.full_matrices import write_full_matrices
+from cdkit.weights.exporters.lora import DIFFUSERS_LORA_NAME, write_diffusers_lora, write_kohya_lora
+from cdkit.weights.exporters.names import file_stems
+from cdkit.weights.exporters.pipeline import MODEL_INDEX, PIPELINE_ENTRIES, write_pipeline
+from cdkit.weights.low_rank import approximate, relative_error
+
+Format = Literal["diffusers-lora", "kohya-lora", "webui-diff", "textual-inversion", "diffusers-pipeline"]
+LORAS, EMBEDDINGS = "loras", "embeddings"
+EXPORT_ENTRIES = (DIFFUSERS_LORA_NAME, LORAS, EMBEDDINGS, *PIPELINE_ENTRIES)
+# What a LoRA of a full change may be off by when nothing is asked for.
+DEFAULT_ERROR = 0.1
+SDXL_POOLING = (
+    "SDXL's second text encoder takes the prompt's summary at the largest token id, which a new token has. After "
+    "loading the embeddings: pipe.text_encoder_2.text_model.eos_token_id = pipe.tokenizer_2.eos_token_id "
+    "(--to diffusers-pipeline has it set)."
+)
+
+
+class ExportConfig(StageConfig):
+    """What to export, as what."""
+
+    delta: str = setting(help="The delta: a folder or file.", argument=True, input="folder")
+    to: Format = setting(help="What to make.")
+    base: str | None = setting(None, "Base model; diffusers-pipeline needs it, others check it.", input="model")
+    rank: int | None = setting(None, "Rank of a LoRA.", ge=1)
+    max_error: float | None = setting(
+        None, f"Largest error of a LoRA's matrices, relative [default: {DEFAULT_ERROR}; 0 for a merge].", gt=0, le=1
+    )
+    scale: float = setting(1.0, "Strength to bake in.", ge=-10, le=10)
+    precision: Literal["no", "fp16"] = setting("no", "Number format of the files; no is fp32.")
+
+    @model_validator(mode="after")
+    def _check(self) -> ExportConfig:
+        if self.rank and self.max_error:
+            raise ValueError("give rank or max_error, not both")
+        if (self.rank or self.max_error) and not self.to.endswith("-lora"):
+            raise ValueError(f"rank and max_error are settings of LoRA files; {self.to} has none")
+        if self.to == "diffusers-pipeline" and self.base is None:
+            raise ValueError("diffusers-pipeline needs base, the model to bake the delta into")
+        return self
+
+    @property
+    def half(self) -> bool:
+        return self.precision == "fp16"
+
+
+def export(config: ExportConfig, inputs: Mapping[str, Input], out: Folder, context: Context) -> Dataset:
+    """Write the files; matrices' files come with the tokens' embeddings beside them.
+
+    Raises ConfigError when the format cannot hold the delta or it does not fit the base, InputError when a value does
+    not fit into fp16.
+    """
+    delta = load_delta(config.delta)
+    if delta.settings.get(ON_TOP_OF):
+        context.progress.note(
+            "This delta was trained on top of another one: export that one too, and load both; with a pipeline's "
+            "folder, export the first, then the second with the first's folder as --base."
+        )
+    details: dict[str, Any] = {"to": config.to, "error": 0.0, "rank": None}
+    with _all_or_nothing(out) as folder:
+        if config.to == "diffusers-pipeline":
+            # Scaled when it is applied: there is one rounding then.
+            write_pipeline(
+                delta, str(config.base), folder.path, scale=config.scale, half=config.half, note=context.progress.note
+            )
+        else:
+            if config.base is not None:
+                check_fit(load_base_model(config.base, device=choose_device("cpu")), delta)
+            details |= _write(config, scaled(delta, config.scale), folder, lora_name(out.path), context)
+    files = [path for path in sorted(out.path.rglob("*")) if path.is_file() and not path.name.startswith(".")]
+    written = [path for path in files if path.relative_to(out.path).parts[0] in EXPORT_ENTRIES]
+    details["files"] = [str(path.relative_to(out.path)) for path in written]
+    details["bytes"] = sum(path.stat().st_size for path in written)
+    details["tokens"] = [token.text for token in delta.tokens]
+    return Dataset("export", out.path, Counts(len(written), len(written)), details)
+
+
+@contextmanager
+def _all_or_nothing(out: Folder) -> Iterator[Folder]:
+    """A folder whose entries move into `out` together at the end, and are gone when something fails before."""
+    out.remove(EXPORT_ENTRIES)
+    temporary = out.sub(f"{TEMPORARY_PREFIX}export")
+    try:
+        yield temporary
+        # A pipeline folder is one from the moment that its index is there.
+        for name in sorted(os.listdir(temporary.path), key=lambda entry: entry == MODEL_INDEX):
+            os.replace(temporary / name, out / name)
+    finally:
+        out.remove([temporary.path.name])
+
+
+def scaled(delta: Delta, scale: float) -> Delta:
+    """The delta with its weights' changes times `scale`; tokens stay as they are."""
+    if scale == 1.0:
+        return delta
+    changes = {
+        name: LowRank(change.up * scale, change.down) if isinstance(change, LowRank) else change * scale
+        for name, change in delta.changes.items()
+    }
+    return replace(delta, changes=changes)
+
+
+def _write(config: ExportConfig, delta: Delta, out: Folder, name: str, context: Context) -> dict[str, Any]:
+    details: dict[str, Any] = {}
+    if config.to == "textual-inversion":
+        if not delta.tokens:
+            raise ConfigError("This delta has no modifier token to export.", hint="Its weights go to a LoRA.")
+    elif not delta.changes:
+        raise ConfigError("This delta changed no weights.", hint="Export its tokens: --to textual-inversion.")
+    elif config.to == "webui-diff":
+        write_full_matrices(delta, out / LORAS / f"{name}.safetensors", half=config.half)
+        details["error"] = max(_stored_error(change, change, config.half) for change in delta.changes.values())
+    else:
+        details |= _write_lora(config, delta, out, name, context)
+    if delta.tokens:
+        files = write_embeddings(delta, out / EMBEDDINGS, half=config.half)
+        details["embeddings"] = {text: f"{EMBEDDINGS}/{path.name}" for text, path in files.items()}
+        if any("text_encoder_2" in token.rows for token in delta.tokens):
+            context.progress.note(SDXL_POOLING)
+    return details
+
+
+def _write_lora(config: ExportConfig, delta: Delta, out: Folder, name: str, context: Context) -> dict[str, Any]:
+    whole = all(not isinstance(change, LowRank) for change in delta.changes.values())
+    max_error = DEFAULT_ERROR if whole and config.rank is None and config.max_error is None else config.max_error
+    held = _matrices(delta, context)
+    with context.progress.task("low-rank factors", len(held), unit="matrices") as task:
+        products = approximate(
+            held, rank=config.rank, max_error=max_error, uniform=True, advance=lambda: task.advance(1)
+        )
+    if config.to == "diffusers-lora":
+        write_diffusers_lora(delta, products, out / DIFFUSERS_LORA_NAME, half=config.half)
+    else:
+        write_kohya_lora(delta, products, out / LORAS / f"{name}.safetensors", half=config.half)
+    numbers = sum(product.up.numel() + product.down.numel() for product in products.values())
+    matrices = sum(change.shape[0] * change.shape[1] for change in held.values())
+    if numbers >= matrices:
+        context.progress.note(
+            f"This LoRA holds {numbers:,} numbers, the full matrices only {matrices:,}: "
+            "--to webui-diff, a lower --rank or a higher --max-error is smaller."
+        )
+    errors = [_stored_error(held[layer], product, config.half) for layer, product in products.items()]
+    return {"error": max(errors), "rank": max(product.rank for product in products.values())}
+
+
+def _matrices(delta: Delta, context: Context) -> dict[str, Any]:
+    """What a LoRA can hold of a delta: matrices, and convolutions as matrices of their outputs.
+
+    Biases and norms are left out with a note of how much of the change they are. Raises ConfigError when nothing else
+    changed.
+    """
+    held = {
+        name: matrix(change).flatten(1) if len(change.shape) > 2 else change
+        for name, change in delta.changes.items()
+        if len(change.shape) > 1
+    }
+    left = [matrix(change) for name, change in delta.changes.items() if name not in held]
+    if not held:
+        raise ConfigError(
+            f"{next(iter(delta.changes))} is no matrix: a LoRA cannot hold it.", hint="Use --to webui-diff."
+        )
+    if any(change.any() for change in left):
+        whole = sum(float(matrix(change).norm()) ** 2 for change in (*held.values(), *left)) ** 0.5
+        share = sum(float(change.norm()) ** 2 for change in left) ** 0.5 / whole
+        context.progress.note(
+            f"{len(left)} biases and norms changed too, which a LoRA cannot hold: left out, {share:.1%} of the whole "
+            "change. --to webui-diff or diffusers-pipeline has everything."
+        )
+    return held
+
+
+def _stored_error(change: Any, stored: Any, half: bool) -> float:
+    """The error of a matrix against what the file holds of it, its rounding to fp16 included."""
+    if half:
+        stored = (
+            LowRank(stored.up.half().float(), stored.down.half().float())
+            if isinstance(stored, LowRank)
+            else matrix(stored).half().float()
+        )
+    return relative_error(change, stored)
+
+
+def lora_name(out: Path) -> str:
+    """The name of an exported LoRA, which web UIs call it by: its output folder's, in safe letters."""
+    (stem,) = file_stems([out.resolve().name]).values()
+    return stem
+
+
+def loading_hint(to: str, out: Path) -> str:
+    """How the exported files are used, in one line."""
+    return {
+        "diffusers-lora": f'pipe.load_lora_weights("{out}"), and pipe.load_textual_inversion for each embeddings file',
+        "kohya-lora": f"copy loras/ and embeddings/ to the web UI's folders; prompt: <lora:{lora_name(out)}:1>",
+        "webui-diff": f"copy loras/ and embeddings/ to the web UI's folders; prompt: <lora:{lora_name(out)}:1>",
+        "textual-inversion": "pipe.load_textual_inversion, or the web UI's embeddings folder",
+        "diffusers-pipeline": f'DiffusionPipeline.from_pretrained("{out}"), or cdkit sample --base {out}',
+    }[to]

@@ -1,0 +1,1 @@
+"""Deltas as other tools read them, one format per file."""

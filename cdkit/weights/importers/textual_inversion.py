@@ -1,0 +1,57 @@
+"""Textual-inversion files: diffusers', A1111's and SDXL's."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from cdkit.errors import InputError
+from cdkit.weights.exporters.embeddings import XL_KEYS
+from cdkit.weights.importers.found import Found, make_token
+from cdkit.weights.importers.reading import Contents
+
+KIND = "textual-inversion"
+
+
+def is_embedding(contents: Contents) -> bool:
+    """Whether the file holds nothing but embeddings of words."""
+    values = contents.values
+    if "string_to_param" in values or "emb_params" in values or set(values) == set(XL_KEYS.values()):
+        return True
+    few = 0 < len(values) <= 64
+    return few and all(
+        hasattr(value, "ndim") and value.ndim in (1, 2) and not key.endswith((".weight", ".bias", ".diff"))
+        for key, value in values.items()
+    )
+
+
+def read_embedding(contents: Contents) -> Found:
+    """`{token: rows}`, A1111's `{string_to_param: {'*': rows}, name}`, `{emb_params: rows}`, or `{clip_l, clip_g}`."""
+    values, path = contents.values, contents.path
+    header = contents.header
+    name = header.get("cdkit_token") or _name(values.get("name")) or path.stem
+    start = header.get("cdkit_initializer", "")
+    if set(values) == set(XL_KEYS.values()):
+        tokens = [make_token(path, name, {tower: values[key] for tower, key in XL_KEYS.items()}, start)]
+    elif "string_to_param" in values or "emb_params" in values:
+        rows: Any = values.get("emb_params", values.get("string_to_param"))
+        rows = next(iter(rows.values()), None) if isinstance(rows, dict) else rows
+        if not hasattr(rows, "ndim"):
+            raise InputError(f"{path} holds no embedding.", hint="Damaged file.")
+        tokens = [make_token(path, name, {"text_encoder": rows}, start)]
+    else:
+        tokens = [make_token(path, text, {"text_encoder": rows}, start) for text, rows in values.items()]
+    return Found(KIND, path, tokens=tuple(tokens), header=header)
+
+
+def _name(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def stored_prompts(header: Any) -> list[str]:
+    """The prompts that cdkit's exports carry along."""
+    try:
+        prompts = json.loads(header.get("cdkit_prompts", "[]"))
+    except ValueError:
+        return []
+    return [prompt for prompt in prompts if isinstance(prompt, str)] if isinstance(prompts, list) else []

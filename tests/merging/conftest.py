@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.support.small_index import grammar_captions
+from tests.support.tiny_pipeline import tiny_pipeline
+from tests.support.tiny_xl_pipeline import tiny_xl_pipeline
+
+
+@pytest.fixture(scope="session")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Saved tiny base models, of one text tower and of two."""
+    folder = tmp_path_factory.mktemp("bases")
+    tiny_pipeline(folder / "one")
+    tiny_xl_pipeline(folder / "two")
+    return {name: folder / name for name in ("one", "two")}
+
+
+@pytest.fixture(params=["one", "two"])
+def base(request: pytest.FixtureRequest, bases: dict[str, Path]) -> Path:
+    return bases[request.param]
+
+
+@pytest.fixture(scope="session")
+def captions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """120 captions as a pool file."""
+    path = tmp_path_factory.mktemp("pool") / "captions.parquet"
+    pq.write_table(pa.table({"caption": grammar_captions(120)}), path)
+    return path
+
+
+def loaded(folder: Path) -> Any:
+    import torch
+
+    from cdkit.weights.base_model import load_base_model
+
+    return load_base_model(str(folder), device=torch.device("cpu"))

@@ -1,0 +1,33 @@
+"""Parameter names and shapes of the real U-Nets' cross-attention keys and values, built without memory."""
+
+from __future__ import annotations
+
+from functools import cache
+
+
+@cache
+def cross_attention_shapes(family: str) -> dict[str, tuple[int, int]]:
+    """`sd1` (32 matrices, text width 768), `sd2` (32, 1024) or `sdxl` (140, 2048)."""
+    from accelerate import init_empty_weights
+    from diffusers import UNet2DConditionModel
+
+    settings = {
+        "sd1": {"cross_attention_dim": 768},
+        "sd2": {"cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True},
+        "sdxl": {
+            "cross_attention_dim": 2048,
+            "block_out_channels": (320, 640, 1280),
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            "transformer_layers_per_block": (1, 2, 10),
+            "attention_head_dim": (5, 10, 20),
+            "use_linear_projection": True,
+        },
+    }
+    with init_empty_weights():
+        unet = UNet2DConditionModel(**settings[family])
+    return {
+        name: tuple(value.shape)
+        for name, value in unet.named_parameters()
+        if name.endswith((".attn2.to_k.weight", ".attn2.to_v.weight"))
+    }

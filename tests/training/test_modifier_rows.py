@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from cdkit.errors import ConfigError
+from cdkit.training.conditioning import Conditioning
+from cdkit.training.modifier_rows import NewToken, RowsBesideTable, install_tokens, trained_tokens
+from cdkit.weights.apply import apply_deltas
+from cdkit.weights.delta import Delta
+from cdkit.weights.text_features import encode_ids, text_towers, token_ids
+from tests.support.tiny_pipeline import tiny_pipeline
+
+
+def test_only_the_rows_get_gradients() -> None:
+    table = nn.Embedding(6, 3).requires_grad_(False)
+    module = RowsBesideTable(table, [6, 9], torch.arange(6.0).view(2, 3))
+    ids = torch.tensor([[0, 6, 5], [9, 6, 9]])
+    found = module(ids)
+    assert found[0, 0].equal(table.weight[0])
+    assert found[1].equal(module.rows[[1, 0, 1]])
+    found.sum().backward()
+    assert module.rows.grad is not None
+    assert module.rows.grad.tolist() == [[2, 2, 2], [2, 2, 2]]
+    assert table.weight.grad is None
+
+
+def test_rows_stay_fp32_over_a_half_precision_table() -> None:
+    table = nn.Embedding(6, 3).requires_grad_(False).to(torch.bfloat16)
+    fine = torch.full((1, 3), 1.0001)
+    found = RowsBesideTable(table, [6], fine)(torch.tensor([[6, 1]]))
+    assert found.dtype == torch.float32
+    assert found[0, :1].equal(fine)
+
+
+def test_installed_tokens_encode_as_applied_ones_do(tmp_path: Path) -> None:
+    pipeline = tiny_pipeline(tmp_path)
+    start = pipeline.tokenizer.get_vocab()["dog</w>"]
+    tokens = [NewToken("<new1>", "dog", {"text_encoder": start}), NewToken("<new2>", "3", {"text_encoder": 3})]
+    rows = install_tokens(pipeline, tokens)
+    assert rows["text_encoder"].rows[0].equal(pipeline.text_encoder.get_input_embeddings().table.weight[start])
+    rows["text_encoder"].rows.data += torch.randn(2, 32, generator=torch.Generator().manual_seed(0))
+    prompts = ["a <new2> cat", "<new1>", "photo of a dog"]
+    found = _encode(pipeline, prompts)
+    assert not found[1].allclose(found[2])
+    plain = tiny_pipeline(tmp_path)
+    with apply_deltas(plain, [Delta("m", "b", "", tokens=trained_tokens(tokens, rows))]):
+        assert _encode(plain, prompts).equal(found)
+
+
+def test_a_token_the_tokenizer_knows_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="vocabulary already"):
+        install_tokens(tiny_pipeline(tmp_path), [NewToken("cat</w>", "dog", {"text_encoder": 3})])
+
+
+def _encode(pipeline: object, prompts: list[str]) -> torch.Tensor:
+    towers = text_towers(pipeline)  # type: ignore[arg-type]
+    return encode_ids(towers, token_ids(towers, prompts)).hidden.detach()
+
+
+def test_conditioning_gives_each_prompt_its_own_features(tmp_path: Path) -> None:
+    pipeline = tiny_pipeline(tmp_path)
+    rows = install_tokens(pipeline, [NewToken("<new1>", "dog", {"text_encoder": 5})])
+    pipeline.text_encoder.requires_grad_(False)
+    rows["text_encoder"].rows.requires_grad_(True)
+    conditioning = Conditioning(text_towers(pipeline), rows)
+    prompts = ["photo of a cat", "a <new1> dog", "dog", "<new1>"]
+    conditioning.prepare(prompts)
+    expected = dict(zip(prompts, _encode(pipeline, prompts), strict=True))
+    batch = ["dog", "<new1>", "dog", "a <new1> dog", "<new1>", "photo of a cat"]
+    found = conditioning.features(batch).hidden
+    for prompt, features in zip(batch, found, strict=True):
+        torch.testing.assert_close(features, expected[prompt], rtol=1e-5, atol=1e-6)
+    found.sum().backward()
+    first = rows["text_encoder"].rows.grad
+    assert first is not None
+    assert first.abs().sum() > 0
+    # Kept features hold no graph: a second use, and prompts without a token, work alone.
+    assert not conditioning.features(["dog", "photo of a cat"]).hidden.requires_grad
+    assert conditioning.features(["<new1>"]).hidden.requires_grad
+
+
+def test_the_towers_are_encoded_once_when_nothing_in_the_prompts_trains(tmp_path: Path) -> None:
+    pipeline = tiny_pipeline(tmp_path)
+    conditioning = Conditioning(text_towers(pipeline), {})
+    conditioning.prepare(["cat", "dog"])
+    expected = _encode(pipeline, ["dog", "cat"])
+    # Nothing asks the tower again.
+    pipeline.text_encoder.get_input_embeddings().weight.data.fill_(float("nan"))
+    torch.testing.assert_close(conditioning.features(["dog", "cat"]).hidden, expected)

@@ -1,0 +1,110 @@
+"""A training that was stopped anywhere ends as one that was not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cdkit.errors import OutputError
+from tests.training.running import Interrupted, Material, Notes, StopAfter, delta_tensors, losses, run
+
+STEPS = 7
+
+
+def _config(material: Material, **values: Any) -> Any:
+    settings = {"steps": STEPS, "batch_size": 2, "checkpoint_every": 2, "flip": True, **values}
+    return material.config(**settings)
+
+
+@pytest.fixture(scope="module")
+def whole(material: Material, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "out"
+    run(_config(material), out)
+    return out
+
+
+def _assert_equal(out: Path, whole: Path) -> None:
+    one, other = delta_tensors(out), delta_tensors(whole)
+    assert one.keys() == other.keys()
+    assert all(one[name].equal(other[name]) for name in one)
+    assert losses(out) == losses(whole)
+
+
+@pytest.mark.parametrize("stops", [[1], [2, 3], [5, 1, 6]])
+def test_stopped_and_resumed_equals_uninterrupted(
+    material: Material, whole: Path, out: Path, stops: list[int]
+) -> None:
+    for steps in stops:
+        with pytest.raises(Interrupted):
+            run(_config(material), out, progress=StopAfter(steps))
+        assert not (out / "delta.safetensors").exists()
+    notes = Notes()
+    assert run(_config(material), out, progress=notes).state == "done"
+    _assert_equal(out, whole)
+    assert any("Going on after step" in note for note in notes.notes) == (max(stops) >= 2)
+    assert run(_config(material), out).state == "cached"
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(material: Material, whole: Path, out: Path) -> None:
+    with pytest.raises(Interrupted):
+        run(_config(material), out, progress=StopAfter(5))
+    newest = out / "checkpoints" / "step-000004" / "state.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    notes = Notes()
+    run(_config(material), out, progress=notes)
+    assert "Going on after step 2." in notes.notes
+    _assert_equal(out, whole)
+
+
+def test_another_configuration_does_not_continue_it(material: Material, out: Path) -> None:
+    with pytest.raises(Interrupted):
+        run(_config(material), out, progress=StopAfter(3))
+    with pytest.raises(OutputError, match="seed"):
+        run(_config(material, seed=5), out)
+    run(_config(material, seed=5, steps=1), out, force=True)
+    assert len(losses(out)) == 2, "nothing of the old run is left"
+
+
+@pytest.mark.slow
+def test_killed_at_random_and_resumed_equals_uninterrupted(material: Material, whole: Path, out: Path) -> None:
+    values = _config(material).model_dump(mode="json")
+    code = (
+        "import sys, json, torch; torch.set_num_threads(1)\n"
+        "from pathlib import Path\n"
+        "from cdkit.stages import execute\n"
+        "from cdkit.training.train import TrainConfig\n"
+        "execute('train', TrainConfig.model_validate(json.loads(sys.argv[1])), Path(sys.argv[2]))\n"
+    )
+    import json
+
+    command = [sys.executable, "-c", code, json.dumps(values), str(out)]
+    for rows in (2, 4, 6):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            if (out / "metrics.csv").exists() and len(losses(out)) > rows:
+                os.kill(process.pid, signal.SIGKILL)
+            time.sleep(0.005)
+        process.wait()
+    subprocess.run(command, check=True, capture_output=True)
+    _assert_equal(out, whole)
+
+
+def test_the_state_is_plain_tensors_and_json(material: Material, out: Path) -> None:
+    from safetensors.torch import load_file
+
+    with pytest.raises(Interrupted):
+        run(_config(material), out, progress=StopAfter(3))
+    folder = out / "checkpoints" / "step-000002"
+    assert sorted(path.name for path in folder.iterdir()) == ["position.json", "state.safetensors"]
+    tensors = load_file(folder / "state.safetensors")
+    assert tensors["step.rows.text_encoder"].item() == 2
+    assert all(torch.isfinite(tensor).all() for tensor in tensors.values())

@@ -31,13 +31,20 @@ class Outcome(Generic[Item, Value]):
 
 
 class Engine(Protocol):
-    """Runs one function over many items somewhere: one outcome per item, in the items' order, never fewer."""
+    """Runs one function over many items somewhere: one outcome per item, in the items' order, never fewer.
+
+    gpus: how many GPUs its workers have between them. With `gpu`, every worker gets one of them for itself, as the
+    only one it sees; without any GPU that changes nothing.
+    """
 
     name: str
     workers: int
 
+    @property
+    def gpus(self) -> int: ...
+
     def map(
-        self, work: Callable[[Item], Value], items: Sequence[Item], *, label: str
+        self, work: Callable[[Item], Value], items: Sequence[Item], *, label: str, gpu: bool = False
     ) -> Iterator[Outcome[Item, Value]]: ...
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from cdkit.encoders.batching import length_sorted_batches
 from cdkit.encoders.causal_tower import CausalTower
 from cdkit.encoders.causality import same_without_padding
+from cdkit.encoders.side_by_side import batch_threads
 from cdkit.encoders.tokenizing import Tokenizer, Tokens
 from cdkit.errors import InputError
 
@@ -81,20 +82,29 @@ class TowerTextEncoder:
     def encode_tokens(self, tokens: Tokens, *, advance: Callable[[int], None] | None = None) -> np.ndarray:
         """float32 [n, dimension], rows of norm 1; raises InputError when some are not numbers."""
         found = np.empty((len(tokens.full_lengths), self.dimension), dtype=np.float32)
-        waiting: tuple[np.ndarray, Tensor] | None = None
         widths = tokens.lengths if self.trims else np.full(len(found), self.context_length)
-        for rows in length_sorted_batches(widths):
+        batches = list(length_sorted_batches(widths))
+        for rows, embedded in zip(batches, self._embed_all(tokens, batches), strict=True):
+            found[rows] = embedded.numpy()
+            if advance is not None:
+                advance(len(rows))
+        self._check(found)
+        return found
+
+    def _embed_all(self, tokens: Tokens, batches: Sequence[np.ndarray]) -> Iterator[Tensor]:
+        """Each batch's embeddings, on the CPU, in order."""
+        if self.device.type == "cpu":
+            yield from batch_threads().map(lambda rows: self._embed(tokens, rows), batches)
+            return
+        waiting: Tensor | None = None
+        for rows in batches:
             embedded = self._embed(tokens, rows)
             # Fetched one batch late, so that a GPU has the next one queued meanwhile.
             if waiting is not None:
-                found[waiting[0]] = waiting[1].cpu().numpy()
-            waiting = rows, embedded
-            if advance is not None:
-                advance(len(rows))
+                yield waiting.cpu()
+            waiting = embedded
         if waiting is not None:
-            found[waiting[0]] = waiting[1].cpu().numpy()
-        self._check(found)
-        return found
+            yield waiting.cpu()
 
     @torch.inference_mode()
     def _embed(self, tokens: Tokens, rows: np.ndarray) -> Tensor:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
+from typing import Any
 
 from cdkit.errors import CdkitError
 from cdkit.protocols import Item, Outcome, Value
@@ -22,27 +23,35 @@ class LocalEngine:
     def __init__(self, workers: int) -> None:
         self.workers = max(1, workers)
 
+    @property
+    def gpus(self) -> int:
+        import torch
+
+        return torch.cuda.device_count()
+
     def map(
-        self, work: Callable[[Item], Value], items: Sequence[Item], *, label: str
+        self, work: Callable[[Item], Value], items: Sequence[Item], *, label: str, gpu: bool = False
     ) -> Iterator[Outcome[Item, Value]]:
         """Yield one outcome per item, in order; with one worker or one item it runs in this process."""
-        if self.workers == 1 or len(items) <= 1:
+        devices = visible_gpus(self.gpus) if gpu else []
+        workers = min(self.workers, len(items), len(devices) or self.workers)
+        if workers <= 1:
             for item in items:
                 yield _attempt(work, item)
             return
-        yield from self._map_in_processes(work, items, label)
+        yield from self._map_in_processes(work, items, label, workers, devices)
 
     def _map_in_processes(
-        self, work: Callable[[Item], Value], items: Sequence[Item], label: str
+        self, work: Callable[[Item], Value], items: Sequence[Item], label: str, workers: int, devices: Sequence[str]
     ) -> Iterator[Outcome[Item, Value]]:
-        pool = self._pool(len(items))
+        pool = _pool(workers, devices)
         try:
             futures = [pool.submit(work, item) for item in items]
             for item, future in zip(items, futures, strict=True):
                 outcome = _outcome(item, future)
                 if isinstance(outcome.error, BrokenProcessPool):
                     # One dead worker breaks the whole pool; alone in a process, only the guilty item fails again.
-                    outcome = self._attempt_alone(work, item, label)
+                    outcome = _attempt_alone(work, item, label, devices)
                 yield outcome
         finally:
             # Reached on an error or ctrl-C too: what has not started is dropped, what runs is stopped.
@@ -51,20 +60,43 @@ class LocalEngine:
                     process.terminate()
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _attempt_alone(self, work: Callable[[Item], Value], item: Item, label: str) -> Outcome[Item, Value]:
-        with self._pool(1) as pool:
-            outcome = _outcome(item, pool.submit(work, item))
-        if isinstance(outcome.error, BrokenProcessPool):
-            error = CdkitError(
-                f"A worker process of {label!r} died (killed, or out of memory).",
-                hint="Run again with fewer --workers; finished shards are kept.",
-            )
-            return Outcome(item, error=error)
-        return outcome
 
-    def _pool(self, items: int) -> ProcessPoolExecutor:
-        context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(min(self.workers, items), mp_context=context, initializer=_end_with_parent)
+def visible_gpus(count: int) -> list[str]:
+    """What CUDA_VISIBLE_DEVICES calls the `count` GPUs of this process."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return (chosen.split(",") if chosen else [str(number) for number in range(count)])[:count]
+
+
+def _attempt_alone(
+    work: Callable[[Item], Value], item: Item, label: str, devices: Sequence[str]
+) -> Outcome[Item, Value]:
+    with _pool(1, devices) as pool:
+        outcome = _outcome(item, pool.submit(work, item))
+    if isinstance(outcome.error, BrokenProcessPool):
+        error = CdkitError(
+            f"A worker process of {label!r} died (killed, or out of memory).",
+            hint="Run again with fewer --workers; finished shards are kept.",
+        )
+        return Outcome(item, error=error)
+    return outcome
+
+
+def _pool(workers: int, devices: Sequence[str]) -> ProcessPoolExecutor:
+    """Processes that take a GPU each where `devices` names some."""
+    context = multiprocessing.get_context("spawn")
+    free = context.Queue()
+    for device in devices[:workers]:
+        free.put(device)
+    return ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_start_worker, initargs=(free if devices else None,)
+    )
+
+
+def _start_worker(free: Any) -> None:
+    if free is not None:
+        # Before CUDA is looked at for the first time in this process.
+        os.environ["CUDA_VISIBLE_DEVICES"] = free.get()
+    _end_with_parent()
 
 
 def _end_with_parent() -> None:

@@ -27,14 +27,21 @@ class RayEngine:
             ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
         self.workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
 
+    @property
+    def gpus(self) -> int:
+        import ray
+
+        return int(ray.cluster_resources().get("GPU", 0))
+
     def map(
-        self, work: Callable[[Item], Value], items: Sequence[Item], *, label: str
+        self, work: Callable[[Item], Value], items: Sequence[Item], *, label: str, gpu: bool = False
     ) -> Iterator[Outcome[Item, Value]]:
-        """Yield one outcome per item, in order; at most `workers` tasks are in flight."""
+        """Yield one outcome per item, in order; at most `workers` tasks are in flight, with `gpu` one on each GPU."""
         import ray
 
         # Ray takes plain functions only, and work is often a partial; it is stored once, not sent with every item.
-        task = ray.remote(max_retries=1)(_call).options(name=label)
+        # A task that asks for a GPU waits for a free one and sees no other.
+        task = ray.remote(max_retries=1)(_call).options(name=label, num_gpus=1 if gpu and self.gpus else 0)
         stored = ray.put(work)
         waiting = iter(items)
         flying = deque((item, task.remote(stored, item)) for item in islice(waiting, self.workers))

@@ -156,7 +156,7 @@ def _index_new(folder: Path, work: Folder, change: Change, manifest: Manifest, c
     facts, source = manifest.details["index"], folder / INDEX_NAME
 
     def add(index: Any) -> None:
-        for ids, vectors in read_embeddings(shards.paths, lambda ids: np.ones(len(ids), dtype=bool)):
+        for ids, vectors in read_embeddings(shards.paths):
             if not np.isfinite(vectors).all():
                 raise InputError("The new embeddings hold NaN.", hint="Check the encoder's weights.")
             index.add_with_ids(vectors, ids)

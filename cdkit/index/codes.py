@@ -65,11 +65,10 @@ def inspect_shards(paths: Sequence[Path]) -> Shards:
 def write_exact(path: Path, layout: Layout, shards: Shards) -> None:
     """An exact index over all shards; small by definition, so it is made in memory and again after a kill."""
     import faiss
-    import numpy as np
 
     index = new_exact(layout)
     for shard in shards.paths:
-        for ids, vectors in read_embeddings([shard], lambda ids: np.ones(len(ids), dtype=bool)):
+        for ids, vectors in read_embeddings([shard]):
             _check_finite(vectors, str(shard))
             index.add_with_ids(vectors, ids)
     with atomic_path(path) as temporary:
@@ -167,7 +166,7 @@ def encode_shard(path: Path, *, job: EncodingJob, marks: dict[Path, str]) -> int
     ivf = inverted_file(index)
     lists, ids, codes = [], [], []
     with faiss_threads(job.threads):
-        for block_ids, vectors in read_embeddings([path], lambda ids: np.ones(len(ids), dtype=bool)):
+        for block_ids, vectors in read_embeddings([path]):
             _check_finite(vectors, str(path))
             numbers, block_codes = encode(index, vectors)
             lists.append(numbers)

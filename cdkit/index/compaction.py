@@ -11,10 +11,11 @@ from cdkit.datasets import FINGERPRINT_KEY, parts, shard_metadata
 from cdkit.errors import InputError
 from cdkit.index.build import index_hash
 from cdkit.index.change import Change, changed_manifest
+from cdkit.index.embedding_files import embedding_shard
 from cdkit.index.faiss_index import id_selector
 from cdkit.index.inverted_lists import IndexLists, write_inverted_index
 from cdkit.index.opening import INDEX_NAME, check_files, index_manifest
-from cdkit.index.records import KeyedTable
+from cdkit.index.records import KeyedTable, embedding_matrix
 from cdkit.index.tombstones import REMOVED_NAME, Tombstones, read_tombstones
 from cdkit.protocols import Progress, SilentProgress
 from cdkit.storage import Folder, atomic_path, writing
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 KINDS = ("captions", "image_rows", "embeddings")
-ROW_GROUP_ROWS = {"captions": 1 << 16, "image_rows": 1 << 16, "embeddings": 1 << 12}
+ROW_GROUP_ROWS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -144,13 +145,12 @@ def _write(path: Path, table: pa.Table, kind: str) -> None:
 
     metadata = dict(table.schema.metadata or {})
     built = metadata.get(FINGERPRINT_KEY.encode(), b"").decode()
-    table = table.replace_schema_metadata({**metadata, **shard_metadata(f"{built}-compacted", {})})
-    stored = kind == "embeddings"
+    mark = f"{built}-compacted"
+    if kind == "embeddings":
+        vectors = embedding_matrix(table["embedding"])
+        with embedding_shard(path, vectors.shape[1], fingerprint=mark, facts={}) as writer:
+            writer.write(table["caption_id"].to_numpy(), vectors)
+        return
+    table = table.replace_schema_metadata({**metadata, **shard_metadata(mark, {})})
     with atomic_path(path) as temporary:
-        pq.write_table(
-            table,
-            temporary,
-            compression="none" if stored else "zstd",
-            use_dictionary=not stored,
-            row_group_size=ROW_GROUP_ROWS[kind],
-        )
+        pq.write_table(table, temporary, compression="zstd", row_group_size=ROW_GROUP_ROWS)

@@ -19,6 +19,8 @@ OPQ_ROUNDS, OPQ_FIRST_ITERATIONS, OPQ_ITERATIONS = 4, 8, 2
 OPQ_POINTS = 16_384
 KMEANS_ROUNDS = 8
 BLOCK_POINTS = 65_536
+# Twice the lists bring fewer new candidates than this share: probing ends.
+GROWTH = 0.002
 
 
 @contextmanager
@@ -173,7 +175,11 @@ class Candidates:
 
 @dataclass(frozen=True)
 class OpenIndex:
-    """An index opened for reading. Every search carries its own parameters, so searches may run side by side."""
+    """An index opened for reading. Every search carries its own parameters, so searches may run side by side.
+
+    Each runs on the caller's thread alone: one query is too little work to share, and where other programs keep the
+    cores busy, OpenMP threads wait for each other far longer than they work.
+    """
 
     index: Any
     layout_exact: bool
@@ -188,17 +194,42 @@ class OpenIndex:
         import numpy as np
 
         parameters = self._parameters(selector, nprobe)
-        found, ids = self.index.search(query[None, :], max(1, min(count, self.count)), params=parameters)
+        with faiss_threads(1):
+            found, ids = self.index.search(query[None, :], max(1, min(count, self.count)), params=parameters)
         valid = ids[0] >= 0
         return Candidates(ids[0][valid], np.asarray(found[0][valid]))
 
     def within(
         self, query: np.ndarray, least: float, *, selector: Any = None, nprobe: int | None = None
     ) -> Candidates:
-        """All whose estimate is above `least`, best first."""
+        """All whose estimate is above `least`, best first.
+
+        A query in a dense region has its neighbours in more lists than others have: while twice the lists bring more
+        than GROWTH, twice as many are probed again.
+        """
+        probes = nprobe or self.nprobe
+        found = self._within(query, least, selector, probes)
+        while not self.few(len(found.ids), probes) and probes < self.lists:
+            probes *= 2
+            before, found = len(found.ids), self._within(query, least, selector, probes)
+            if len(found.ids) - before <= GROWTH * before:
+                break
+        return found
+
+    def few(self, count: int, nprobe: int | None = None) -> bool:
+        """Whether so few candidates were found that further lists need not be probed."""
+        return self.layout_exact or count <= (nprobe or self.nprobe)
+
+    @property
+    def lists(self) -> int:
+        return 1 if self.layout_exact else int(inverted_file(self.index).nlist)
+
+    def _within(self, query: np.ndarray, least: float, selector: Any, nprobe: int) -> Candidates:
         import numpy as np
 
-        _, found, ids = self.index.range_search(query[None, :], least, params=self._parameters(selector, nprobe))
+        parameters = self._parameters(selector, nprobe)
+        with faiss_threads(1):
+            _, found, ids = self.index.range_search(query[None, :], least, params=parameters)
         order = np.lexsort((ids, -found))
         return Candidates(ids[order], found[order])
 

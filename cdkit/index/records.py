@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
+    from cdkit.index.embedding_files import StoredEmbeddings
+
 BLOCK_ROWS = 32_768
 
 
@@ -73,27 +75,43 @@ class KeyedTable:
                 found.append(RowGroup(path, number, *bounds))
         return found
 
+    @cached_property
+    def _bounds(self) -> np.ndarray:
+        """int64 [2, groups]: the least and the greatest caption id of each row group."""
+        import numpy as np
+
+        bounds = [[group.least for group in self.groups], [group.most for group in self.groups]]
+        return np.array(bounds, dtype=np.int64)
+
+    def touched(self, ids: np.ndarray) -> Iterator[tuple[RowGroup, np.ndarray]]:
+        """The row groups that may hold some of `ids`, each with those ids, sorted."""
+        import numpy as np
+
+        wanted = np.unique(np.asarray(ids, dtype=np.int64))
+        first = np.searchsorted(wanted, self._bounds[0])
+        last = np.searchsorted(wanted, self._bounds[1], side="right")
+        for number in np.flatnonzero(first < last).tolist():
+            yield self.groups[number], wanted[first[number] : last[number]]
+
     def rows(self, ids: np.ndarray, columns: Sequence[str]) -> Iterator[pa.Table]:
         """Tables holding the rows of `ids`, row group by row group."""
+        for group, wanted in self.touched(ids):
+            table = self.read(group, wanted, columns)
+            if len(table):
+                yield table
+
+    def read(self, group: RowGroup, ids: np.ndarray, columns: Sequence[str]) -> pa.Table:
+        """The rows of `ids` in one row group; raises InputError when its file is damaged."""
         import numpy as np
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        wanted = np.unique(np.asarray(ids, dtype=np.int64))
-        opened: tuple[Path, Any] | None = None
-        for group in self.groups:
-            first, last = np.searchsorted(wanted, group.least), np.searchsorted(wanted, group.most, side="right")
-            if first == last:
-                continue
-            try:
-                if opened is None or opened[0] != group.path:
-                    opened = (group.path, pq.ParquetFile(group.path))
-                table = opened[1].read_row_group(group.number, columns=list(columns))
-            except (OSError, pa.ArrowInvalid) as error:
-                raise InputError(f"{group.path} is damaged: {error}", hint="Build the index again.") from error
-            matches = np.isin(table["caption_id"].to_numpy(), wanted[first:last])
-            if matches.any():
-                yield table.filter(pa.array(matches))
+        try:
+            with pq.ParquetFile(group.path) as file:
+                table = file.read_row_group(group.number, columns=list(columns))
+        except (OSError, pa.ArrowInvalid) as error:
+            raise InputError(f"{group.path} is damaged: {error}", hint="Build the index again.") from error
+        return table.filter(pa.array(np.isin(table["caption_id"].to_numpy(), ids)))
 
 
 @dataclass(frozen=True)
@@ -115,12 +133,14 @@ class Records:
         return KeyedTable(self.folder / "image_rows")
 
     @cached_property
-    def _embeddings(self) -> KeyedTable:
-        return KeyedTable(self.folder / "embeddings")
+    def _embeddings(self) -> StoredEmbeddings:
+        from cdkit.index.embedding_files import StoredEmbeddings
+
+        return StoredEmbeddings(self.folder / "embeddings")
 
     @property
     def has_embeddings(self) -> bool:
-        return bool(self._embeddings.groups)
+        return bool(self._embeddings.table.groups)
 
     def captions(self, ids: np.ndarray) -> dict[int, str]:
         """Caption text by id; removed or unknown ids are absent."""
@@ -142,13 +162,7 @@ class Records:
 
     def embeddings(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The ids found (int64 [n]) and their stored embeddings (float32 [n, dimension])."""
-        import numpy as np
-
-        tables = list(self._embeddings.rows(ids, ["caption_id", "embedding"]))
-        if not tables:
-            return np.empty(0, dtype=np.int64), np.empty((0, 0), dtype=np.float32)
-        vectors = np.concatenate([embedding_matrix(table["embedding"]) for table in tables])
-        return np.concatenate([table["caption_id"].to_numpy() for table in tables]), vectors.astype(np.float32)
+        return self._embeddings.find(ids)
 
 
 def embedding_matrix(column: pa.ChunkedArray) -> np.ndarray:
@@ -161,9 +175,9 @@ def embedding_matrix(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def read_embeddings(
-    paths: Sequence[Path], member: Callable[[np.ndarray], np.ndarray]
+    paths: Sequence[Path], member: Callable[[np.ndarray], np.ndarray] | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """ids int64 [n] and embeddings float32 [n, dimension] of the rows that `member` picks, block by block."""
+    """ids int64 [n] and embeddings float32 [n, dimension] of all rows, or those `member` picks, block by block."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -173,7 +187,7 @@ def read_embeddings(
             for batch in pq.ParquetFile(path).iter_batches(BLOCK_ROWS, columns=["caption_id", "embedding"]):
                 table = pa.Table.from_batches([batch])
                 ids = table["caption_id"].to_numpy()
-                rows = member(ids)
+                rows = np.ones(len(ids), dtype=bool) if member is None else member(ids)
                 if rows.any():
                     yield ids[rows], embedding_matrix(table["embedding"])[rows].astype(np.float32)
         except (OSError, pa.ArrowInvalid) as error:

@@ -145,8 +145,8 @@ def candidates(index: CaptionIndex, query: np.ndarray, least: float, limit: int)
     if len(reached) > limit and reached[limit] - 2 * index.margin > floor:
         floor, cut = float(reached[limit]) - 2 * index.margin, True
     complete = len(reached) < max(FIRST_CANDIDATES, limit + 1) or reached[-1] <= floor
-    if complete:
-        keep = first.similarities > floor
+    keep = first.similarities > floor
+    if complete and index.faiss.few(int(keep.sum())):
         return Candidates(first.ids[keep], first.similarities[keep]), cut
     return index.faiss.within(query, floor, selector=index.selector), cut
 

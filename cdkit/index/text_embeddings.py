@@ -11,23 +11,26 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdkit.datasets import Dataset, finished_facts, parts, shard_metadata
+from cdkit.datasets import Dataset, finished_facts, part_name, parts
 from cdkit.errors import InputError
+from cdkit.index.embedding_files import embedding_shard
+from cdkit.index.records import read_embeddings
 from cdkit.manifest import Counts
 from cdkit.protocols import Context, Engine, TextEncoder
-from cdkit.storage import Folder, SourceFile, atomic_path, content_fingerprint, writing
+from cdkit.storage import Folder, SourceFile, content_fingerprint, writing
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from cdkit.encoders.text_tower import TowerTextEncoder
+    from cdkit.index.shard_progress import ShardCounter
 
 EMBEDDINGS = "embeddings"
-# Captions sorted by length together. Part of the output's bytes: it decides which captions share a batch.
-WINDOW_ROWS = 1 << 16
-# Rows read to look up one caption's embedding.
-ROW_GROUP_ROWS = 1 << 12
-FORMAT = 1
+# Captions sorted by length together, and the most that a kill costs. Part of the output's bytes: it decides which
+# captions share a batch.
+BLOCK_ROWS = 1 << 12
+UNFINISHED = "unfinished"
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,19 @@ class ShardJob:
     target: Path
     encoder: str
     precision: str
-    device: str | None
+    device: str
     fingerprint: str
+
+    @property
+    def blocks(self) -> Path:
+        """Where finished blocks wait for the others."""
+        return self.target.parent / UNFINISHED / self.target.stem
+
+    def block(self, number: int) -> Path:
+        return self.blocks / part_name(number)
+
+    def block_mark(self, number: int) -> str:
+        return f"{self.fingerprint}-{number}"
 
 
 def embed_captions(
@@ -53,8 +67,9 @@ def embed_captions(
 ) -> Dataset:
     """Write out/part-NNNNN.parquet (caption_id, embedding float16 [d]) for every part of the `captions` folder.
 
-    A finished shard is recognised by what decides it (its captions' content, the encoder's weights, the precision),
-    so other settings and interruptions never cost a second embedding. Shards without captions any more are removed.
+    Blocks of a shard wait in out/unfinished until all are there. A finished shard or block is recognised by what
+    decides it (its captions' content, the encoder's weights, the precision), so other settings and interruptions
+    never cost a second embedding. Shards without captions any more are removed.
     Raises InputError naming the shard when it is damaged or the encoder gives NaN; nothing of that shard is written.
     """
     from cdkit.encoders import resolve_device, resolve_precision
@@ -62,25 +77,27 @@ def embed_captions(
     sources = parts(captions)
     if not sources:
         raise InputError(f"{captions} holds no captions.", hint="Import captions first: cdkit index import.")
-    numbers = resolve_precision(precision, resolve_device(device))
-    devices = _devices(context.engine, device)
-    # Many workers load their own encoder; this process then needs only the facts, not a place on a GPU.
-    here = devices[0] if len(devices) == 1 and context.engine.name == "local" else "cpu"
+    place = device or ("cuda" if context.engine.gpus else "cpu")
+    numbers = resolve_precision(precision, place)
+    # Workers load their own encoder; this process then needs only the facts, not a place on a GPU.
+    spread = context.engine.name != "local" or (device is None and context.engine.gpus > 1)
+    here, format_here = ("cpu", "fp32") if spread else (resolve_device(place), numbers)
     try:
-        loaded = worker_encoder(encoder, here, numbers if here == devices[0] else "fp32")
+        loaded = worker_encoder(encoder, here, format_here)
         jobs = [
             ShardJob(
                 captions=source,
                 target=out / source.name,
                 encoder=encoder,
                 precision=numbers,
-                device=devices[number % len(devices)],
+                device=place,
                 fingerprint=shard_fingerprint(source, loaded.weights_hash(), numbers),
             )
-            for number, source in enumerate(sources)
+            for source in sources
         ]
         out.remove([path.name for path in parts(out.path) if path.name not in {source.name for source in sources}])
-        facts = _run(jobs, context)
+        facts = _run(jobs, context, spread)
+        out.remove([UNFINISHED])
         described = {**describe_encoder(loaded), "precision": numbers}
     finally:
         worker_encoder.cache_clear()
@@ -112,60 +129,40 @@ def shard_fingerprint(captions: Path, weights: str, precision: str) -> str:
 
 
 @lru_cache(maxsize=1)
-def worker_encoder(spec: str, device: str | None, precision: str) -> TowerTextEncoder:
+def worker_encoder(spec: str, device: str, precision: str) -> TowerTextEncoder:
     """The encoder of this process: loaded for the first shard, kept for the others."""
     from cdkit.encoders import load_text_encoder
 
     return load_text_encoder(spec, device=device, precision=precision)
 
 
-def _devices(engine: Engine, device: str | None) -> list[str | None]:
-    """Where shards go in turn: the device asked for, else every GPU here, else the CPU; cluster workers decide."""
-    import torch
-
-    if device is not None or engine.name != "local":
-        return [device]
-    return [f"cuda:{number}" for number in range(torch.cuda.device_count())] or ["cpu"]
-
-
-def _run(jobs: Sequence[ShardJob], context: Context) -> list[dict[str, Any]]:
+def _run(jobs: Sequence[ShardJob], context: Context, spread: bool) -> list[dict[str, Any]]:
     """Embed what is not done yet; the facts of all shards, in order."""
     from cdkit.index.shard_progress import watched_shards
 
     known = {job.target: finished_facts(job.target, job.fingerprint) for job in jobs}
     waiting = [job for job in jobs if known[job.target] is None]
-    total = sum(_rows(job.captions) for job in waiting)
+    left = {job.target: _rows(job.captions) - _finished_rows(job) for job in waiting}
     with (
-        context.progress.task("embedding", total, unit="captions") as task,
+        context.progress.task("embedding", sum(left.values()), unit="captions") as task,
         watched_shards(task, [job.target for job in waiting]) as watch,
     ):
-        for job, facts in _spread(waiting, context.engine):
+        for job, facts in _outcomes(waiting, context.engine, spread):
             known[job.target] = facts
-            watch.finish(job.target, int(facts["n"]))
+            watch.finish(job.target, left[job.target])
     return [facts for facts in known.values() if facts is not None]
 
 
-def _spread(jobs: Sequence[ShardJob], engine: Engine) -> Iterator[tuple[ShardJob, dict[str, Any]]]:
-    """Run the jobs where they belong: a cluster's tasks, one process per GPU, or this process on all its cores."""
-    devices = sorted({str(job.device) for job in jobs})
-    if engine.name != "local":
-        yield from ((outcome.item, outcome.unwrap()) for outcome in engine.map(embed_shard, jobs, label="embed"))
-    elif len(devices) > 1:
-        from cdkit.engines.local import LocalEngine
-
-        groups = [[job for job in jobs if job.device == device] for device in devices]
-        for outcome in LocalEngine(len(groups)).map(embed_group, groups, label="embed"):
-            yield from zip(outcome.item, outcome.unwrap(), strict=True)
-    else:
-        # Two processes would fight for the cores that one uses fully.
-        with _threads(engine.workers):
-            for job in jobs:
-                yield job, embed_shard(job)
-
-
-def embed_group(jobs: Sequence[ShardJob]) -> list[dict[str, Any]]:
-    """The shards of one GPU, one after the other."""
-    return [embed_shard(job) for job in jobs]
+def _outcomes(jobs: Sequence[ShardJob], engine: Engine, spread: bool) -> Iterator[tuple[ShardJob, dict[str, Any]]]:
+    """Run the jobs on the engine's workers, or in this process, whose encoder uses all its cores or its one GPU."""
+    if spread:
+        on_gpu = any(job.device.startswith("cuda") for job in jobs)
+        for outcome in engine.map(embed_shard, jobs, label="embed", gpu=on_gpu):
+            yield outcome.item, outcome.unwrap()
+        return
+    with _threads(engine.workers):
+        for job in jobs:
+            yield job, embed_shard(job)
 
 
 def embed_shard(job: ShardJob) -> dict[str, Any]:
@@ -178,6 +175,7 @@ def embed_shard(job: ShardJob) -> dict[str, Any]:
     encoder = worker_encoder(job.encoder, job.device, job.precision)
     try:
         with writing(job.target.parent):
+            job.target.parent.mkdir(parents=True, exist_ok=True)
             return _write(job, encoder, ShardCounter(job.target))
     except InputError as error:
         if str(job.captions) in error.message:
@@ -185,34 +183,41 @@ def embed_shard(job: ShardJob) -> dict[str, Any]:
         raise InputError(f"{job.captions}: {error.message}", hint=error.hint) from error
 
 
-def _write(job: ShardJob, encoder: TowerTextEncoder, counter: Any) -> dict[str, Any]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    kind = pa.schema(
-        [("caption_id", pa.int64()), ("embedding", pa.list_(pa.float16(), encoder.dimension))],
-    )
+def _write(job: ShardJob, encoder: TowerTextEncoder, counter: ShardCounter) -> dict[str, Any]:
+    """Embed the blocks that are not there yet, then join all of them into the shard."""
     facts = {"n": 0, "truncated": 0, "tokens": 0}
-    # Neither compression nor a dictionary makes normalised float16 smaller.
-    with (
-        atomic_path(job.target) as temporary,
-        pq.ParquetWriter(temporary, kind, compression="none", use_dictionary=False) as writer,
-    ):
-        for table in _windows(job.captions):
-            tokens = encoder.tokenize(table["caption"].to_pylist())
-            vectors = encoder.encode_tokens(tokens, advance=counter.advance)
-            values = pa.array(vectors.astype("float16").reshape(-1), pa.float16())
-            column = pa.FixedSizeListArray.from_arrays(values, encoder.dimension)
-            writer.write_table(pa.table([table["caption_id"], column], schema=kind), row_group_size=ROW_GROUP_ROWS)
-            facts["n"] += len(vectors)
-            facts["truncated"] += int((tokens.full_lengths > encoder.context_length).sum())
-            facts["tokens"] += int(tokens.full_lengths.sum())
-        writer.add_key_value_metadata(shard_metadata(job.fingerprint, facts))
+    paths = []
+    for number, table in enumerate(_blocks(job.captions)):
+        paths.append(job.block(number))
+        for key, value in _block(paths[-1], job.block_mark(number), table, encoder, counter).items():
+            facts[key] += value
+    with embedding_shard(job.target, encoder.dimension, fingerprint=job.fingerprint, facts=facts) as writer:
+        for ids, vectors in read_embeddings(paths):
+            writer.write(ids, vectors)
+    Folder(job.blocks.parent).remove([job.blocks.name])
     return facts
 
 
-def _windows(path: Path) -> Iterator[pa.Table]:
-    """The captions of a shard in tables of exactly WINDOW_ROWS (the last one shorter), whatever its row groups."""
+def _block(
+    path: Path, fingerprint: str, table: pa.Table, encoder: TowerTextEncoder, counter: ShardCounter
+) -> dict[str, int]:
+    done = finished_facts(path, fingerprint)
+    if done is not None:
+        return done
+    tokens = encoder.tokenize(table["caption"].to_pylist())
+    vectors = encoder.encode_tokens(tokens, advance=counter.advance)
+    facts = {
+        "n": len(vectors),
+        "truncated": int((tokens.full_lengths > encoder.context_length).sum()),
+        "tokens": int(tokens.full_lengths.sum()),
+    }
+    with embedding_shard(path, encoder.dimension, fingerprint=fingerprint, facts=facts) as writer:
+        writer.write(table["caption_id"].to_numpy(), vectors)
+    return facts
+
+
+def _blocks(path: Path) -> Iterator[pa.Table]:
+    """The captions of a shard in tables of exactly BLOCK_ROWS (the last one shorter), whatever its row groups."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -222,18 +227,24 @@ def _windows(path: Path) -> Iterator[pa.Table]:
         file = pq.ParquetFile(path)
         if not {"caption_id", "caption"} <= set(file.schema_arrow.names):
             raise InputError(f"{path} holds no captions.", hint="Import the captions again with --force.")
-        for batch in file.iter_batches(WINDOW_ROWS, columns=["caption_id", "caption"]):
+        for batch in file.iter_batches(BLOCK_ROWS, columns=["caption_id", "caption"]):
             held.append(batch)
             rows += len(batch)
-            if rows >= WINDOW_ROWS:
+            if rows >= BLOCK_ROWS:
                 table = pa.Table.from_batches(held)
-                yield table.slice(0, WINDOW_ROWS)
-                rest = table.slice(WINDOW_ROWS)
+                yield table.slice(0, BLOCK_ROWS)
+                rest = table.slice(BLOCK_ROWS)
                 held, rows = rest.to_batches(), len(rest)
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{path} is damaged: {error}", hint="Import the captions again with --force.") from error
     if rows:
         yield pa.Table.from_batches(held)
+
+
+def _finished_rows(job: ShardJob) -> int:
+    """Captions of an unfinished shard that a killed run has embedded."""
+    facts = (finished_facts(job.block(number), job.block_mark(number)) for number in range(len(parts(job.blocks))))
+    return sum(int(fact["n"]) for fact in facts if fact is not None)
 
 
 def _rows(path: Path) -> int:

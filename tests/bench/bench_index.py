@@ -26,6 +26,7 @@ from cdkit.datasets import part_name, parts
 from cdkit.engines.local import LocalEngine
 from cdkit.index.brute_force import Queries, Truth, brute_force
 from cdkit.index.codes import inspect_shards, write_compressed
+from cdkit.index.embedding_files import embedding_shard
 from cdkit.index.faiss_index import faiss_threads, open_faiss
 from cdkit.index.opening import INDEX_NAME, CaptionIndex
 from cdkit.index.plan import CODE_BYTES, choose_layout
@@ -41,7 +42,6 @@ MEDIAN, TAIL = 50, 2000
 # The analytic calibration leaves the spread of the noise's own length out; this makes up for it.
 AIM = 0.65
 SHARD_ROWS = 50_000
-ROW_GROUP_ROWS = 1024
 NOBODY = np.empty(0, dtype=np.int64)
 
 
@@ -87,8 +87,6 @@ def _chance_above(similarities: np.ndarray, level: float, dimension: int) -> np.
 
 def generate(folder: Path, count: int) -> None:
     """Write the indexed vectors as embedding shards; caption ids are their row numbers."""
-    import pyarrow as pa
-
     real = real_vectors()
     dimension = real.shape[1]
     level, shares = calibrate(real, count)
@@ -99,22 +97,10 @@ def generate(folder: Path, count: int) -> None:
         noise = random.standard_normal(chosen.shape, dtype=np.float32) * np.float32(level / math.sqrt(dimension))
         vectors = chosen + noise
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        flat = pa.array(vectors.astype(np.float16).ravel(), pa.float16())
-        ids = pa.array(np.arange(start, start + len(chosen)), pa.int64())
-        table = pa.table({"caption_id": ids, "embedding": pa.FixedSizeListArray.from_arrays(flat, dimension)})
-        write_shard_in_groups(folder / "embeddings" / part_name(number), table, f"{count}-{number}")
-
-
-def write_shard_in_groups(path: Path, table: Any, fingerprint: str) -> None:
-    """As the embed stage writes it: small row groups, so that single captions can be read."""
-    import pyarrow.parquet as pq
-
-    from cdkit.datasets import shard_metadata
-    from cdkit.storage import atomic_path
-
-    with atomic_path(path) as temporary:
-        table = table.replace_schema_metadata(shard_metadata(fingerprint, {}))
-        pq.write_table(table, temporary, compression="zstd", row_group_size=ROW_GROUP_ROWS)
+        ids = np.arange(start, start + len(chosen))
+        target = folder / "embeddings" / part_name(number)
+        with embedding_shard(target, dimension, fingerprint=f"{count}-{number}", facts={}) as writer:
+            writer.write(ids, vectors)
 
 
 def build(folder: Path, count: int, threads: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from cdkit.engines import create_engine
-from cdkit.engines.local import LocalEngine
+from cdkit.engines.local import LocalEngine, visible_gpus
 from cdkit.errors import CdkitError, ConfigError, InputError
 
 
@@ -47,6 +47,32 @@ def test_an_unknown_engine_is_an_error_not_a_no_op() -> None:
 def _sleep(seconds: float) -> float:
     time.sleep(seconds)
     return seconds
+
+
+def _seen_gpus(_: int) -> str | None:
+    time.sleep(0.5)
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+class _TwoGpus(LocalEngine):
+    gpus = 2
+
+
+def test_every_worker_on_gpus_has_one_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5e")
+    seen = [outcome.unwrap() for outcome in _TwoGpus(8).map(_seen_gpus, [1, 2, 3, 4], label="gpus", gpu=True)]
+    assert set(seen) == {"3", "GPU-5e"}
+    # One worker keeps to this process, which may use them all.
+    alone = [outcome.unwrap() for outcome in _TwoGpus(1).map(_seen_gpus, [1, 2], label="gpus", gpu=True)]
+    assert alone == ["3,GPU-5e"] * 2
+
+
+def test_gpus_are_named_as_cuda_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,7")
+    assert visible_gpus(2) == ["2", "7"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert visible_gpus(3) == ["0", "1", "2"]
+    assert visible_gpus(0) == []
 
 
 def _run_for_ever(marker: Path) -> None:

@@ -18,6 +18,8 @@ from safetensors.torch import load_file, save_file
 from cdkit.captions.cleaning import caption_id
 from cdkit.datasets import finished_facts, part_name, parts, schema, write_shard
 from cdkit.encoders import load_text_encoder
+from cdkit.encoders.text_tower import TowerTextEncoder
+from cdkit.encoders.tokenizing import Tokens
 from cdkit.engines import create_engine
 from cdkit.errors import InputError
 from cdkit.index import shard_progress, text_embeddings
@@ -87,15 +89,15 @@ def fingerprint(captions: Path, name: str, encoder: object) -> str:
     return shard_fingerprint(captions / name, encoder.weights_hash(), "fp32")  # type: ignore[attr-defined]
 
 
-def test_windows_do_not_depend_on_row_groups(
+def test_blocks_do_not_depend_on_row_groups(
     spec: str, captions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(text_embeddings, "WINDOW_ROWS", 128)
+    monkeypatch.setattr(text_embeddings, "BLOCK_ROWS", 128)
     other = tmp_path / "other"
     other.mkdir()
     for path in parts(captions):
         pq.write_table(pq.read_table(path), other / path.name, row_group_size=50)
-    assert [len(table) for table in text_embeddings._windows(other / part_name(0))] == [128, 128, 44]
+    assert [len(table) for table in text_embeddings._blocks(other / part_name(0))] == [128, 128, 44]
     tables = []
     for folder in (captions, other):
         embed_captions(folder, Folder(tmp_path / f"out-{folder.name}"), spec, context=context())
@@ -112,6 +114,35 @@ def test_a_rerun_does_only_what_is_missing(spec: str, captions: Path, out: Path)
     assert bytes_of(out) == first
     changed = {path.name for path in parts(out) if path.stat().st_mtime_ns != times[path.name]}
     assert changed == {part_name(1)}
+
+
+def test_an_interrupted_shard_goes_on_after_its_last_block(
+    spec: str, captions: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_embeddings, "BLOCK_ROWS", 128)
+    embed_captions(captions, Folder(tmp_path / "whole"), spec, context=context())
+    encode = TowerTextEncoder.encode_tokens
+    embedded: list[int] = []
+
+    def until(most: int) -> object:
+        def encode_some(encoder: TowerTextEncoder, tokens: Tokens, **advance: object) -> np.ndarray:
+            if len(embedded) == most:
+                raise KeyboardInterrupt
+            embedded.append(len(tokens.full_lengths))
+            return encode(encoder, tokens, **advance)  # type: ignore[arg-type]
+
+        return encode_some
+
+    monkeypatch.setattr(TowerTextEncoder, "encode_tokens", until(5))
+    with pytest.raises(KeyboardInterrupt):
+        embed_captions(captions, Folder(out), spec, context=context())
+    assert embedded == [128, 128, 44, 128, 128]
+    assert [path.name for path in parts(out)] == [part_name(0)]
+    monkeypatch.setattr(TowerTextEncoder, "encode_tokens", until(99))
+    embed_captions(captions, Folder(out), spec, context=context())
+    assert embedded[5:] == [44, 128, 128, 44]
+    assert bytes_of(out) == bytes_of(tmp_path / "whole")
+    assert sorted(path.name for path in out.iterdir()) == [part_name(n) for n in range(SHARDS)]
 
 
 def test_other_captions_or_weights_are_embedded_again(spec: str, captions: Path, out: Path, tmp_path: Path) -> None:

@@ -3,34 +3,80 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
+from typing import Any
 
 import typer
+from rich.console import Console
 
-from cdkit.cli.options import stage_command
-from cdkit.cli.output import Output, data_console, duration
-from cdkit.stages import Result
+from cdkit.cli.options import FORCE, OUT, config_command, report_result
+from cdkit.cli.output import Output, data_console, duration, size, table
+from cdkit.cli.progress import progress_for
+from cdkit.config import StageConfig
+from cdkit.errors import ConfigError
+from cdkit.stages import STAGES, Result, execute
+
+OUT_UNLESS_DRY = OUT.replace(
+    annotation=OUT.annotation | None,
+    default=typer.Option(None, "--out", help="The folder to make [required, but for --dry-run]."),
+)
+DRY_RUN = FORCE.replace(
+    name="dry_run",
+    default=typer.Option(False, "--dry-run", help="Check everything, estimate the memory, and train nothing."),
+)
 
 
 def register(app: typer.Typer) -> None:
     """Add `train`."""
-    stage_command(
+    config_command(
         app,
         "train",
-        "train",
+        STAGES["train"].config_class(),
+        _run,
         help="Teach a base model concepts from 4 to 20 photos each. Interrupted, the same command goes on.",
         examples=[
             "cdkit train --concept star=embedded:striped-star --out tuned/star",
             "cdkit train --base models/sd-v1-5 --concept dog=photos/dog --regularization dog=sets/dog --out tuned/dog",
             "cdkit train --concept star=photos/star mug=photos/mug --tokens picks --steps 500 --out tuned/both",
+            "cdkit train --base models/sdxl --concept dog=photos/dog --batch-size 2 --dry-run",
         ],
-        human=_human,
-        data=lambda result: {
-            "steps": result.manifest.details["steps"],
-            "seconds": result.manifest.details["seconds"],
-            "final_loss": result.manifest.details["final_loss"],
-            "out": str(result.out),
-        },
+        extra=[OUT_UNLESS_DRY, FORCE, DRY_RUN],
     )
+
+
+def _run(output: Output, config: StageConfig, further: Mapping[str, Any]) -> None:
+    if further["dry_run"]:
+        _preview(output, config)
+        return
+    if further["out"] is None:
+        raise ConfigError("Missing option '--out'.", hint="Name the folder to make, or add --dry-run.")
+    result = execute("train", config, further["out"], progress=progress_for(output), force=further["force"])
+    report_result(output, result, _human, _data)
+
+
+def _data(result: Result) -> dict[str, Any]:
+    details = result.manifest.details
+    return {**{name: details[name] for name in ("steps", "seconds", "final_loss")}, "out": str(result.out)}
+
+
+def _preview(output: Output, config: StageConfig) -> None:
+    from cdkit.training.preview import preview
+    from cdkit.training.train import TrainConfig
+
+    assert isinstance(config, TrainConfig), "the config of the train stage"
+    found = preview(config, output.note)
+
+    def draw(console: Console) -> None:
+        shown = ("method", "steps", "batch_size", "learning_rate", "resolution", "photos", "regularization")
+        rows = [(name.replace("_", " "), found[name]) for name in (*shown, "parameters")]
+        rows += [("prompt", prompt) for prompt in found["prompts"]]
+        memory = [(f"memory for {name}", size(number)) for name, number in found["memory"].items()]
+        free = [] if found["free"] is None else [(f"free on {found['device']}", size(found["free"]))]
+        console.print(table(["", ""], [(name, str(value)) for name, value in (*rows, *memory, *free)]))
+
+    output.result(found, human=draw, quiet=found["fits"])
+    if found["lower"]:
+        output.hint(found["lower"])
 
 
 def _human(output: Output, result: Result) -> None:

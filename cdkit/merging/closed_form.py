@@ -22,6 +22,7 @@ SAFE_CONDITION = 1e5
 SINGULAR_CONDITION = 1e7
 RANK_TOLERANCE = 1e-10
 _POWER_STEPS = 30
+_BLOCK = 4096
 
 
 @dataclass(frozen=True)
@@ -65,15 +66,13 @@ def factorise(rows: torch.Tensor, *, ridge: float = 1e-3) -> Factor:
     """
     import torch
 
-    matrix = rows.double()
+    size, number = rows.shape[1], max(len(rows), 1)
     # The mean over rows instead of their sum: a soft weight then means the same for any number of captions.
-    matrix = matrix / max(len(matrix), 1) ** 0.5
-    size = matrix.shape[1]
-    penalty = ridge * float(torch.linalg.norm(matrix)) / size**0.5
-    gram = matrix.T @ matrix
+    gram = _gram(rows) / number
+    penalty = ridge * (float(gram.trace()) / size) ** 0.5
     plain, plain_condition = _cholesky(gram)
     if plain is None or plain_condition > SAFE_CONDITION:
-        plain = _triangle(matrix)
+        plain = _triangle(rows.double()) / number**0.5
         plain_condition = condition_number(plain)
     if plain_condition > SINGULAR_CONDITION and not penalty:
         raise InputError(
@@ -169,6 +168,17 @@ def condition_number(triangle: torch.Tensor) -> float:
             return float("inf")
         smallest = smallest / low
     return float((high * low).sqrt())
+
+
+def _gram(rows: torch.Tensor) -> torch.Tensor:
+    """rowsᵀ rows in fp64, a block of rows at a time; numpy computes only half of a symmetric product."""
+    import torch
+
+    total = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)
+    for block in rows.split(_BLOCK):
+        exact = block.double().numpy()
+        total += torch.from_numpy(exact.T @ exact)
+    return total
 
 
 def _cholesky(gram: torch.Tensor) -> tuple[torch.Tensor | None, float]:

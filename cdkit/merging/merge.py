@@ -54,7 +54,7 @@ class MergeConfig(StageConfig):
     captions_count: int = setting(1000, "Captions to draw.", ge=1)
     seed: int = setting(0, "Which captions are drawn.")
     ridge: float = setting(
-        1e-3, "Damping of directions that the captions leave open; 0 refuses such captions.", ge=0, le=1
+        1e-2, "Damping of directions that the captions leave open; 0 refuses such captions.", ge=0, le=10
     )
     soft: float | None = setting(
         None, "Meet the concepts' words with this weight instead of exactly, e.g. 1, where they contradict.", gt=0

@@ -11,6 +11,7 @@ import torch
 from cdkit.training.augmentation import Placement, draw_placement, place, valid_region, with_words
 from cdkit.training.latents import Moments, PictureEncoder
 from cdkit.training.order import Order, sample_generator
+from cdkit.training.transfer import send
 
 Frame = tuple[int, int, int, int]
 
@@ -122,23 +123,22 @@ class Batches:
     def _latents(self, drawn: Sequence[_Sample]) -> torch.Tensor:
         """Latents (n, C, h, w): kept moments sampled, augmented photos encoded together first."""
         spread = self._on_device(_stacked([entry.spread for entry in drawn]))
-        fresh = [index for index, entry in enumerate(drawn) if entry.pictures.moments is None]
         found: dict[int, torch.Tensor] = {}
-        if fresh:
-            pixels = [self._placed(drawn[index]) for index in fresh]
-            latents = self.encoder.encode(torch.stack(pixels)).sample(range(len(fresh)), spread[fresh])
-            found = dict(zip(fresh, latents, strict=True))
         for index, entry in enumerate(drawn):
             if entry.pictures.moments is not None:
-                chosen = 2 * entry.item + int(entry.placement.flipped) if self.flip else entry.item
-                found[index] = entry.pictures.moments.sample([chosen], spread[index : index + 1])[0]
+                number = 2 * entry.item + int(entry.placement.flipped) if self.flip else entry.item
+                found[index] = entry.pictures.moments.sample(number, spread[index])
+        fresh = [index for index in range(len(drawn)) if index not in found]
+        if fresh:
+            encoded = self.encoder.encode(torch.stack([self._placed(drawn[index]) for index in fresh]))
+            found |= {index: encoded.sample(number, spread[index]) for number, index in enumerate(fresh)}
         return torch.stack([found[index] for index in range(len(drawn))])
 
     def _placed(self, entry: _Sample) -> torch.Tensor:
         return place(self._on_device(entry.pictures.squares[entry.item]), entry.placement, self.resolution)
 
     def _on_device(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(self.encoder.device, non_blocking=True)
+        return send(tensor, self.encoder.device)
 
 
 def _stacked(arrays: Sequence[np.ndarray]) -> torch.Tensor:

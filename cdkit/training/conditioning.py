@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from cdkit.training.modifier_rows import RowsBesideTable
+from cdkit.training.transfer import send
 from cdkit.weights.text_features import TextFeatures, TextTower, encode_ids, token_ids
 
 ENCODED_AT_ONCE = 64
@@ -30,8 +31,11 @@ class Conditioning:
         """
         distinct = list(dict.fromkeys(prompts))
         ids = token_ids(self.towers, distinct)
+        trained = self._trained(ids[0])
+        # On the device from now on, so that no step waits for them.
+        ids = [row.to(next(tower.model.parameters()).device) for tower, row in zip(self.towers, ids, strict=True)]
         self._ids = {prompt: [row[index] for row in ids] for index, prompt in enumerate(distinct)}
-        lasting = [prompt for prompt in distinct if not self.is_trained(prompt)]
+        lasting = [prompt for prompt, is_trained in zip(distinct, trained, strict=True) if not is_trained]
         self._place = {prompt: index for index, prompt in enumerate(lasting)}
         parts = []
         with torch.no_grad():
@@ -42,10 +46,10 @@ class Conditioning:
             for tower in self.towers:
                 tower.model.to("cpu")
 
-    def is_trained(self, prompt: str) -> bool:
-        """Whether the prompt holds a modifier token that trains."""
-        new = next(iter(self.rows.values())).ids.cpu() if self.rows else None
-        return new is not None and bool(torch.isin(self._ids[prompt][0], new).any())
+    def _trained(self, ids: torch.Tensor) -> list[bool]:
+        """Which prompts (n,) of the first tower's ids (n, positions) hold a modifier token that trains."""
+        new = next(iter(self.rows.values())).ids.cpu() if self.rows else torch.tensor([], dtype=torch.long)
+        return [bool(found) for found in torch.isin(ids, new).any(dim=1)]
 
     def features(self, prompts: Sequence[str]) -> TextFeatures:
         """Features of a batch of prepared prompts; a prompt that occurs several times is encoded once."""
@@ -73,5 +77,5 @@ def _joined(parts: Sequence[TextFeatures]) -> TextFeatures:
 
 
 def _picked(features: TextFeatures, places: Sequence[int]) -> TextFeatures:
-    chosen = torch.tensor(places, device=features.hidden.device)
+    chosen = send(torch.tensor(places), features.hidden.device)
     return TextFeatures(features.hidden[chosen], None if features.pooled is None else features.pooled[chosen])

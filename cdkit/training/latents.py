@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +18,9 @@ class Moments:
     mean: torch.Tensor
     deviation: torch.Tensor
 
-    def sample(self, chosen: Sequence[int], spread: torch.Tensor) -> torch.Tensor:
-        """Latents of the chosen pictures with standard normal values `spread` (chosen, C, h, w)."""
-        index = torch.tensor(chosen, device=self.mean.device)
-        return self.mean[index] + self.deviation[index] * spread
+    def sample(self, number: int, spread: torch.Tensor) -> torch.Tensor:
+        """Latents (C, h, w) of one picture with standard normal values `spread` (C, h, w)."""
+        return self.mean[number] + self.deviation[number] * spread
 
 
 class PictureEncoder:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -194,3 +196,19 @@ def test_this_machine_says_how_much_it_has() -> None:
     if known is None:
         pytest.skip("this system does not say")
     assert 0 < known[0] <= known[1]
+
+
+def test_a_method_that_does_not_fit_is_found_before_the_weights_are_loaded(
+    material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(material.root / "base", tmp_path / "plain")
+    settings = tmp_path / "plain" / "unet" / "config.json"
+    plain = {
+        "down_block_types": ["DownBlock2D", "DownBlock2D"],
+        "mid_block_type": "UNetMidBlock2D",
+        "up_block_types": ["UpBlock2D", "UpBlock2D"],
+    }
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | plain))
+    monkeypatch.setattr("cdkit.training.train._load", lambda config: pytest.fail("the base model was loaded"))
+    with pytest.raises(ConfigError, match="custom-diffusion does not fit this base model"):
+        run(material.config(base=str(tmp_path / "plain")), tmp_path / "out")

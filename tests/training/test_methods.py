@@ -53,13 +53,14 @@ def test_every_method_from_a_command_and_from_yaml(tmp_path: Path, capsys: pytes
         assert all(one[name].equal(other[name]) for name in one)
         delta = load_delta(out)
         selected = set(selected_names(base.unet, row))
-        assert len(selected) == {"custom-diffusion": 16, "textual-inversion": 0}.get(method, len(selected))
+        assert len(selected) == {"custom-diffusion": 14, "textual-inversion": 0}.get(method, len(selected))
         with apply_deltas(base, [delta]):
             after = base.unet.state_dict()
             changed = {name for name, value in after.items() if not value.equal(before[name])}
         assert changed == selected
         assert [token.text for token in delta.tokens] == (["<new1>"] if row.word == "modifier" else [])
-        assert delta.prompts == ("a photo of a <new1> star" if row.word == "modifier" else "a photo of a sks star",)
+        (prompt,) = delta.prompts
+        assert prompt.endswith(" a <new1> star" if row.word == "modifier" else " a sks star")
     capsys.readouterr()
 
 
@@ -236,3 +237,38 @@ def test_dreambooth_without_class_images_says_how_to_get_them(material: Material
     notes = Notes()
     run(material.config(method="dreambooth", regularization={}), tmp_path / "out", progress=notes)
     assert any("cdkit class-images 'photo of a cat'" in note for note in notes.notes)
+
+
+def test_a_dry_run_checks_and_estimates_and_makes_nothing(
+    material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cdkit.training import memory, preview
+
+    monkeypatch.chdir(tmp_path)
+    words = ["train", "--base", str(material.root / "base"), "--concept", f"cat={material.root / 'cat'}"]
+    words += ["--token", "cat=<new1>=cat", "--device", "cpu", "--format", "json"]
+    assert execute_command([*words, "--dry-run"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["parameters"] == 16384 + 32
+    assert found["memory"]["optimizer"] == 8 * found["parameters"]
+    assert found["prompts"] == ["photo of a <new1> cat"]
+    assert found["fits"] is True
+    for module in (memory, preview):
+        monkeypatch.setattr(module, "device_memory", lambda device: (1000, 1 << 40))
+    assert execute_command([*words, "--dry-run"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["fits"] is False
+    assert "--gradient-checkpointing" in found["lower"]
+    assert execute_command(words) == 2, "without --out"
+    words[4] = f"cat={tmp_path / 'none'}"
+    assert execute_command([*words, "--dry-run"]) == 3, "no such photos"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_large_delta_says_how_to_store_less(
+    material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cdkit.training.train.LARGE_DELTA", 1000)
+    notes = Notes()
+    run(material.config(), tmp_path / "out", progress=notes)
+    assert any(f"cdkit delta compress {tmp_path / 'out'}" in note for note in notes.notes)

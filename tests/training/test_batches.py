@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cdkit.training.batches import Batches, Pictures
+from cdkit.training.latents import Moments, PictureEncoder
+from tests.support.tiny_pipeline import tiny_pipeline
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> PictureEncoder:
+    return PictureEncoder(tiny_pipeline(tmp_path_factory.mktemp("base")).vae, device=CPU, dtype=torch.float32)
+
+
+def _pixels(number: int) -> torch.Tensor:
+    return torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(number)) * 2 - 1
+
+
+def _batches(encoder: PictureEncoder, *, augmented: bool, flip: bool = False) -> Batches:
+    moments = encoder.encode_all([_pixels(number) for number in range(3)], flips=flip)
+    frames = [(48, 40, 4, 0)] * 3
+    squares = [torch.full((3, 40, 40), 30 * number, dtype=torch.uint8) for number in range(3)]
+    targets = Pictures(["t0", "t1", "t2"], frames, squares=squares)
+    if not augmented:
+        targets = Pictures(["t0", "t1", "t2"], frames, moments=moments)
+    return Batches(
+        targets=[targets],
+        regularization=[Pictures(["r0", "r1", "r2"], frames, moments=moments)],
+        encoder=encoder,
+        resolution=32,
+        timesteps=1000,
+        samples_per_step=8,
+        seed=4,
+        flip=flip,
+        prior_weight=0.25,
+    )
+
+
+def test_moments_are_the_autoencoders_scaled(encoder: PictureEncoder) -> None:
+    pixels = torch.stack([_pixels(0), _pixels(1)])
+    posterior = encoder.vae.encode(pixels).latent_dist
+    scale = encoder.vae.config.scaling_factor
+    found = encoder.encode(pixels)
+    torch.testing.assert_close(found.mean, posterior.mean * scale)
+    torch.testing.assert_close(found.deviation, posterior.std * scale)
+    spread = torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(found.sample(1, spread), (posterior.mean + posterior.std * spread)[1] * scale)
+
+
+def test_mirrors_stand_behind_their_pictures(encoder: PictureEncoder) -> None:
+    pixels = [_pixels(number) for number in range(5)]
+    both = encoder.encode_all(iter(pixels), flips=True)
+    assert len(both.mean) == 10
+    torch.testing.assert_close(both.mean[6:7], encoder.encode(pixels[3].unsqueeze(0)).mean)
+    torch.testing.assert_close(both.mean[7:8], encoder.encode(pixels[3].flip(-1).unsqueeze(0)).mean)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("augmented", [False, True])
+def test_a_batch_is_the_sum_of_its_samples(encoder: PictureEncoder, augmented: bool, flip: bool) -> None:
+    batches = _batches(encoder, augmented=augmented, flip=flip)
+    whole = batches.make(2, range(8))
+    for sample in range(8):
+        single = batches.make(2, range(sample, sample + 1))
+        assert single.prompts == whole.prompts[sample : sample + 1]
+        for name in ("latents", "noise", "mask", "timesteps", "weights", "is_regularization", "sizes"):
+            torch.testing.assert_close(getattr(single, name)[0], getattr(whole, name)[sample], rtol=1e-5, atol=1e-5)
+
+
+def test_what_a_batch_holds(encoder: PictureEncoder) -> None:
+    batch = _batches(encoder, augmented=True).make(0, range(8))
+    assert batch.latents.shape == batch.noise.shape == (8, 4, 16, 16)
+    assert batch.mask.shape == (8, 1, 16, 16)
+    assert batch.is_regularization.tolist() == [False, True] * 4
+    assert batch.weights.tolist() == [1.0, 0.25] * 4
+    assert all(prompt.startswith("r") for prompt in batch.prompts[1::2])
+    assert all(prompt[-2:] in ("t0", "t1", "t2") for prompt in batch.prompts[::2])
+    assert batch.mask[1::2].min() == 1, "regularization images are never augmented"
+    assert batch.sizes[0].tolist() == [32, 32, 0, 0, 32, 32]
+    assert batch.sizes[1].tolist() == [48, 40, 4, 0, 32, 32]
+    other = _batches(encoder, augmented=True).make(1, range(8))
+    assert not batch.noise.allclose(other.noise)
+    assert len(set(batch.timesteps.tolist())) > 4
+
+
+def test_the_same_picture_gets_other_latents_each_time(encoder: PictureEncoder) -> None:
+    moments = Moments(torch.zeros(1, 2, 2, 2), torch.ones(1, 2, 2, 2))
+    assert not moments.sample(0, torch.ones(2, 2, 2)).equal(moments.sample(0, torch.zeros(2, 2, 2)))

@@ -12,7 +12,7 @@ from pydantic_core import PydanticUndefined
 
 from cdkit.errors import ConfigError
 
-InputKind = Literal["files", "folder", "model", "encoder"]
+InputKind = Literal["files", "folder", "model", "encoder", "run"]
 
 
 @dataclass(frozen=True)

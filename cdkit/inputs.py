@@ -12,10 +12,11 @@ from typing import Any
 import cdkit
 from cdkit.config import InputKind, StageConfig, field_settings
 from cdkit.errors import CdkitError, InputError
-from cdkit.manifest import read_manifest
+from cdkit.manifest import STARTED_NAME, read_manifest
 from cdkit.storage import SourceFile, atomic_path, cache_folder, content_fingerprint, find_files, writing
 
 EMBEDDED = "embedded"
+REPORT_STAGE = "report"
 POOL_SUFFIXES = tuple(
     f".{kind}{compression}"
     for kind in ("parquet", "csv", "tsv", "jsonl", "ndjson")
@@ -63,20 +64,25 @@ def _resolve(name: str, kind: InputKind, value: Any, planned: Mapping[Path, str]
         files = tuple(find_files(patterns, POOL_SUFFIXES))
         marks = [(source.name, content_fingerprint(source)) for source in files]
         return Input(name, kind, value, _digest(marks), files)
+    return Input(name, kind, value, _mark(kind, value, planned))
+
+
+def _mark(kind: InputKind, value: Any, planned: Mapping[Path, str]) -> str:
+    """The fingerprint of one value, or of all in a list or mapping of them."""
     if isinstance(value, Mapping):
-        marks = [(key, _one(kind, str(item), planned)) for key, item in sorted(value.items())]
-        return Input(name, kind, value, _digest(marks))
+        return _digest([(key, _mark(kind, item, planned)) for key, item in sorted(value.items())])
     if isinstance(value, Sequence) and not isinstance(value, str):
-        marks = [(str(index), _one(kind, str(item), planned)) for index, item in enumerate(value)]
-        return Input(name, kind, value, _digest(marks))
-    return Input(name, kind, value, _one(kind, str(value), planned))
+        return _digest([(str(index), _mark(kind, item, planned)) for index, item in enumerate(value)])
+    return _one(kind, str(value), planned)
 
 
 def _one(kind: InputKind, value: str, planned: Mapping[Path, str]) -> str:
     if value == EMBEDDED or value.startswith(f"{EMBEDDED}:"):
         return _embedded_fingerprint(kind, value)
     if kind in ("model", "encoder"):
-        return _model_fingerprint(value)
+        return planned.get(Path(value).resolve()) or _model_fingerprint(value)
+    if kind == "run":
+        return _run_fingerprint(Path(value), planned)
     return _folder_fingerprint(Path(value), planned)
 
 
@@ -93,12 +99,39 @@ def _folder_fingerprint(path: Path, planned: Mapping[Path, str]) -> str:
     return _digest(_listing(path))
 
 
+def _run_fingerprint(path: Path, planned: Mapping[Path, str]) -> str:
+    """A run folder counts by what its steps made or will make; reports are made from it and do not count."""
+    marks = {folder.name: mark for folder, mark in planned.items() if folder.parent == path.resolve()}
+    for entry in sorted(path.iterdir()) if path.is_dir() else ():
+        mark = _step_mark(entry)
+        if mark:
+            marks.setdefault(entry.name, mark)
+    if not marks:
+        raise InputError(f"{path} holds no cdkit run.", hint="Give a folder that cdkit run wrote, such as runs/NAME.")
+    return _digest(sorted(marks.items()))
+
+
+def _step_mark(folder: Path) -> str:
+    """The fingerprint of what one step made, or is making; empty for other folders and for reports."""
+    try:
+        found, done = read_manifest(folder), True
+        if found is None:
+            found, done = read_manifest(folder, STARTED_NAME), False
+    except CdkitError:
+        return "damaged"
+    if found is None or found.stage == REPORT_STAGE:
+        return ""
+    return found.fingerprint if done else f"started {found.fingerprint}"
+
+
 def _model_fingerprint(spec: str) -> str:
-    """A model in a local folder counts by its files, a hub or listed model by its name (its commit when cached)."""
+    """A model that a stage made counts by its manifest, one in another local folder by its files, a hub or listed
+    model by its name (its commit when cached)."""
     location = spec.split(":", 1)[1] if spec.startswith(("open_clip:", "transformers:")) else spec
     path = Path(location)
     if path.exists():
-        return _digest(_listing(path))
+        manifest = read_manifest(path) if path.is_dir() else None
+        return manifest.fingerprint if manifest is not None else _digest(_listing(path))
     if location.startswith((".", "/", "~")):
         raise InputError(f"{location} does not exist.", hint="Give a model folder, a hub id, or 'embedded'.")
     return _digest([("hub", location), ("commit", _cached_commit(location))])
@@ -119,6 +152,9 @@ def _embedded_fingerprint(kind: InputKind, value: str) -> str:
         return embedded.text_encoder_hash()
     if kind == "model":
         return embedded.weights_hash()
+    if value == EMBEDDED:
+        # The images of the embedded pool are drawn from its URLs by this version's renderer.
+        return _digest([(value, cdkit.__version__)])
     photos = embedded.concept_photos(value.removeprefix(f"{EMBEDDED}:"))
     return _digest([(value, hashlib.sha256(photo.tobytes()).hexdigest()) for photo in photos])
 

@@ -278,12 +278,22 @@ def _remote_fingerprint(source: SourceFile) -> str:
 
 
 def cache_folder() -> Path:
-    """Where cdkit keeps what it can compute again: $CDKIT_CACHE, else the user's cache folder."""
+    """Where cdkit keeps what it can compute again: $CDKIT_CACHE, else the user's cache folder.
+
+    Without a home folder that can be written to, as in many containers, it is a folder of temporary files.
+    """
     chosen = os.environ.get("CDKIT_CACHE")
     if chosen:
         return Path(chosen)
     base = os.environ.get("XDG_CACHE_HOME")
-    try:
-        return (Path(base) if base else Path.home() / ".cache") / "cdkit"
-    except RuntimeError:  # no home folder at all
-        return Path(tempfile.gettempdir()) / "cdkit-cache"
+    with suppress(RuntimeError):  # no home folder at all
+        folder = (Path(base) if base else Path.home() / ".cache") / "cdkit"
+        if _writable(folder):
+            return folder
+    return Path(tempfile.gettempdir()) / f"cdkit-cache-{os.getuid()}"
+
+
+def _writable(folder: Path) -> bool:
+    """Whether the folder, or the nearest one above it that exists, can be written to."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)

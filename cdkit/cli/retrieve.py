@@ -21,6 +21,7 @@ def register(app: typer.Typer) -> None:
             'cdkit retrieve indexes/laion400m "a photo of a dog" "a picture of a puppy" --exclude-like photos/dog '
             "--per-host 5 --out sets/dog",
             'cdkit retrieve indexes/mine "a photo of a mug" --images downloads --also-write diffusers --out sets/mug',
+            'cdkit retrieve indexes/mine "a photo of a mug" --fill generated --base models/sd-v1-5 --out sets/mug',
         ],
         human=_human,
         data=lambda result: {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +14,29 @@ from pydantic import ValidationError
 import cdkit
 from cdkit.config import StageConfig, describe_mistakes, did_you_mean, field_settings
 from cdkit.errors import ConfigError, InputError
+from cdkit.pipeline.variables import Body, Mistakes, interpolate, repeat_stages, resolve_variables
 from cdkit.stages import STAGES
 
-_VARIABLE = re.compile(r"\$\{([^}]*)\}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _TOP_KEYS = ("name", "description", "vars", "stages")
+WHEN_NEEDED = "when_needed"
 
 
 @dataclass(frozen=True)
 class Step:
-    """One stage of a pipeline: its name there, the stage it runs, its settings, and the steps it takes input from."""
+    """One stage of a pipeline: its name there, the stage it runs, its settings, and the steps it takes input from.
+
+    whole_run: it takes the run's own folder, and so needs every step that runs another stage. when_needed: it is
+    there only if another step takes input from it.
+    """
 
     name: str
     stage: str
     values: Mapping[str, Any]
     config: StageConfig
     needs: tuple[str, ...] = ()
+    whole_run: bool = False
+    when_needed: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,14 +55,6 @@ class Pipeline:
             if found & set(step.needs):
                 found.add(step.name)
         return found
-
-
-@dataclass
-class _Mistakes:
-    lines: list[str] = field(default_factory=list)
-
-    def add(self, where: str, what: str) -> None:
-        self.lines.append(f"{where}: {what}")
 
 
 def shipped_folder(kind: str) -> Path:
@@ -91,17 +90,17 @@ def load(path: Path, overrides: Mapping[str, Any], folder: Path) -> Pipeline:
     overrides: `variable` or `step.key` → value, as given with --set.
     """
     document = _parse(path)
-    mistakes = _Mistakes()
+    mistakes = Mistakes()
     _check_top(document, mistakes)
-    variables = _variables(document.get("vars") or {}, mistakes)
-    bodies = {str(name): body for name, body in _mapping(document.get("stages")).items()}
+    variables = resolve_variables(_mapping(document.get("vars")), overrides, mistakes)
+    bodies = repeat_stages(_mapping(document.get("stages")), variables, mistakes)
     _override(variables, bodies, overrides, mistakes)
     steps = [
         step
         for name, body in bodies.items()
-        if (step := _step(name, body, variables, list(bodies), folder, mistakes)) is not None
+        if (step := _step(name, body, list(bodies), folder, mistakes)) is not None
     ]
-    ordered = _order(steps, mistakes)
+    ordered = _order(_complete(steps), mistakes)
     if mistakes.lines:
         raise ConfigError(
             f"{path}: {len(mistakes.lines)} mistake(s):", problems=mistakes.lines, hint="Mend them and run again."
@@ -124,7 +123,7 @@ def _parse(path: Path) -> dict[str, Any]:
     return document
 
 
-def _check_top(document: Mapping[str, Any], mistakes: _Mistakes) -> None:
+def _check_top(document: Mapping[str, Any], mistakes: Mistakes) -> None:
     for key in document:
         if key not in _TOP_KEYS:
             mistakes.add(str(key), f"unknown key{did_you_mean(str(key), _TOP_KEYS)}")
@@ -140,105 +139,99 @@ def _mapping(value: Any) -> dict[Any, Any]:
     return dict(value) if isinstance(value, dict) else {}
 
 
-def _variables(given: Any, mistakes: _Mistakes) -> dict[str, Any]:
-    """Variables may refer to variables above them."""
-    variables: dict[str, Any] = {}
-    for key, value in _mapping(given).items():
-        variables[str(key)] = _interpolate(value, variables, f"vars.{key}", mistakes)
-    return variables
-
-
 def _override(
-    variables: dict[str, Any], bodies: dict[str, Any], overrides: Mapping[str, Any], mistakes: _Mistakes
+    variables: Mapping[str, Any], bodies: dict[str, Body], overrides: Mapping[str, Any], mistakes: Mistakes
 ) -> None:
+    """Apply `step.key`; variables have been replaced where they were resolved."""
     for key, value in overrides.items():
         step, dot, name = key.partition(".")
-        if dot and isinstance(bodies.get(step), dict):
-            bodies[step] = {**bodies[step], name: value}
-        elif not dot and key in variables:
-            variables[key] = value
-        else:
+        if dot and step in bodies and isinstance(bodies[step].values, dict):
+            bodies[step] = replace(bodies[step], values={**bodies[step].values, name: value})
+        elif dot or key not in variables:
             known = [*variables, *(f"{body}.KEY" for body in bodies)]
             mistakes.add(f"--set {key}", f"there is no such variable{did_you_mean(key, known)}")
 
 
-def _interpolate(value: Any, variables: Mapping[str, Any], where: str, mistakes: _Mistakes) -> Any:
-    """Replace ${name}; a string that is nothing but one variable keeps that variable's type."""
-    if isinstance(value, dict):
-        return {
-            str(_interpolate(key, variables, where, mistakes)): _interpolate(item, variables, where, mistakes)
-            for key, item in value.items()
-        }
-    if isinstance(value, list):
-        return [_interpolate(item, variables, where, mistakes) for item in value]
-    if not isinstance(value, str):
-        return value
-    for name in _VARIABLE.findall(value):
-        if name not in variables:
-            mistakes.add(where, f"unknown variable ${{{name}}}{did_you_mean(name, variables)}")
-            return value
-    whole = _VARIABLE.fullmatch(value)
-    if whole:
-        return variables[whole[1]]
-    return _VARIABLE.sub(lambda match: str(variables[match[1]]), value)
-
-
-def _step(
-    name: str, body: Any, variables: Mapping[str, Any], names: Sequence[str], folder: Path, mistakes: _Mistakes
-) -> Step | None:
+def _step(name: str, body: Body, names: Sequence[str], folder: Path, mistakes: Mistakes) -> Step | None:
     where = f"stages.{name}"
     if not _NAME.fullmatch(name):
         mistakes.add(where, "a stage name must be letters, digits, '-' and '_'")
         return None
-    if not isinstance(body, dict) or "run" not in body:
+    if not isinstance(body.values, dict) or "run" not in body.values:
         mistakes.add(where, "must be a mapping with `run: STAGE`")
         return None
-    stage = body["run"]
+    before = len(mistakes.lines)
+    values = interpolate(body.values, body.variables, where, mistakes)
+    stage, when_needed = values.pop("run"), values.pop(WHEN_NEEDED, False)
     if not isinstance(stage, str) or stage not in STAGES:
         mistakes.add(f"{where}.run", f"unknown stage {stage!r}{did_you_mean(str(stage), STAGES)}")
         return None
-    values = {key: item for key, item in body.items() if key != "run"}
-    before = len(mistakes.lines)
-    values = _interpolate(values, variables, where, mistakes)
+    if not isinstance(when_needed, bool):
+        mistakes.add(f"{where}.{WHEN_NEEDED}", "must be true or false")
     config_class = STAGES[stage].config_class()
     if len(mistakes.lines) > before:
         # Its values cannot be checked without the variable, its keys can.
         for key in values.keys() - config_class.model_fields.keys():
             mistakes.add(f"{where}.{key}", f"unknown key{did_you_mean(key, config_class.model_fields)}")
         return None
-    linked, needs = _link(values, config_class, names, folder)
+    linked, needs, whole_run = _link(values, config_class, names, folder)
     try:
         config = config_class.model_validate(linked)
     except ValidationError as error:
         mistakes.lines.extend(describe_mistakes(error, config_class, where=where))
         return None
-    return Step(name, stage, values, config, tuple(needs))
+    return Step(name, stage, values, config, tuple(needs), whole_run, when_needed)
 
 
 def _link(
     values: Mapping[str, Any], config: type[StageConfig], names: Sequence[str], folder: Path
-) -> tuple[dict[str, Any], list[str]]:
-    """Replace step names in input fields by the folders those steps write."""
+) -> tuple[dict[str, Any], list[str], bool]:
+    """Replace step names in input fields by the folders those steps write.
+
+    Returns the values, the steps named, and whether it is about the whole run: a stage such as report takes the run's
+    own folder when it is given none.
+    """
     linked: dict[str, Any] = dict(values)
     needs: list[str] = []
+    whole_run = False
 
-    def replace(value: Any) -> Any:
+    def replaced(value: Any) -> Any:
         if isinstance(value, str) and value in names:
             needs.append(value)
             return str(folder / value)
         if isinstance(value, list):
-            return [replace(item) for item in value]
+            return [replaced(item) for item in value]
         if isinstance(value, dict):
-            return {key: replace(item) for key, item in value.items()}
+            return {key: replaced(item) for key, item in value.items()}
         return value
 
     for key, extra in field_settings(config).items():
-        if extra.input is not None and key in linked:
-            linked[key] = replace(linked[key])
-    return linked, list(dict.fromkeys(needs))
+        if extra.input == "run" and key not in linked:
+            linked[key] = str(folder)
+            whole_run = True
+        elif extra.input is not None and key in linked:
+            linked[key] = replaced(linked[key])
+    return linked, list(dict.fromkeys(needs)), whole_run
 
 
-def _order(steps: Sequence[Step], mistakes: _Mistakes) -> list[Step]:
+def _complete(steps: Sequence[Step]) -> list[Step]:
+    """Leave out steps that are there only when needed and are not; give those about the whole run their needs."""
+    kept = list(steps)
+    while True:
+        needed = {need for step in kept for need in step.needs if need != step.name}
+        rest = [step for step in kept if not step.when_needed or step.name in needed]
+        if len(rest) == len(kept):
+            break
+        kept = rest
+    return [
+        replace(step, needs=tuple(other.name for other in kept if other.stage != step.stage))
+        if step.whole_run
+        else step
+        for step in kept
+    ]
+
+
+def _order(steps: Sequence[Step], mistakes: Mistakes) -> list[Step]:
     """Steps in file order, moved behind what they need; a cycle is a mistake."""
     by_name = {step.name: step for step in steps}
     ordered: list[Step] = []

@@ -11,24 +11,23 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import model_validator
 
-from cdkit.captions.cleaning import clean_caption
 from cdkit.config import StageConfig, canonical, did_you_mean, setting
 from cdkit.datasets import Dataset
 from cdkit.errors import ConfigError
 from cdkit.inputs import EMBEDDED, Input
 from cdkit.manifest import Counts, Identity
 from cdkit.protocols import Context
-from cdkit.retrieval.contact_sheet import write_contact_sheet
-from cdkit.retrieval.curate import GENERATED
 from cdkit.retrieval.layouts import LAYOUTS, write_layout
-from cdkit.retrieval.regularization_set import SetRow, write_images
 from cdkit.retrieval.retrieve import BUILDING, CARD, CONTACT_SHEET
 from cdkit.sampling.sample import Sample, SampleConfig, draw_missing
 from cdkit.storage import Folder, write_text
+
+if TYPE_CHECKING:
+    from cdkit.retrieval.regularization_set import SetRow
 
 STAGE_VERSION = 1
 DRAWN = "drawn"
@@ -109,6 +108,9 @@ def class_images(config: ClassImagesConfig, inputs: Mapping[str, Input], out: Fo
 
     Raises ConfigError when the model draws nothing but blank images.
     """
+    from cdkit.retrieval.contact_sheet import write_contact_sheet
+    from cdkit.retrieval.regularization_set import write_images
+
     marks = {name: given.fingerprint for name, given in inputs.items()}
     fingerprint = Identity("class-images", STAGE_VERSION, canonical(config), marks).fingerprint
     drawn = out.sub(BUILDING).sub(DRAWN).path
@@ -158,8 +160,11 @@ def _rows(config: ClassImagesConfig, drawer: ClassImageDrawer) -> tuple[list[Set
 def _inspected(drawn: Sequence[tuple[Path, str]], first: int) -> Iterator[SetRow]:
     from PIL import Image
 
+    from cdkit.captions.cleaning import clean_caption
+    from cdkit.retrieval.curate import GENERATED
     from cdkit.retrieval.decoding import is_blank
     from cdkit.retrieval.duplicates import perceptual_hash
+    from cdkit.retrieval.regularization_set import SetRow
 
     number = first
     for path, prompt in drawn:

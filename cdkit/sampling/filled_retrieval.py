@@ -12,8 +12,6 @@ from cdkit.config import setting
 from cdkit.datasets import Dataset
 from cdkit.inputs import EMBEDDED, Input
 from cdkit.protocols import Context
-from cdkit.retrieval.content import FileContent
-from cdkit.retrieval.fill import MadeImage
 from cdkit.retrieval.retrieve import BUILDING, RetrieveConfig, retrieve
 from cdkit.sampling.class_images import DRAWN, ClassImageDrawer, ClassImagesConfig
 from cdkit.storage import Folder, atomic_path
@@ -57,6 +55,9 @@ def retrieve_and_fill(
     """Retrieve, and where `fill` says so draw the rest: 50 DDIM steps at eta 1, guidance 6, prompts by turns."""
     if config.fill is None:
         return retrieve(config, inputs, out, context)
+    from cdkit.retrieval.content import FileContent
+    from cdkit.retrieval.fill import MadeImage
+
     drawing = ClassImagesConfig(
         prompts=config.prompts, base=config.base, precision=config.precision, device=config.device
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,5 +42,20 @@ def write_tensors(
         temporary.touch()
         mode = temporary.stat().st_mode
         save_file(stored, str(temporary), metadata=dict(header))
+        _sort_header(temporary)
         # safetensors makes files that only their owner may read.
         os.chmod(temporary, mode)
+
+
+def _sort_header(path: Path) -> None:
+    """Put a file's header texts in the order of their names: safetensors writes them in a random one each time."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        texts = header.pop("__metadata__", {})
+        ordered = {"__metadata__": dict(sorted(texts.items())), **header}
+        content = json.dumps(ordered, ensure_ascii=False, separators=(",", ":")).encode()
+        # Spaces fill a header up; where the tensors lie is counted from its end.
+        if len(content) <= length:
+            file.seek(8)
+            file.write(content.ljust(length))

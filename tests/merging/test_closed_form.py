@@ -42,7 +42,7 @@ def _objective(change: torch.Tensor, rows: torch.Tensor) -> float:
     return float(torch.linalg.norm(change @ rows.T) ** 2)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(seeds, st.sampled_from([1e1, 1e3, 1e4, 1e6]), st.sampled_from([0.0, 1e-3, 1e-1]))
 def test_constraints_are_met(seed: int, condition: float, ridge: float) -> None:
     rows, features = _rows(seed, condition), _random(seed + 2, CONSTRAINTS, DIMENSIONS)
@@ -55,7 +55,7 @@ def test_constraints_are_met(seed: int, condition: float, ridge: float) -> None:
     assert torch.linalg.matrix_rank(change) <= CONSTRAINTS
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(seeds)
 def test_the_order_of_constraints_does_not_matter(seed: int) -> None:
     rows, features, errors = (
@@ -69,7 +69,7 @@ def test_the_order_of_constraints_does_not_matter(seed: int) -> None:
     assert (one - other).norm() <= 1e-10 * one.norm()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(seeds)
 def test_a_concept_merged_with_itself_is_merged_once(seed: int) -> None:
     rows, features, errors = (
@@ -82,7 +82,7 @@ def test_a_concept_merged_with_itself_is_merged_once(seed: int) -> None:
     assert (once - twice).norm() <= 1e-10 * once.norm()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(seeds)
 def test_a_constraint_that_others_imply_changes_nothing(seed: int) -> None:
     rows, features, errors = (
@@ -106,7 +106,7 @@ def test_nothing_wanted_changes_nothing(seed: int) -> None:
     assert not change.any()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(seeds, st.sampled_from([1e1, 1e4]), st.sampled_from([1e-6, 1e-2, 1.0]))
 def test_no_feasible_change_is_better(seed: int, condition: float, size: float) -> None:
     rows, features, errors = (
@@ -122,7 +122,7 @@ def test_no_feasible_change_is_better(seed: int, condition: float, size: float) 
     assert _objective(moved, rows) > _objective(best, rows) * (1 - 1e-10)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(seeds)
 def test_a_soft_merge_goes_from_nothing_to_the_exact_one(seed: int) -> None:
     rows, features, errors = (

@@ -204,7 +204,7 @@ def test_a_second_delta_of_another_base(material: Material, sequence: tuple[Path
     assert any("made on other weights than these" in note for note in notes.notes)
 
 
-def test_a_word_that_is_not_rare_is_warned_of(tmp_path: Path) -> None:
+def test_a_word_that_is_not_rare_is_warned_of() -> None:
     from cdkit.embedded.tokens import load_tokenizer
     from cdkit.training.rarity import check_rarity
 
@@ -219,18 +219,17 @@ def test_a_word_that_is_not_rare_is_warned_of(tmp_path: Path) -> None:
     assert "cdkit tokens rare --for prompt" in said["cat"][0]
 
 
-def test_a_word_that_was_counted_is_warned_of_with_its_count(tmp_path: Path) -> None:
-    from cdkit.embedded.tokens import load_tokenizer
-    from cdkit.training.rarity import check_rarity
-
+def test_a_word_that_was_counted_is_warned_of_with_its_count(material: Material, tmp_path: Path) -> None:
     captions = tmp_path / "captions.csv"
-    captions.write_text("caption\n" + "\n".join(f"sks number {n}" for n in range(40)))
-    _execute("tokens", tmp_path / "picks", captions=[str(captions)], min_count=0)
-    notes = Notes()
-    check_rarity("sks", load_tokenizer(), str(tmp_path / "picks"), notes.note)
-    assert "it occurs 40 times in 40 caption rows" in notes.notes[0]
-    check_rarity("cat", load_tokenizer(), str(tmp_path / "picks"), notes.note)
-    assert len(notes.notes) == 1, "common in the vocabulary, but not in these captions"
+    captions.write_text("caption\n" + "\n".join(f"dog number {n}" for n in range(40)))
+    base = str(material.root / "base")
+    _execute("tokens", tmp_path / "picks", captions=[str(captions)], tokenizer=base, min_count=0)
+    for word, said in (("dog", "'dog' is not rare: it occurs 40 times in 40 caption rows"), ("photo", None)):
+        notes = Notes()
+        values = {"token": {"cat": word}, "tokens": str(tmp_path / "picks"), "regularization": {}}
+        run(material.config(method="dreambooth", **values), tmp_path / word, progress=notes)
+        found = [note for note in notes.notes if "is not rare" in note]
+        assert [note.startswith(said) for note in found] == ([True] if said else [])
 
 
 def test_dreambooth_without_class_images_says_how_to_get_them(material: Material, tmp_path: Path) -> None:

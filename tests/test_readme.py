@@ -50,11 +50,13 @@ def test_links_lead_somewhere() -> None:
             assert (ROOT / target).exists()
 
 
-def test_the_python_example_runs() -> None:
+def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     example = next(block for language, block in BLOCKS if language == "python")
     scope: dict[str, Any] = {}
-    exec(example.replace("num_inference_steps=25", "num_inference_steps=2"), scope)
+    exec(example.replace("num_inference_steps=25", "num_inference_steps=2").replace("steps=120", "steps=2"), scope)
     assert scope["image"].size == (32, 32)
+    assert scope["result"].manifest.details["steps"] == 2
     assert scope["clip"].threshold > 0.5
 
 

@@ -8,61 +8,51 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import typer
 from pydantic import ValidationError
 
 import cdkit
-from cdkit.cli import (
-    class_images,
-    delta,
-    doctor,
-    evaluate,
-    export,
-    index,
-    index_change,
-    index_search,
-    inspect,
-    merge,
-    report,
-    retrieve,
-    run,
-    sample,
-    tokens,
-    train,
-)
+from cdkit.cli import commands
 from cdkit.cli.options import SESSION
 from cdkit.cli.output import Format, Output
 from cdkit.errors import EXIT_INTERRUPTED, CdkitError, ConfigError
 from cdkit.storage import write_problem
 
-app = typer.Typer(
-    help="Teach a text-to-image model a new concept from a few photos, starting from a table of web captions.",
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-run.register(app)
-index_search.register(index.app)
-index_change.register(index.app)
-app.add_typer(index.app, name="index")
-retrieve.register(app)
-class_images.register(app)
-app.add_typer(tokens.app, name="tokens")
-train.register(app)
-sample.register(app)
-merge.register(app)
-app.add_typer(delta.app, name="delta")
-export.register(app)
-evaluate.register(app)
-app.add_typer(inspect.app, name="inspect")
-report.register(app)
-doctor.register(app)
+
+# Set by the shell's completion script, which needs every command's options.
+COMPLETING = "_CDKIT_COMPLETE"
 
 
-@app.callback(invoke_without_command=True)
+def assemble(wanted: str | None = None) -> typer.Typer:
+    """The app with the command or group called `wanted`, the others by name only; None: with all of them."""
+    assembled = typer.Typer(
+        help="Teach a text-to-image model a new concept from a few photos, starting from a table of web captions.",
+        no_args_is_help=True,
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    assembled.callback(invoke_without_command=True)(_root)
+    commands.register(assembled, wanted)
+    return assembled
+
+
+@cache
+def _whole() -> typer.Typer:
+    return assemble()
+
+
+def __getattr__(name: str) -> typer.Typer:
+    # Only who asks for the whole app pays for importing it.
+    if name == "app":
+        return _whole()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 def _root(
     context: typer.Context,
     version: bool = typer.Option(False, "--version", help="Print the version and exit."),
@@ -79,7 +69,8 @@ def execute_command(arguments: Sequence[str]) -> int:
     """Run one command line; returns the exit code. Never shows a traceback for a user's mistake."""
     SESSION.set(None)
     try:
-        outcome = typer.main.get_command(app).main(list(arguments), prog_name="cdkit", standalone_mode=False)
+        assembled = globals().get("app") or assemble(None if COMPLETING in os.environ else _first_word(arguments))
+        outcome = typer.main.get_command(assembled).main(list(arguments), prog_name="cdkit", standalone_mode=False)
         # Typer turns ctrl-C into this exit code by itself.
         return _interrupted() if outcome == EXIT_INTERRUPTED else outcome if isinstance(outcome, int) else 0
     except CdkitError as error:
@@ -139,19 +130,20 @@ def _out_folder(arguments: Sequence[str]) -> Path:
     return Path(following.get("--out", "."))
 
 
+def _first_word(arguments: Sequence[str]) -> str:
+    return next((argument for argument in arguments if not argument.startswith("-")), "")
+
+
 def _command_words(arguments: Sequence[str]) -> str:
-    words: list[str] = []
+    """`index build ` of `index build --captoins x`: the words that name a command."""
+    found: Any = typer.main.get_command(globals().get("app") or _whole())
+    known = ""
     for argument in arguments:
-        if argument.startswith("-") or len(words) == 2:
+        found = getattr(found, "commands", {}).get(argument)
+        if found is None:
             break
-        words.append(argument)
-    known = [word for word in words[:1] if any(command.name == word for command in app.registered_commands)]
-    groups = {group.name: group.typer_instance for group in app.registered_groups}
-    if words and words[0] in groups:
-        inner = groups[words[0]]
-        registered = inner.registered_commands if inner else []
-        known = [words[0], *(word for word in words[1:2] if any(command.name == word for command in registered))]
-    return "".join(f"{word} " for word in known)
+        known += f"{argument} "
+    return known
 
 
 def main() -> None:

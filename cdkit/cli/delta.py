@@ -15,6 +15,11 @@ from cdkit.stages import Result
 app = typer.Typer(help="Look into delta files, import other tools' files, and compress.", no_args_is_help=True)
 
 
+def register(root: typer.Typer) -> None:
+    """Add the `delta` group."""
+    root.add_typer(app, name="delta")
+
+
 @command(
     app,
     "inspect",

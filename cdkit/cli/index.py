@@ -19,6 +19,16 @@ from cdkit.stages import STAGES, Result, execute, project
 app = typer.Typer(help="Build, search, look into and change caption indexes.", no_args_is_help=True)
 
 
+def register(root: typer.Typer) -> None:
+    """Add the `index` group."""
+    from cdkit.cli import index_change, index_search
+
+    if not any(command.name == "search" for command in app.registered_commands):
+        index_search.register(app)
+        index_change.register(app)
+    root.add_typer(app, name="index")
+
+
 def result_data(result: Result) -> dict[str, Any]:
     """The JSON of a command that makes an index folder, or a part of one."""
     manifest = result.manifest

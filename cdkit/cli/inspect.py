@@ -19,6 +19,11 @@ from cdkit.storage import write_text, writing
 app = typer.Typer(help="Look into weights, attention and benchmarks.", no_args_is_help=True)
 
 
+def register(root: typer.Typer) -> None:
+    """Add the `inspect` group."""
+    root.add_typer(app, name="inspect")
+
+
 def _weights(output: Output, config: StageConfig, further: Mapping[str, Any]) -> None:
     if further["out"] is not None:
         result = execute(

@@ -20,7 +20,6 @@ def register(app: typer.Typer) -> None:
             'cdkit retrieve indexes/embedded "a photo of a star" --images embedded --out sets/star',
             'cdkit retrieve indexes/laion400m "a photo of a dog" "a picture of a puppy" --exclude-like photos/dog '
             "--per-host 5 --out sets/dog",
-            'cdkit retrieve indexes/mine "a photo of a mug" --images downloads --also-write diffusers --out sets/mug',
             'cdkit retrieve indexes/mine "a photo of a mug" --fill generated --base models/sd-v1-5 --out sets/mug',
         ],
         human=_human,

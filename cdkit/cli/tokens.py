@@ -22,6 +22,12 @@ from cdkit.storage import Folder
 
 app = typer.Typer(help="Count vocabulary tokens, pick rare ones, explain a word.", no_args_is_help=True)
 
+
+def register(root: typer.Typer) -> None:
+    """Add the `tokens` group."""
+    root.add_typer(app, name="tokens")
+
+
 COUNTED_SHOWN = 12
 
 

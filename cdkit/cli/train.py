@@ -37,7 +37,6 @@ def register(app: typer.Typer) -> None:
         examples=[
             "cdkit train --concept star=embedded:striped-star --out tuned/star",
             "cdkit train --base models/sd-v1-5 --concept dog=photos/dog --regularization dog=sets/dog --out tuned/dog",
-            "cdkit train --concept star=photos/star mug=photos/mug --tokens picks --steps 500 --out tuned/both",
             "cdkit train --base models/sdxl --concept dog=photos/dog --batch-size 2 --dry-run",
         ],
         extra=[OUT_UNLESS_DRY, FORCE, DRY_RUN],

@@ -10,6 +10,7 @@ import pytest
 import typer
 
 from cdkit.cli import app as application
+from cdkit.cli import commands
 from cdkit.cli.app import execute_command
 from cdkit.errors import EXIT_BUG
 from cdkit.stages import STAGES
@@ -74,8 +75,30 @@ def test_every_command_has_help_with_examples(words: tuple[str, ...], capsys: py
 
 def test_every_stage_has_a_command() -> None:
     names = {word for words in _commands(application.app) for word in words}
-    renamed = {"tokens": "rare", "token-counts": "count", "index": "build"}
+    renamed = {
+        "tokens": "rare",
+        "token-counts": "count",
+        "index": "build",
+        "weight-change": "weights",
+        "delta-import": "import",
+        "delta-compress": "compress",
+    }
     assert {renamed.get(name, name) for name in STAGES} <= names
+
+
+def test_help_names_exactly_the_commands_there_are() -> None:
+    whole = typer.main.get_command(application.app)
+    assert [entry.name for entry in commands.ENTRIES] == list(dict.fromkeys(entry.name for entry in commands.ENTRIES))
+    assert {entry.name for entry in commands.ENTRIES} == set(whole.commands)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("entry", commands.ENTRIES, ids=lambda entry: entry.name)
+def test_a_command_works_in_an_app_of_its_own(entry: commands.Entry) -> None:
+    alone = typer.main.get_command(application.assemble(entry.name))
+    whole = typer.main.get_command(application.app)
+    own, same = alone.commands[entry.name], whole.commands[entry.name]  # type: ignore[attr-defined]
+    assert sorted(getattr(own, "commands", {})) == sorted(getattr(same, "commands", {}))
+    assert [parameter.name for parameter in own.params] == [parameter.name for parameter in same.params]
 
 
 @pytest.mark.usefixtures("adding_command")

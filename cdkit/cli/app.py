@@ -22,7 +22,6 @@ from cdkit.cli.output import Format, Output
 from cdkit.errors import EXIT_INTERRUPTED, CdkitError, ConfigError
 from cdkit.storage import write_problem
 
-
 # Set by the shell's completion script, which needs every command's options.
 COMPLETING = "_CDKIT_COMPLETE"
 

@@ -54,13 +54,15 @@ class MergeConfig(StageConfig):
     captions_count: int = setting(1000, "Captions to draw.", ge=1)
     seed: int = setting(0, "Which captions are drawn.")
     ridge: float = setting(
-        1e-2, "Damping of directions that the captions leave open; 0 refuses such captions.", ge=0, le=10
+        0.1, "Damping of directions that the captions leave open; 0 refuses such captions.", ge=0, le=10
     )
     soft: float | None = setting(
         None, "Meet the concepts' words with this weight instead of exactly, e.g. 1, where they contradict.", gt=0
     )
     end_of_text: bool = setting(True, "Also keep each concept's end-of-text feature.")
-    edge_weight: float = setting(1.0, "Weight of start and padding tokens per caption; a word's is 1.", ge=0)
+    # A caption of 17 tokens is padded by 60 to its context; with less weight there, prompts of several objects
+    # draw only one.
+    edge_weight: float = setting(60.0, "Weight of start and padding tokens per caption; a word's is 1.", ge=0)
     device: str | None = setting(None, "Device of the text encoder [default: the GPU if any].", execution=True)
 
     @model_validator(mode="after")

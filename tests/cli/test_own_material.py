@@ -45,7 +45,7 @@ def test_a_table_with_odd_columns_says_which_there_are_and_takes_them_by_name(tm
     found = ran(["index", "search", out, "a star", "--min-similarity", "-1", "--limit", 100, "--format", "json"]).data
     assert len(found["results"]) == 60
     first = found["results"][0]
-    number = first["caption"].partition("nr. ")[2].rstrip("“\"'")
+    number = first["caption"].lower().partition("nr. ")[2].rstrip("“\"'")
     assert [row["url"] for row in first["rows"]] == [f"https://example.com/{number}.jpg"]
 
 

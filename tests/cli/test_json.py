@@ -14,13 +14,14 @@ from cdkit.embedded.concepts import write_concept
 from cdkit.embedded.pool import write_pool
 from tests.cli.running import Ran, command_words, ran
 
+pytestmark = pytest.mark.timeout(1200)  # the fixture runs all of them, within the first test
 PIPELINE = """
 name: kurz
 stages:
-  picks: {run: tokens, index: Verzeichnis der Wörter, min_count: 0}
+  picks: {run: tokens, index: Verzeichnis der Wörter, min_count: 1}
   page: {run: report}
 """
-# One line per command, in an order in which each finds what it needs; {} is what `in` gives.
+# One line per command, in an order in which each finds what it needs.
 LINES = """
 index import --captions Bildtexte --out eingelesen
 index embed --captions Bildtexte --out eingebettet
@@ -32,7 +33,7 @@ index add 'Verzeichnis der Wörter' --captions weitere.csv
 index remove 'Verzeichnis der Wörter' --captions-file weg.txt
 index compact 'Verzeichnis der Wörter'
 tokens count --index 'Verzeichnis der Wörter' --out gezählt
-tokens rare --counts gezählt --min-count 0 --out seltene
+tokens rare --counts gezählt --min-count 1 --out seltene
 tokens explain star --counts gezählt
 retrieve 'Verzeichnis der Wörter' 'a photo of a star' --images embedded --count 4 --out 'Bilder von Sternen'
 class-images 'photo of a star' --count 2 --steps 2 --out gemalte
@@ -66,7 +67,7 @@ def lines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Ran]]:
     before = Path.cwd()
     os.chdir(folder)
     try:
-        write_pool(Path("Bildtexte"), rows=600)
+        write_pool(Path("Bildtexte"), rows=200)
         write_concept("striped-star", Path("Fotos für den Stern"))
         Path("weitere.csv").write_text("caption,url\nein schöner Stern,http://example.com/ä.jpg\n", encoding="utf-8")
         Path("weg.txt").write_text("ein schöner Stern\n", encoding="utf-8")

@@ -16,6 +16,7 @@ from cdkit.storage import Folder, atomic_path, write_json
 from cdkit.weights.apply import apply_deltas
 from cdkit.weights.base_model import choose_device, load_base_model
 from cdkit.weights.delta import load_delta
+from cdkit.weights.tensor_file import write_tensors
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -55,8 +56,6 @@ class AttentionConfig(StageConfig):
 
 def attention_maps(config: AttentionConfig, inputs: Mapping[str, Input], out: Folder, context: Context) -> Dataset:
     """Write image.png, attention.png (the strip), maps.safetensors (one map per token) and attention.json."""
-    from safetensors.torch import save_file
-
     from cdkit.evaluation.attention_maps import recorded_attention
 
     deltas = [load_delta(path) for path in config.deltas]
@@ -75,8 +74,7 @@ def attention_maps(config: AttentionConfig, inputs: Mapping[str, Input], out: Fo
         image.save(temporary, format="PNG")
     with atomic_path(out / STRIP_NAME) as temporary:
         draw_strip(image, tokens, maps).save(temporary, format="PNG")
-    with atomic_path(out / MAPS_NAME) as temporary:
-        save_file({f"{place:02d}": map_.contiguous() for place, map_ in enumerate(maps)}, str(temporary))
+    write_tensors(out / MAPS_NAME, {f"{place:02d}": map_ for place, map_ in enumerate(maps)}, {})
     details = {
         "prompt": config.prompt,
         "seed": config.seed,

@@ -59,17 +59,6 @@ def iterate_regularization_set(folder: Path) -> Iterator[RegularizationImage]:
             )
 
 
-def count_regularization_images(folder: Path) -> int:
-    """How many images a finished set holds, without reading them; raises InputError as the reader does."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return sum(pq.read_metadata(path).num_rows for path in _shards(Path(folder)))
-    except (OSError, pa.ArrowInvalid) as error:
-        raise InputError(f"{folder} is damaged: {error}", hint=_AGAIN) from error
-
-
 _AGAIN = "Run cdkit retrieve for this folder again, with --force."
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from cdkit.errors import CdkitError, InputError
 from cdkit.storage import atomic_path, read_json, write_json
+from cdkit.weights.tensor_file import write_tensors
 
 KEPT = 2
 STATE_NAME = "state.safetensors"
@@ -34,19 +35,16 @@ class Checkpoints:
         facts: Mapping[str, Any],
     ) -> None:
         """Write the state after `step` steps, then delete all but the newest two."""
-        from safetensors.torch import save_file
-
         tensors = {f"parameter.{name}": parameter.detach() for name, parameter in parameters.items()}
         for name, parameter in parameters.items():
             state = optimizer.state[parameter]
             tensors |= {f"{moment}.{name}": state[moment] for moment in _MOMENTS if moment in state}
-        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         target = self.folder / f"step-{step:06d}"
         # One that could not be read back stands in the way.
         shutil.rmtree(target, ignore_errors=True)
         with atomic_path(target) as temporary:
             temporary.mkdir(parents=True)
-            save_file(tensors, str(temporary / STATE_NAME))
+            write_tensors(temporary / STATE_NAME, tensors, {})
             write_json(temporary / POSITION_NAME, {"step": step, **facts})
         for old in self._found()[KEPT:]:
             shutil.rmtree(old, ignore_errors=True)

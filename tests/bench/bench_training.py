@@ -77,6 +77,8 @@ def training(pipeline: Any, images: Path, device: Any, **values: Any) -> Iterato
     config = TrainConfig(
         base="bench",
         preset="embedded",
+        # The usual way always augments; the embedded preset does not.
+        augmentation=True,
         concepts={"star": "embedded:striped-star"},
         regularization={"star": str(images)},
         enlarge=True,

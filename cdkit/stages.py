@@ -14,7 +14,7 @@ from typing import Any, Literal
 from cdkit.config import ParallelConfig, StageConfig, canonical, field_settings
 from cdkit.datasets import Dataset
 from cdkit.engines import create_engine
-from cdkit.errors import OutputError
+from cdkit.errors import ConfigError, OutputError
 from cdkit.inputs import Input, resolve_inputs
 from cdkit.manifest import (
     MANIFEST_NAME,
@@ -275,9 +275,15 @@ def execute(
     """Run one stage into `out`, or find it done already.
 
     force: make it again even if it is done; replace_other: throw away what another configuration left in the folder
-    (pipelines own their folders). Raises OutputError when the folder holds something else or is in use.
+    (pipelines own their folders). Raises OutputError when the folder holds something else or is in use, ConfigError
+    for another stage's config.
     """
     stage = STAGES[name]
+    if not isinstance(config, stage.config_class()):
+        raise ConfigError(
+            f"The stage {name!r} takes a {stage.config_class().__name__}, not a {type(config).__name__}.",
+            hint=f"Import it from {stage.config.split(':')[0]}.",
+        )
     target = Target(Folder(out), stage, config, resolve_inputs(config))
     clock = time.monotonic()
     known = target.finished()

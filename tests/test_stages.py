@@ -8,7 +8,7 @@ import pytest
 
 from cdkit.config import StageConfig
 from cdkit.datasets import parts
-from cdkit.errors import InputError, OutputError
+from cdkit.errors import ConfigError, InputError, OutputError
 from cdkit.manifest import read_manifest
 from cdkit.stages import STAGES, execute
 from tests.support.adding_stage import AddingConfig
@@ -38,6 +38,12 @@ def test_the_second_run_is_cached_and_execution_settings_do_not_matter(out: Path
     assert _times(out) == times
     assert first.manifest.fingerprint == second.manifest.fingerprint
     assert read_manifest(out) == second.manifest
+
+
+def test_the_config_of_another_stage_is_refused_before_anything_is_made(out: Path) -> None:
+    with pytest.raises(ConfigError, match="takes a AddingConfig, not a StageConfig"):
+        execute("adding", StageConfig(), out)
+    assert not out.exists()
 
 
 def test_a_failed_run_keeps_its_shards_and_continues(out: Path) -> None:

@@ -24,7 +24,7 @@ from cdkit import encoders
 from cdkit.retrieval.content import FileContent
 from cdkit.retrieval.inspection import InspectionRules
 from cdkit.retrieval.inspectors import Inspectors
-from cdkit.retrieval.retrieve import RetrieveConfig
+from cdkit.sampling.filled_retrieval import FilledRetrieveConfig
 from cdkit.stages import execute
 from tests.bench.bench_fetch import HOSTILE, HOSTILE_SHARE, PeakMemory, crawl_failures
 from tests.support.hashing_encoder import HashingEncoder
@@ -67,7 +67,7 @@ def measure_retrieval(photos: Sequence[Photo], arguments: argparse.Namespace, sc
     hosts = [f"127.0.{number // 250}.{number % 250 + 1}" for number in range(1, arguments.hosts + 1)]
     with HostileServer("0.0.0.0") as server:
         index = index_of(scratch / "index", rows_on(server, photos, hosts, arguments.survival), encoder)
-        config = RetrieveConfig(
+        config = FilledRetrieveConfig(
             index=str(index),
             prompts=["a photo of a number"],
             count=arguments.wanted,

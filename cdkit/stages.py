@@ -280,10 +280,8 @@ def execute(
     """
     stage = STAGES[name]
     if not isinstance(config, stage.config_class()):
-        raise ConfigError(
-            f"The stage {name!r} takes a {stage.config_class().__name__}, not a {type(config).__name__}.",
-            hint=f"Import it from {stage.config.split(':')[0]}.",
-        )
+        takes, given = stage.config.replace(":", "."), type(config).__name__
+        raise ConfigError(f"The stage {name!r} does not take a {given}.", hint=f"It takes a {takes}.")
     target = Target(Folder(out), stage, config, resolve_inputs(config))
     clock = time.monotonic()
     known = target.finished()

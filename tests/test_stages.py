@@ -41,8 +41,9 @@ def test_the_second_run_is_cached_and_execution_settings_do_not_matter(out: Path
 
 
 def test_the_config_of_another_stage_is_refused_before_anything_is_made(out: Path) -> None:
-    with pytest.raises(ConfigError, match="takes a AddingConfig, not a StageConfig"):
+    with pytest.raises(ConfigError, match="does not take a StageConfig") as caught:
         execute("adding", StageConfig(), out)
+    assert caught.value.hint.endswith("adding_stage.AddingConfig.")
     assert not out.exists()
 
 

@@ -18,7 +18,7 @@ from cdkit.cli.app import execute_command
 from cdkit.datasets import parts
 from cdkit.embedded.pool import DEFAULT_HOST, pool_rows
 from cdkit.retrieval.duplicates import NEAR, perceptual_hash
-from cdkit.retrieval.regularization_set import count_regularization_images, read_regularization_set
+from cdkit.retrieval.regularization_set import read_regularization_set
 from tests.retrieval.test_decoding import png_header, saved
 from tests.support.hashing_encoder import HashingEncoder
 from tests.support.hostile_server import HostileServer
@@ -227,7 +227,7 @@ def test_bad_input_is_said_before_anything_is_tried(
     # Nothing that fails leaves a folder that stands in the way.
     code, data, _ = retrieve(capsys, index, "a cat and nothing else", "--out", tmp_path / "set", "--min-similarity", 1)
     assert (code, data["accepted"], data["tried"]) == (5, 0, 0)
-    assert count_regularization_images(tmp_path / "set") == 0
+    assert len(read_regularization_set(tmp_path / "set")) == 0
 
 
 def test_blocklisted_images_are_known_by_hash_only(

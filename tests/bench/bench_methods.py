@@ -19,43 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from cdkit.config import parse_config
 from cdkit.embedded.concepts import concept
-from cdkit.encoders.image_towers import load_image_encoder
-from cdkit.sampling.sample import read_samples
-from cdkit.stages import STAGES, Result, execute
 from cdkit.weights.select import METHODS
-from tests.support.attribute_probe import concept_fires
+from tests.support.concept_measures import drift, pictures, share, stage
 
 # One of a new combination, one of a new colour, one of a new texture.
 CONCEPTS = ("striped-star", "pink-heart", "dotted-ball")
 SAMPLING_STEPS, GUIDANCE = 25, 4.0
 BATCH = 32
-
-
-def stage(name: str, out: Path, **values: Any) -> Result:
-    """Run a stage, or find it done."""
-    print(f"{name}: {out.name}", flush=True)
-    return execute(name, parse_config(STAGES[name].config_class(), values), out)
-
-
-def pictures(folder: Path) -> list[Image.Image]:
-    """The samples' images in order."""
-    return [image.convert("RGB") for _, image in read_samples(folder)]
-
-
-def image_features(images: Sequence[Image.Image]) -> np.ndarray:
-    """Normalised features of the embedded CLIP, (n, width)."""
-    return load_image_encoder("embedded", device="cpu").encode_images(images)
-
-
-def drift(images: Sequence[Image.Image], of_base: Sequence[Image.Image]) -> float:
-    """Mean 1 − cosine between samples of the same seed."""
-    return float(1 - (image_features(images) * image_features(of_base)).sum(axis=1).mean())
 
 
 def measure(name: str, work: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -69,7 +43,7 @@ def measure(name: str, work: Path, arguments: argparse.Namespace) -> list[dict[s
     base = work / f"{category}-base"
     stage("sample", base, prompts=[class_prompt], **sampling)
     of_base = pictures(base)
-    rows = [{"concept": name, "method": "base model", "class_fires": _share(of_base, name)}]
+    rows = [{"concept": name, "method": "base model", "class_fires": share(of_base, name)}]
     for method in arguments.methods:
         tuned = work / f"{name}-{method}"
         values: dict[str, Any] = {"concepts": {category: f"embedded:{name}"}, "regularization": {category: str(prior)}}
@@ -84,8 +58,8 @@ def measure(name: str, work: Path, arguments: argparse.Namespace) -> list[dict[s
             {
                 "concept": name,
                 "method": method,
-                "fires": _share(own, name),
-                "class_fires": _share(of_class, name),
+                "fires": share(own, name),
+                "class_fires": share(of_class, name),
                 "class_drift": round(drift(of_class, of_base), 4),
                 "kilobytes": round((tuned / "delta.safetensors").stat().st_size / 1e3, 1),
                 "seconds": round(result.manifest.details["seconds"], 1),
@@ -93,10 +67,6 @@ def measure(name: str, work: Path, arguments: argparse.Namespace) -> list[dict[s
         )
         print(json.dumps(rows[-1]), flush=True)
     return rows
-
-
-def _share(images: Sequence[Image.Image], name: str) -> float:
-    return round(sum(concept_fires(images, name)) / len(images), 3)
 
 
 def show(rows: Sequence[dict[str, Any]]) -> None:

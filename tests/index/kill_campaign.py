@@ -1,6 +1,6 @@
 """Build an index over real captions with SIGKILL at random moments; compare it with a build that was left alone.
 
-    python -m tests.index.kill_campaign [--kills 10] [--longest 60] [--seed 0] [--work FOLDER]
+    python -m tests.index.kill_campaign [--kills 10] [--longest 25] [--seed 0] [--work FOLDER]
 
 Prints one JSON object: runs, seconds, finished shards and blocks of embeddings that were made again (none should be),
 and whether embeddings, FAISS file and search results are those of the build left alone.
@@ -136,7 +136,7 @@ def campaign(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--longest", type=float, default=60.0, help="most seconds of work before a kill")
+    parser.add_argument("--longest", type=float, default=25.0, help="most seconds of work before a kill")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, help="keep both indexes here")
     options = parser.parse_args()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import random
 import signal
 import subprocess
@@ -45,6 +46,21 @@ def dying(source, target):
 
 os.replace = dying
 execute("index", IndexConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2]))
+"""
+# What torch and its matrix library would use, before and after; they share FAISS's OpenMP.
+THREADS = """
+import re, sys
+from pathlib import Path
+import torch
+from cdkit.index.build import IndexConfig
+from cdkit.stages import execute
+
+def threads():
+    return re.findall(r"(\\w+_max_threads)\\(\\) : (\\d+)", torch.__config__.parallel_info())
+
+before = threads()
+execute("index", IndexConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2]))
+assert before and threads() == before, (before, threads())
 """
 
 
@@ -92,6 +108,16 @@ def run_build(config: IndexConfig, out: Path, renames: int = 0) -> int:
     """Build in a process of its own that is killed (SIGKILL) in the middle of its n-th rename; 0: never."""
     command = [sys.executable, "-c", RUN, config.model_dump_json(), str(out), str(renames)]
     return subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode
+
+
+@pytest.mark.parametrize("allowed", [1, 3])
+def test_a_build_leaves_torch_its_threads(encoder_folder: Path, tmp_path: Path, allowed: int) -> None:
+    pool = write_pool(tmp_path / "pool.csv", grammar_captions(60))
+    config = config_for(encoder_folder, pool, threads=2)
+    command = [sys.executable, "-c", THREADS, config.model_dump_json(), str(tmp_path / "index")]
+    threads = {"OMP_NUM_THREADS": str(allowed), "MKL_NUM_THREADS": str(allowed)}
+    done = subprocess.run(command, env={**os.environ, **threads}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def _kill_and_finish(config: IndexConfig, out: Path, kills: int, furthest: int) -> None:

@@ -68,7 +68,7 @@ def check_same(tour: Tour, out: Path, whole: Path) -> None:
 
 def test_what_is_compared_is_there(whole: Path) -> None:
     names = {name.split("/")[0] for name in digests(whole)}
-    assert {"index", "star-set", "mug-set", "picks", "star-tuned", "mug-tuned", "merged", "both"} <= names
+    assert {"index", "star-set", "heart-set", "picks", "star-tuned", "heart-tuned", "merged", "both"} <= names
     assert len(digests(whole)) > 20
 
 

@@ -25,12 +25,12 @@ SETTINGS: Mapping[str, Any] = {
     **{"index.keep_embeddings": "true", "index.threads": 1, "index.workers": 1},
     **{
         f"{word}-tuned.{key}": value
-        for word in ("star", "mug")
+        for word in ("star", "heart")
         for key, value in (("batch_size", 2), ("checkpoint_every", 1))
     },
     **{
         f"{step}.steps": 2
-        for step in ("star-before", "mug-before", "star-after", "mug-after", "star-merged", "mug-merged", "both")
+        for step in ("star-before", "heart-before", "star-after", "heart-after", "star-merged", "heart-merged", "both")
     },
 }
 # What the design promises to be the same bytes; scores and reports hold times.

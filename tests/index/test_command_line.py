@@ -93,7 +93,7 @@ def test_a_compressed_index_has_the_recall_of_its_manifest(capsys: pytest.Captur
 def test_a_build_killed_at_random_moments_repeats_nothing_finished(tmp_path: Path) -> None:
     files = [material.path(f"captions/{name}.parquet") for name in ("coco_val2017_captions", "cc3m_validation")]
     facts = campaign(
-        files, tmp_path, kills=4, longest=25, seed=1, further=["--exact-below", "0", "--bytes-per-caption", "16"]
+        files, tmp_path, kills=4, longest=5, seed=1, further=["--exact-below", "0", "--bytes-per-caption", "16"]
     )
     assert facts["kills"] == 4
     assert facts["shards_made_again"] == facts["blocks_made_again"] == 0

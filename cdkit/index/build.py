@@ -235,7 +235,6 @@ def measure_recall(
     if layout.exact:
         # Nothing is approximated but the last digits, so a few queries show that the file is whole.
         texts = texts[:: max(1, len(texts) // EXACT_QUERIES)]
-    # Not inside the block: FAISS and torch share one OpenMP, and torch would keep FAISS's number of threads for good.
     queries = Queries(encode_queries(encoder, texts), held_out)
     with context.progress.task("measuring recall", None) as task, faiss_threads(settings.threads):
         recall = measure(

@@ -25,7 +25,10 @@ GROWTH = 0.002
 
 @contextmanager
 def faiss_threads(count: int) -> Iterator[None]:
-    """Run FAISS on `count` threads inside the block; files are the same bytes for the same count."""
+    """Run FAISS on `count` threads inside the block; files are the same bytes for the same count.
+
+    Encode before or after it, not inside: torch shares FAISS's OpenMP and would keep this number for good.
+    """
     import faiss
 
     before = faiss.omp_get_max_threads()

@@ -21,14 +21,13 @@ from typing import Any
 import yaml
 
 from cdkit.embedded.concepts import concept
+from tests.embedded.quality import GUIDANCE, PLACES, STEPS, words
 from tests.support.concept_measures import drift, pictures, share, stage
 
 # Two new combinations and a new colour.
 ALONE = ("striped-star", "pink-heart", "checkered-mug")
 PAIRS = ("striped-star+checkered-heart",)
-PLACES = ("on the grass", "at night", "in the sea", "on a gray background")
-FIRST_SAMPLING_SEED = 5_000
-# Two concepts share a batch: as many samples of each as alone, and not more steps, in which the words would grow. What
+# Two concepts share a batch: as many samples of each in a step as alone, not more steps, in which words grow. What
 # pipelines/two-concepts-joint.yaml does on this model.
 JOINT = {"batch_size": 16, "prior_weight": 1.0}
 
@@ -43,10 +42,11 @@ class Bench:
 
     def samples(self, name: str, prompts: list[str], deltas: list[Path]) -> Any:
         """As many samples of all prompts together as were asked for, in the prompts' order."""
-        folder = self.work / name
+        first = self.arguments.first_seed
+        folder = self.work / f"{name}-{first}"
         seeds = self.arguments.samples // len(prompts)
-        values = {"prompts": prompts, "seeds": seeds, "first_seed": FIRST_SAMPLING_SEED, "batch_size": 32}
-        stage("sample", folder, deltas=[str(path) for path in deltas], steps=25, guidance=4.0, **values)
+        values = {"prompts": prompts, "seeds": seeds, "first_seed": first, "batch_size": 32}
+        stage("sample", folder, deltas=[str(path) for path in deltas], steps=STEPS, guidance=GUIDANCE, **values)
         return pictures(folder)
 
     def regularization(self, category: str) -> Path:
@@ -59,12 +59,12 @@ class Bench:
 
     def train(self, names: list[str], steps: int, seed: int, *, regularize: bool, first_token: int = 1) -> Path:
         """A training of the concepts; its folder."""
-        words = {concept(name).category: name for name in names}
+        categories = {concept(name).category: name for name in names}
         out = self.work / f"{'+'.join(names)}-{steps}-{seed}-{first_token}{'' if regularize else '-without'}"
         values: dict[str, Any] = {
-            "concepts": {word: f"embedded:{name}" for word, name in words.items()},
-            "regularization": {word: str(self.regularization(word)) for word in words} if regularize else {},
-            "token": {word: f"<new{number}>" for number, word in enumerate(words, start=first_token)},
+            "concepts": {word: f"embedded:{name}" for word, name in categories.items()},
+            "regularization": {word: str(self.regularization(word)) for word in categories} if regularize else {},
+            "token": {word: f"<new{number}>" for number, word in enumerate(categories, start=first_token)},
         }
         values |= JOINT if len(names) > 1 else {}
         result = stage("train", out, steps=steps, seed=seed, checkpoint_every=0, **{**values, **self.training})
@@ -76,7 +76,7 @@ def alone(bench: Bench, name: str, seed: int) -> dict[str, Any]:
     """One concept with and without regularization images."""
     word = concept(name).category
     plain = [f"a photo of a {word}"]
-    placed = [f"a photo of a {word} {place}" for place in PLACES]
+    placed = [f"a photo of a {word} {place}" for place in PLACES.values()]
     of_base = bench.samples(f"{word}-base", plain, [])
     row: dict[str, Any] = {"concept": name, "seed": seed, "base": share(of_base, name)}
     row["base_in_places"] = share(bench.samples(f"{word}-base-placed", placed, []), name)
@@ -87,7 +87,7 @@ def alone(bench: Bench, name: str, seed: int) -> dict[str, Any]:
         row[f"drift_{kind}"] = round(drift(images, of_base), 4)
         row[f"class_{kind}"] = share(images, name)
         if regularize:
-            own = [f"a photo of a <new1> {word} {place}" for place in PLACES]
+            own = [f"a photo of a <new1> {word} {place}" for place in PLACES.values()]
             row["token"] = share(bench.samples(f"{tuned.name}-token", own, [tuned]), name)
             row["class_in_places"] = share(bench.samples(f"{tuned.name}-class-placed", placed, [tuned]), name)
     row["drift_ratio"] = round(row["drift_with"] / row["drift_without"], 3)
@@ -95,7 +95,7 @@ def alone(bench: Bench, name: str, seed: int) -> dict[str, Any]:
 
 
 def pair(bench: Bench, names: list[str], seed: int) -> dict[str, Any]:
-    """Two concepts in one prompt: the base model, trained jointly, merged from two trainings."""
+    """Two concepts in one prompt: the base model (by their classes, by their looks), jointly trained, merged."""
     first, second = (concept(name).category for name in names)
     steps = bench.arguments.pair_steps
     joint = bench.train(names, 2 * steps, seed, regularize=True)
@@ -105,6 +105,8 @@ def pair(bench: Bench, names: list[str], seed: int) -> dict[str, Any]:
     row: dict[str, Any] = {"pair": "+".join(names), "seed": seed, "merge_seconds": result.manifest.details["seconds"]}
     prompt = [f"a <new1> {first} and a <new2> {second}"]
     row["base"] = share(bench.samples(f"{first}-{second}-base", [f"a {first} and a {second}"], []), *names)
+    in_words = " and ".join(words(concept(name).look) for name in names)
+    row["base_in_words"] = share(bench.samples(f"{first}-{second}-words", [in_words], []), *names)
     for kind, delta in (("joint", joint), ("merged", merged)):
         images = bench.samples(f"{delta.name}-both", prompt, [delta])
         row[kind] = share(images, *names)
@@ -118,6 +120,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=250, help="for one concept alone")
     parser.add_argument("--pair-steps", type=int, default=120, help="for each concept of a pair")
     parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--first-seed", type=int, default=5_000, help="of the samples")
     parser.add_argument("--alone", nargs="*", default=ALONE)
     parser.add_argument("--pairs", nargs="*", default=PAIRS)
     parser.add_argument("--train", nargs="*", default=[], metavar="KEY: VALUE", help="settings of every training")

@@ -110,12 +110,11 @@ def run_build(config: IndexConfig, out: Path, renames: int = 0) -> int:
     return subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode
 
 
-@pytest.mark.parametrize("allowed", [1, 3])
-def test_a_build_leaves_torch_its_threads(encoder_folder: Path, tmp_path: Path, allowed: int) -> None:
+def test_a_build_leaves_torch_its_threads(encoder_folder: Path, tmp_path: Path) -> None:
     pool = write_pool(tmp_path / "pool.csv", grammar_captions(60))
     config = config_for(encoder_folder, pool, threads=2)
     command = [sys.executable, "-c", THREADS, config.model_dump_json(), str(tmp_path / "index")]
-    threads = {"OMP_NUM_THREADS": str(allowed), "MKL_NUM_THREADS": str(allowed)}
+    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     done = subprocess.run(command, env={**os.environ, **threads}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from cdkit.tokens.vocabulary import END_OF_WORD, letters_of
 
 PICKS_NAME = "picks.json"
 PICKS_FORMAT = 1
+# The series of words that concepts get by default.
+NUMBERED = re.compile(r"<new([1-9][0-9]*)>")
 
 
 @dataclass(frozen=True)
@@ -84,21 +87,25 @@ def _pick(entry: Mapping[str, Any]) -> Pick:
     )
 
 
-def choose_initializers(picks: Sequence[Pick] | None, number: int) -> list[Pick]:
-    """`number` distinct initializers: the picks in their order, then the paper's own (ktn, pll, ucd).
+def choose_initializers(picks: Sequence[Pick] | None, words: Sequence[str]) -> list[Pick]:
+    """A distinct initializer for each word: of the picks in their order, then the paper's own (ktn, pll, ucd).
 
-    Raises ConfigError when both together are too few.
+    `<new2>` starts from the second pick wherever it is trained, so that concepts that are trained apart, to be merged,
+    do not start as the same word; other words take the first that are free. Raises ConfigError when all are too few.
     """
-    chosen: dict[str, Pick] = {}
+    series: dict[str, Pick] = {}
     for pick in (*(picks or ()), *PAPER_INITIALIZERS):
-        if len(chosen) < number:
-            chosen.setdefault(pick.surface, pick)
-    if len(chosen) < number:
+        series.setdefault(pick.surface, pick)
+    if len(series) < len(words):
         raise ConfigError(
-            f"{number} concepts need {number} initializers, and there are only {len(chosen)}.",
+            f"{len(words)} concepts need {len(words)} initializers, and there are only {len(series)}.",
             hint="Pick more with cdkit tokens rare --limit, or name them: --token NAME='<new1>'=INITIALIZER.",
         )
-    return list(chosen.values())
+    numbers = [int(found[1]) if (found := NUMBERED.fullmatch(word)) else 0 for word in words]
+    named = len({pick.surface for pick in picks or PAPER_INITIALIZERS})
+    own = [number - 1 if 0 < number <= named else None for number in numbers]
+    free = (index for index in range(len(series)) if index not in own)
+    return [list(series.values())[next(free) if index is None else index] for index in own]
 
 
 def resolve_initializer(tokenizer: Any, initializer: Pick | str | int) -> int:

@@ -105,7 +105,7 @@ def _rare_word(number: int, picks: Sequence[Pick] | None) -> str:
 def _with_initializers(concepts: Sequence[Concept], picks: Sequence[Pick] | None) -> list[Concept]:
     from cdkit.tokens.modifiers import choose_initializers
 
-    wanting = sum(concept.initializer is None for concept in concepts)
+    wanting = [concept.word for concept in concepts if concept.initializer is None]
     chosen = iter(choose_initializers(picks, wanting))
     return [c if c.initializer is not None else replace(c, initializer=next(chosen)) for c in concepts]
 

@@ -51,7 +51,9 @@ class TrainConfig(StageConfig):
         "A concept's modifier token and, if wanted, its initializer: dog='<new1>'=ktn. [default: <new1>, <new2>, …]",
     )
     no_token: bool = setting(False, "Train without modifier tokens: prompts name the category alone.")
-    tokens: str | None = setting(None, "Picks that cdkit tokens rare made, as initializers.", input="folder")
+    tokens: str | None = setting(
+        None, "Picks that cdkit tokens rare made, as initializers; <new2> takes the second.", input="folder"
+    )
     categories: dict[str, str] = setting(
         {}, "The word prompts use for a concept, where its name is not that word.", flag="--category"
     )

@@ -13,17 +13,34 @@ from cdkit.tokens.modifiers import Neighbour, Pick, choose_initializers, read_pi
 
 
 def test_the_papers_own_without_picks(clip_tokenizer: CLIPTokenizer) -> None:
-    chosen = choose_initializers(None, 3)
+    chosen = choose_initializers(None, ["<new1>", "<new2>", "<new3>"])
     assert [resolve_initializer(clip_tokenizer, pick) for pick in chosen] == [42170, 47629, 43514]
     assert [pick.token_id for pick in chosen] == [42170, 47629, 43514]
-    assert choose_initializers([], 1) == chosen[:1]
+    assert choose_initializers([], ["<new1>"]) == chosen[:1]
 
 
 def test_picks_first_then_the_papers_own_all_distinct() -> None:
-    chosen = choose_initializers([Pick("miff", 49398, 5), Pick("pll</w>", 25266, 7)], 4)
+    words = [f"<new{number}>" for number in range(1, 5)]
+    chosen = choose_initializers([Pick("miff", 49398, 5), Pick("pll</w>", 25266, 7)], words)
     assert [pick.token for pick in chosen] == ["miff", "pll</w>", "ktn", "ucd</w>"]
     with pytest.raises(ConfigError, match="4 concepts need 4 initializers"):
-        choose_initializers(None, 4)
+        choose_initializers(None, words)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["<new2>"], ["pll"]),
+        (["<new3>", "<new1>"], ["ucd</w>", "ktn"]),
+        (["<dog>", "<new1>", "<cat>"], ["pll", "ktn", "ucd</w>"]),
+        # None of that number is left; a leading zero is no number of the series.
+        (["<new7>", "<new1>"], ["pll", "ktn"]),
+        (["<new01>", "<new1>"], ["pll", "ktn"]),
+        (["<new0>"], ["ktn"]),
+    ],
+)
+def test_a_numbered_word_takes_the_initializer_of_its_number(words: list[str], expected: list[str]) -> None:
+    assert [pick.token for pick in choose_initializers(None, words)] == expected
 
 
 @pytest.mark.parametrize(

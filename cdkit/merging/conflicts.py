@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cdkit.merging.features import Constraints
+from cdkit.merging.constraints import Constraints
 
 if TYPE_CHECKING:
     import torch

@@ -17,7 +17,8 @@ from cdkit.inputs import Input
 from cdkit.manifest import Counts
 from cdkit.merging.closed_form import Factor, averaged, collapse, factorise, residual, solve
 from cdkit.merging.conflicts import Conflict, find_conflicts
-from cdkit.merging.features import Constraints, caption_rows, concept_constraints
+from cdkit.merging.constraints import Constraints, concept_constraints
+from cdkit.merging.features import caption_rows
 from cdkit.merging.tokens import Renamed, rename_tokens
 from cdkit.protocols import Context
 from cdkit.storage import TEMPORARY_PREFIX, Folder
@@ -60,6 +61,8 @@ class MergeConfig(StageConfig):
         None, "Meet the concepts' words with this weight instead of exactly, e.g. 1, where they contradict.", gt=0
     )
     end_of_text: bool = setting(True, "Also keep each concept's end-of-text feature.")
+    # Not in the paper: without it, the second concept of a prompt takes on the first one's looks.
+    apart: bool = setting(True, "Also keep each concept's words as they are when they stand behind another concept.")
     # A caption of 17 tokens is padded by 60 to its context; with less weight there, prompts of several objects
     # draw only one.
     edge_weight: float = setting(60.0, "Weight of start and padding tokens per caption; a word's is 1.", ge=0)
@@ -76,8 +79,8 @@ class MergeConfig(StageConfig):
 class Problem:
     """A merge made ready: the base's matrices, the captions' factor, the places, and what is wanted there.
 
-    wanted: for every matrix that a concept changed, what each place's own concept adds to the output there, and the
-    output wanted, (places, outputs) each, fp64.
+    wanted: for every matrix that a concept changed, what must be added to the base's output at each place, and the
+    output wanted there, (places, outputs) each, fp64.
     """
 
     weights: Mapping[str, torch.Tensor]
@@ -210,11 +213,17 @@ def _prepare(
     tokens = [token for concept in concepts for token in concept.delta.tokens]
     undo = [add_tokens(pipeline, tower, tokens) for tower in text_towers(pipeline)] if tokens else []
     constraints = concept_constraints(
-        text_towers(pipeline), [concept.delta for concept in concepts], end_of_text=config.end_of_text
+        text_towers(pipeline),
+        [concept.delta for concept in concepts],
+        end_of_text=config.end_of_text,
+        apart=config.apart,
     )
     for put_back in undo:
         put_back()
-    changed = sorted({name for concept in concepts for name in concept.delta.changes})
+    # What no concept changed stays as it is, though a token of theirs may leak into other words there too.
+    changed = sorted(
+        {name for concept in concepts for name, change in concept.delta.changes.items() if matrix(change).any()}
+    )
     wanted = {layer: _wanted(layer, weights[layer], concepts, constraints) for layer in changed}
     return Problem(weights, factor, constraints, wanted)
 
@@ -222,17 +231,16 @@ def _prepare(
 def _wanted(
     layer: str, weight: torch.Tensor, concepts: Sequence[Renamed], constraints: Constraints
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    import torch
-
-    features = constraints.features.double()
-    added = torch.zeros(len(features), len(weight), dtype=torch.float64)
+    # One layer's weights in fp64 at a time: all of SDXL's would take gigabytes.
+    base = weight.double()
+    features, sources = constraints.features.double(), constraints.sources.double()
+    added = (sources - features) @ base.T
     for number, concept in enumerate(concepts):
         change = concept.delta.changes.get(layer)
         if change is not None:
             own = [index for index, place in enumerate(constraints.places) if place.concept == number]
-            added[own] = _through(features[own], change)
-    # One layer's weights in fp64 at a time: all of SDXL's would take gigabytes.
-    return added, features @ weight.double().T + added
+            added[own] += _through(sources[own], change)
+    return added, features @ base.T + added
 
 
 def _through(features: torch.Tensor, change: torch.Tensor | LowRank) -> torch.Tensor:
@@ -309,6 +317,7 @@ def _merged_delta(
             "ridge": config.ridge,
             "soft": config.soft,
             "end_of_text": config.end_of_text,
+            "apart": config.apart,
             "edge_weight": config.edge_weight,
             "captions": config.captions_count,
             "seed": config.seed,

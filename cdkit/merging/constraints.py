@@ -1,0 +1,200 @@
+"""The places whose values a merge keeps: every concept's words in its own prompts, and behind another concept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cdkit.errors import ConfigError
+from cdkit.merging.features import tokenised
+from cdkit.merging.tokens import substitution
+from cdkit.weights.apply import row_texts
+from cdkit.weights.delta import Delta, ModifierToken
+from cdkit.weights.text_features import TextTower, encode_ids
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Place:
+    """One constraint: a word of a prompt, and the concept (by the position of its delta) whose value it gets."""
+
+    concept: int
+    prompt: str
+    word: str
+
+    @property
+    def label(self) -> str:
+        return f"{self.word} in {self.prompt!r}"
+
+
+@dataclass(frozen=True)
+class Constraints:
+    """Places, their text features, and the features whose value under the concept's own weights is wanted there.
+
+    features, sources: (places, width) each, fp32; the same but for places behind another concept.
+    """
+
+    places: tuple[Place, ...]
+    features: torch.Tensor
+    sources: torch.Tensor
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """A concept as its prompts name it. words: its modifier's entries or, without a modifier, its category."""
+
+    concept: int
+    words: str
+    modifier: bool
+    prompts: tuple[str, ...]
+
+    @property
+    def shortest(self) -> str:
+        return min(self.prompts, key=len)
+
+    def tail(self, prompt: str) -> str:
+        """The prompt from the concept's words on; what stands before them belongs to no concept."""
+        return prompt[prompt.index(self.words) :]
+
+    def plain(self, prompt: str) -> str:
+        """The prompt without the modifier."""
+        return " ".join(prompt.replace(self.words, " ").split())
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """A prompt as the towers read it, start to end of text: the first tower's ids, and features (ids, width)."""
+
+    ids: list[int]
+    features: torch.Tensor
+
+
+class _Reader:
+    """Reads prompts with the towers, each once."""
+
+    def __init__(self, towers: Sequence[TextTower]) -> None:
+        self.towers = towers
+        self.tokenizer = towers[0].tokenizer
+        self._read: dict[str, _Reading] = {}
+
+    def words(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def read(self, prompt: str) -> _Reading:
+        import torch
+
+        if prompt not in self._read:
+            ids, (length,) = tokenised(self.towers, [prompt])
+            with torch.no_grad():
+                hidden = encode_ids(self.towers, [one[:, :length] for one in ids]).hidden[0].float().cpu()
+            self._read[prompt] = _Reading(ids[0][0].tolist()[:length], hidden)
+        return self._read[prompt]
+
+
+def concept_constraints(
+    towers: Sequence[TextTower], deltas: Sequence[Delta], *, end_of_text: bool = True, apart: bool = True
+) -> Constraints:
+    """The places of every concept: modifier, category words and end-of-text of its prompts, with features.
+
+    The towers hold all the deltas' tokens. A prompt is taken whole ("photo of a <new1> cat") and from the modifier on
+    ("<new1> cat"): V = W_k c of equation 5.
+    apart: also its words behind another delta's concept ("photo of a <new2> dog and a <new1> cat"). A causal text
+    tower mixes <new2> into the features of all that follows, and the cat comes out looking like the dog; wanted there
+    is the value of the same words behind the plain one ("photo of a dog and a <new1> cat"). Not in the paper.
+    Raises ConfigError for a delta without a word of its own.
+    """
+    import torch
+
+    reader = _Reader(towers)
+    subjects = [subject for number, delta in enumerate(deltas) for subject in _subjects(number, delta)]
+    places: list[Place] = []
+    features, sources = [], []
+    for found in (_in_own_prompts(reader, subjects, end_of_text), _behind_others(reader, subjects) if apart else ()):
+        for place, feature, source in found:
+            places.append(place)
+            features.append(feature)
+            sources.append(source)
+    return Constraints(tuple(places), torch.stack(features), torch.stack(sources))
+
+
+def _in_own_prompts(
+    reader: _Reader, subjects: Sequence[_Subject], end_of_text: bool
+) -> Iterator[tuple[Place, torch.Tensor, torch.Tensor]]:
+    for subject in subjects:
+        for prompt in dict.fromkeys(text for own in subject.prompts for text in (own, subject.tail(own))):
+            reading = reader.read(prompt)
+            end = len(reading.ids) - 1
+            first, last = _position(reading.ids, reader.words(subject.words), prompt)
+            places = _places(reader, subject, prompt, range(first, end if subject.modifier else last))
+            if end_of_text:
+                places[end] = Place(subject.concept, prompt, "end of text")
+            for position, place in places.items():
+                yield place, reading.features[position], reading.features[position]
+
+
+def _behind_others(
+    reader: _Reader, subjects: Sequence[_Subject]
+) -> Iterator[tuple[Place, torch.Tensor, torch.Tensor]]:
+    for subject in subjects:
+        tail = subject.tail(subject.shortest)
+        size = len(reader.words(tail))
+        own = size if subject.modifier else len(reader.words(subject.words))
+        for other in subjects:
+            # Without a modifier, or without a plain word beside it, there is nothing to tell apart.
+            head = other.shortest
+            if other.concept == subject.concept or not other.modifier or not other.plain(other.tail(head)):
+                continue
+            prompt = f"{head} and a {tail}"
+            mixed, clean = reader.read(prompt), reader.read(f"{other.plain(head)} and a {tail}")
+            if mixed.ids[-1 - size : -1] != reader.words(tail):
+                continue  # Both do not fit into the context.
+            first = len(mixed.ids) - 1 - size
+            for position, place in _places(reader, subject, prompt, range(first, first + own)).items():
+                yield place, mixed.features[position], clean.features[position - len(mixed.ids)]
+
+
+def _places(reader: _Reader, subject: _Subject, prompt: str, positions: range) -> dict[int, Place]:
+    ids = reader.read(prompt).ids
+    entries = reader.tokenizer.convert_ids_to_tokens([ids[position] for position in positions])
+    words = [str(entry).removesuffix("</w>") for entry in entries]
+    return {position: Place(subject.concept, prompt, word) for position, word in zip(positions, words, strict=True)}
+
+
+def _subjects(number: int, delta: Delta) -> Iterator[_Subject]:
+    """The concepts of a delta: one for each modifier token; without any, its categories."""
+    for token in delta.tokens:
+        own = [prompt for prompt in delta.prompts if _stands_in(token, prompt)] or [f"photo of a {token.text}"]
+        written = tuple(_written_out(token, prompt) for prompt in own)
+        yield _Subject(number, " ".join(row_texts(token)), True, written)
+    categories = delta.settings.get("concepts") or {}
+    if not delta.tokens and not (isinstance(categories, dict) and categories):
+        raise ConfigError(
+            f"A delta of {delta.base!r} has neither a modifier token nor a category: there is no word to merge it by.",
+            hint="Import it again with --category NAME.",
+        )
+    for category in categories if not delta.tokens else ():
+        own = [prompt for prompt in delta.prompts if category in prompt]
+        yield _Subject(number, category, False, (*own, category))
+
+
+def _stands_in(token: ModifierToken, prompt: str) -> bool:
+    return substitution({token.text: ""})(prompt) != prompt
+
+
+def _written_out(token: ModifierToken, text: str) -> str:
+    """The text with the token as all its rows' words, as diffusers writes a token of several embeddings."""
+    return substitution({token.text: " ".join(row_texts(token))})(text)
+
+
+def _position(row: Sequence[int], wanted: Sequence[int], prompt: str) -> tuple[int, int]:
+    """Where the wanted ids stand in a row of ids, as first and one past the last."""
+    size = len(wanted)
+    for start in range(1, len(row) - size):
+        if list(row[start : start + size]) == list(wanted):
+            return start, start + size
+    raise ConfigError(
+        f"The concept's words are not within the text encoder's context in {prompt!r}.", hint="Use a shorter prompt."
+    )

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cdkit.errors import ConfigError
+from cdkit.merging.constraints import Constraints, concept_constraints
+from cdkit.weights.apply import apply_deltas
+from cdkit.weights.delta import Delta
+from cdkit.weights.text_features import encode_ids, text_towers, token_ids
+from tests.merging.conftest import loaded
+from tests.support.made_deltas import made_delta
+
+
+def _hidden(pipeline: Any, prompt: str) -> torch.Tensor:
+    """Features of a prompt's words, start and end of text included."""
+    written = pipeline.maybe_convert_prompt(prompt, pipeline.tokenizer)
+    towers = text_towers(pipeline)
+    with torch.no_grad():
+        hidden = encode_ids(towers, token_ids(towers, [written])).hidden[0]
+    return hidden[: len(pipeline.tokenizer(written).input_ids)]
+
+
+def _behind(pipeline: Any, *deltas: Delta) -> tuple[Constraints, Constraints]:
+    """The constraints of every concept alone, and those that are added to tell them apart."""
+    with apply_deltas(pipeline, deltas):
+        alone = concept_constraints(text_towers(pipeline), deltas, apart=False)
+        both = concept_constraints(text_towers(pipeline), deltas)
+    size = len(alone.places)
+    assert both.places[:size] == alone.places
+    assert both.features[:size].equal(alone.features)
+    assert alone.sources.equal(alone.features)
+    return alone, Constraints(both.places[size:], both.features[size:], both.sources[size:])
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_places_are_modifier_category_and_end_of_text(base: Path, rows: int) -> None:
+    pipeline = loaded(base)
+    delta = made_delta(pipeline, category="cat dog", rows=rows)
+    words = [*["<new1>", "<new1>_1", "<new1>_2"][:rows], "cat", "dog", "end of text"]
+    with apply_deltas(pipeline, [delta]):
+        found = concept_constraints(text_towers(pipeline), [delta])
+        assert [place.word for place in found.places] == 2 * words
+        for start, prompt in ((0, "photo of a <new1> cat dog"), (len(words), "<new1> cat dog")):
+            hidden = _hidden(pipeline, prompt)[-len(words) :]
+            assert torch.allclose(found.features[start : start + len(words)], hidden, atol=1e-5)
+        shorter = concept_constraints(text_towers(pipeline), [delta], end_of_text=False)
+        assert [place.word for place in shorter.places] == 2 * words[:-1]
+
+
+def test_a_delta_without_a_token_goes_by_its_category(bases: dict[str, Path]) -> None:
+    pipeline = loaded(bases["one"])
+    delta = made_delta(pipeline, tokens=(), category="cat")
+    towers = text_towers(pipeline)
+    found = concept_constraints(towers, [delta])
+    assert [(place.prompt, place.word) for place in found.places] == [
+        ("photo of a cat", "cat"),
+        ("photo of a cat", "end of text"),
+        ("cat", "cat"),
+        ("cat", "end of text"),
+    ]
+    with pytest.raises(ConfigError, match="no word to merge it by"):
+        concept_constraints(towers, [replace(delta, settings={})])
+    with pytest.raises(ConfigError, match="not within"):
+        concept_constraints(towers, [replace(delta, prompts=("dog " * 80 + "cat",))])
+
+
+def test_a_token_without_prompts_stands_alone(bases: dict[str, Path]) -> None:
+    pipeline = loaded(bases["one"])
+    delta = replace(made_delta(pipeline), prompts=())
+    with apply_deltas(pipeline, [delta]):
+        found = concept_constraints(text_towers(pipeline), [delta])
+    assert [(place.prompt, place.word) for place in found.places] == [
+        ("photo of a <new1>", "<new1>"),
+        ("photo of a <new1>", "end of text"),
+        ("<new1>", "<new1>"),
+        ("<new1>", "end of text"),
+    ]
+
+
+def test_a_concept_behind_another_gets_its_value_behind_the_plain_word(base: Path) -> None:
+    pipeline = loaded(base)
+    cat = made_delta(pipeline, seed=1, tokens=("<a>",), category="cat", rows=2)
+    dog = made_delta(pipeline, seed=2, tokens=("<b>",), category="dog")
+    _, added = _behind(pipeline, cat, dog)
+    prompts = {0: "photo of a <b> dog and a <a> <a>_1 cat", 1: "photo of a <a> <a>_1 cat and a <b> dog"}
+    assert [(place.concept, place.prompt, place.word) for place in added.places] == [
+        *((0, prompts[0], word) for word in ("<a>", "<a>_1", "cat")),
+        *((1, prompts[1], word) for word in ("<b>", "dog")),
+    ]
+    with apply_deltas(pipeline, [cat, dog]):
+        mixed = [_hidden(pipeline, "photo of a <b> dog and a <a> cat")[-4:-1]]
+        mixed.append(_hidden(pipeline, "photo of a <a> cat and a <b> dog")[-3:-1])
+        clean = [_hidden(pipeline, "photo of a dog and a <a> cat")[-4:-1]]
+        clean.append(_hidden(pipeline, "photo of a cat and a <b> dog")[-3:-1])
+    assert torch.allclose(added.features, torch.cat(mixed), atol=1e-5)
+    assert torch.allclose(added.sources, torch.cat(clean), atol=1e-5)
+    assert not torch.allclose(added.features, added.sources, atol=1e-2)
+
+
+def test_only_concepts_of_other_deltas_with_a_modifier_and_a_plain_word_are_told_apart(bases: dict[str, Path]) -> None:
+    pipeline = loaded(bases["one"])
+    joint = made_delta(pipeline, seed=1, tokens=("<a>", "<b>"))
+    bare = replace(made_delta(pipeline, seed=2, tokens=("<c>",)), prompts=("photo of <c>",))
+    _, added = _behind(pipeline, joint, bare)
+    # <a> and <b> learned together already; nothing but <c> is left of a prompt that it ends.
+    assert {place.prompt for place in added.places} == {f"photo of a {word} cat and a <c>" for word in ("<a>", "<b>")}
+    plain = made_delta(pipeline, seed=3, tokens=(), category="dog")
+    _, added = _behind(pipeline, plain, made_delta(pipeline, seed=4))
+    assert [(place.concept, place.prompt, place.word) for place in added.places] == [
+        (0, "photo of a <new1> cat and a dog", "dog")
+    ]
+
+
+def test_prompts_that_do_not_fit_beside_each_other_are_left_out(bases: dict[str, Path]) -> None:
+    pipeline = loaded(bases["one"])
+    long = replace(made_delta(pipeline, seed=1, tokens=("<a>",)), prompts=("a " * 60 + "<a> cat",))
+    short = replace(made_delta(pipeline, seed=2, tokens=("<b>",)), prompts=("<b> dog " + "of " * 20,))
+    _, added = _behind(pipeline, long, short)
+    assert {place.prompt for place in added.places} == {f"{short.prompts[0]} and a <a> cat"}

@@ -5,9 +5,10 @@
 Alone: how often the attribute probe sees the concept with the token (in four places), with the class word alone
 afterwards and in the base model; and how far samples of the class prompt moved from the base model's at the same seeds
 (1 − cosine of the embedded CLIP's image features), trained with a retrieved regularization set and without one.
-Pairs: how often it sees both concepts of a two-concept prompt, trained jointly and merged from two trainings. Every
-training has the embedded preset's settings (joint ones another batch size and prior weight) unless --train changes
-one. What is in FOLDER already is not made again.
+Pairs: how often it sees both concepts of a two-concept prompt, trained jointly, merged from two trainings, and merged
+as in the paper (not told apart); and each alone before and after merging. Every training has the embedded preset's
+settings (joint ones another batch size and prior weight) unless --train changes one. What is in FOLDER already is not
+made again.
 """
 
 from __future__ import annotations
@@ -100,17 +101,26 @@ def pair(bench: Bench, names: list[str], seed: int) -> dict[str, Any]:
     steps = bench.arguments.pair_steps
     joint = bench.train(names, 2 * steps, seed, regularize=True)
     parts = [bench.train([name], steps, seed, regularize=True, first_token=n) for n, name in enumerate(names, start=1)]
-    merged = bench.work / f"{'+'.join(names)}-{steps}-{seed}-merged"
-    result = stage("merge", merged, deltas=[str(part) for part in parts], index=str(bench.work / "index"))
-    row: dict[str, Any] = {"pair": "+".join(names), "seed": seed, "merge_seconds": result.manifest.details["seconds"]}
+    merged = {}
+    row: dict[str, Any] = {"pair": "+".join(names), "seed": seed}
+    for kind, apart in (("merged", True), ("merged-as-paper", False)):
+        merged[kind] = bench.work / f"{'+'.join(names)}-{steps}-{seed}-{kind}"
+        values = {"deltas": [str(part) for part in parts], "index": str(bench.work / "index"), "apart": apart}
+        details = stage("merge", merged[kind], **values).manifest.details
+        row |= {f"{kind}_{key}": details[key] for key in ("seconds", "constraint_residual", "drift")}
     prompt = [f"a <new1> {first} and a <new2> {second}"]
     row["base"] = share(bench.samples(f"{first}-{second}-base", [f"a {first} and a {second}"], []), *names)
     in_words = " and ".join(words(concept(name).look) for name in names)
     row["base_in_words"] = share(bench.samples(f"{first}-{second}-words", [in_words], []), *names)
-    for kind, delta in (("joint", joint), ("merged", merged)):
+    for kind, delta in {"joint": joint, **merged}.items():
         images = bench.samples(f"{delta.name}-both", prompt, [delta])
         row[kind] = share(images, *names)
         row[f"{kind}_each"] = [share(images, name) for name in names]
+    for kind, deltas in (("before", parts), ("after", [merged["merged"]] * len(names))):
+        row[f"alone_{kind}"] = [
+            share(bench.samples(f"{delta.name}-alone-{number}", [f"a photo of a <new{number}> {word}"], [delta]), name)
+            for number, (delta, word, name) in enumerate(zip(deltas, (first, second), names, strict=True), start=1)
+        ]
     return row
 
 

@@ -128,7 +128,7 @@ STAGES: dict[str, Stage] = {
             summary="teach a base model concepts from a few photos each; makes a delta",
             config="cdkit.training.train:TrainConfig",
             function="cdkit.training.train:train",
-            version=1,
+            version=2,
             owns=("delta.safetensors", "metrics.csv", "checkpoints", "samples", "tensorboard"),
         ),
         Stage(

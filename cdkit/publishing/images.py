@@ -46,6 +46,12 @@ class ImagesSection:
     images: int
     drawn: Sequence[tuple[str, str]]
 
+    @property
+    def hero(self) -> tuple[GridRow, Sequence[int]]:
+        """The images for the head of the page, and their seeds: a prompt with most concepts in it, drawn last."""
+        grid = max(self.grids, key=lambda grid: max(map(_concepts, grid.rows)))
+        return max(reversed(grid.rows), key=_concepts), grid.seeds
+
 
 @dataclass(frozen=True)
 class _Image:
@@ -89,6 +95,10 @@ def _interest(rows: dict[tuple[str, str], list[_Image]]) -> int:
     """Prompts with a modifier token and in most sets come first."""
     tokens = any(find_tokens(prompt) for _, prompt in rows)
     return 2 * len({name for name, _ in rows}) + tokens
+
+
+def _concepts(row: GridRow) -> int:
+    return len(set(find_tokens(row.prompt)))
 
 
 def _images(step: StepFolder) -> list[_Image]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -43,27 +44,44 @@ def test_a_training_log_may_have_gaps(tmp_path: Path) -> None:
     assert training_section(_step(tmp_path, "tuned"), PictureBox()).chart == ""
 
 
-def test_many_sets_show_fewer_prompts(tmp_path: Path) -> None:
+def _write_samples(folder: Path, prompts: Sequence[str], seed: int = 0) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
     from PIL import Image
 
+    (folder / "images").mkdir(parents=True)
+    rows = [
+        {"prompt": prompt, "seed": seed, "path": f"images/{number}.png", "delta": None}
+        for number, prompt in enumerate(prompts)
+    ]
+    for row in rows:
+        Image.new("RGB", (8, 8)).save(folder / str(row["path"]))
+    pq.write_table(pa.Table.from_pylist(rows), folder / "samples.parquet")
+    write_manifest(folder, "sample", tokens=[])
+
+
+def test_many_sets_show_fewer_prompts(tmp_path: Path) -> None:
     for place in range(15):
-        folder = tmp_path / f"set{place:02d}"
-        (folder / "images").mkdir(parents=True)
-        rows = [
-            {"prompt": f"prompt {number}", "seed": 0, "path": f"images/{number}.png", "delta": None}
-            for number in range(6)
-        ]
-        for row in rows:
-            Image.new("RGB", (8, 8), (place * 10, 0, 0)).save(folder / str(row["path"]))
-        pq.write_table(pa.Table.from_pylist(rows), folder / "samples.parquet")
-        write_manifest(folder, "sample", tokens=[])
+        _write_samples(tmp_path / f"set{place:02d}", [f"prompt {number}" for number in range(6)])
     section = images_section(read_run(tmp_path).of_stage("sample"), PictureBox())
     assert section is not None
     assert [len(grid.rows) for grid in section.grids] == [15, 15]
     assert ROWS_SHOWN == 40
     assert section.prompts == 6
+
+
+def test_the_head_shows_the_prompt_with_most_concepts(tmp_path: Path) -> None:
+    _write_samples(tmp_path / "before", ["a cat"])
+    _write_samples(tmp_path / "tuned", ["a <new1> cat", "a cat"])
+    section = images_section(read_run(tmp_path).of_stage("sample"), PictureBox())
+    assert section is not None
+    row, seeds = section.hero
+    assert (row.label, row.prompt, seeds) == ("tuned", "a <new1> cat", [0])
+    _write_samples(tmp_path / "two", ["a <new2> dog", "a <new2> dog and a <new1> cat", "a <new1> and <new1>"], seed=7)
+    section = images_section(read_run(tmp_path).of_stage("sample"), PictureBox())
+    assert section is not None
+    row, seeds = section.hero
+    assert (row.label, row.prompt, seeds) == ("two", "a <new2> dog and a <new1> cat", [7])
 
 
 def test_tokens_of_every_kind_of_manifest() -> None:

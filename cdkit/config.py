@@ -112,10 +112,19 @@ def describe_mistakes(error: ValidationError, config: type[BaseModel], *, where:
             lines.append(f"{name}: unknown key{did_you_mean(keys[-1], config.model_fields)}")
         elif mistake["type"] == "missing":
             lines.append(f"{name}: missing")
+        elif mistake["type"] == "too_short":
+            least, given = mistake["ctx"]["min_length"], mistake["ctx"]["actual_length"]
+            lines.append(f"{name}: give at least {least}, not {given}")
         else:
             message = mistake["msg"].removeprefix("Value error, ")
-            lines.append(f"{name or 'settings'}: {message[:1].lower() + message[1:]} (got {_short(mistake['input'])})")
+            message = message[:1].lower() + message[1:]
+            # Of a rule over several settings, the input is all of them.
+            lines.append(f"{name}: {message} (got {_short(mistake['input'])})" if keys else _joined(where, message))
     return lines
+
+
+def _joined(where: str, message: str) -> str:
+    return f"{where}: {message}" if where else message
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

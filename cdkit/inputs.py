@@ -11,7 +11,7 @@ from typing import Any
 
 import cdkit
 from cdkit.config import InputKind, StageConfig, field_settings
-from cdkit.errors import CdkitError, InputError
+from cdkit.errors import CdkitError, InputError, OutputError
 from cdkit.manifest import STARTED_NAME, read_manifest
 from cdkit.storage import SourceFile, atomic_path, cache_folder, content_fingerprint, find_files, writing
 
@@ -56,6 +56,23 @@ def resolve_inputs(config: StageConfig, planned: Mapping[Path, str] | None = Non
     if problems:
         raise InputError("\n".join(problem.message for problem in problems), hint=problems[0].hint)
     return found
+
+
+def check_apart(inputs: Mapping[str, Input], folder: Path) -> None:
+    """Raise OutputError when an input is `folder` or lies in it: making the folder anew would delete it."""
+    target = folder.resolve()
+    for given in inputs.values():
+        for value in [source.url for source in given.files if source.is_local] or _values(given.value):
+            path = Path(value).resolve()
+            if path.exists() and target in (path, *path.parents):
+                raise OutputError(f"--out {folder} would overwrite the input {value}.", hint="Choose another --out.")
+
+
+def _values(value: Any) -> list[str]:
+    """What a config field names: one, several, or several by name."""
+    if isinstance(value, Mapping):
+        return [str(item) for item in value.values()]
+    return [str(value)] if isinstance(value, str) or not isinstance(value, Sequence) else [str(item) for item in value]
 
 
 def _resolve(name: str, kind: InputKind, value: Any, planned: Mapping[Path, str]) -> Input:

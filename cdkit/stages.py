@@ -14,8 +14,8 @@ from typing import Any, Literal
 from cdkit.config import ParallelConfig, StageConfig, canonical, field_settings
 from cdkit.datasets import Dataset
 from cdkit.engines import create_engine
-from cdkit.errors import ConfigError, OutputError
-from cdkit.inputs import Input, resolve_inputs
+from cdkit.errors import CdkitError, ConfigError, OutputError
+from cdkit.inputs import Input, check_apart, resolve_inputs
 from cdkit.manifest import (
     MANIFEST_NAME,
     STARTED_NAME,
@@ -25,7 +25,7 @@ from cdkit.manifest import (
     read_manifest,
     run_record,
 )
-from cdkit.protocols import Context, Engine, Progress, SilentProgress
+from cdkit.protocols import Context, Progress, SilentProgress
 from cdkit.storage import TEMPORARY_PREFIX, Folder, writing
 
 StageFunction = Callable[[StageConfig, Mapping[str, Input], Folder, Context], Dataset]
@@ -288,13 +288,23 @@ def execute(
     if known is not None and not force:
         return Result(name, "partial" if known.shortfall else "cached", known, out, time.monotonic() - clock)
     target.check(may_replace=force or replace_other)
-    engine = _engine(config)
+    check_apart(target.inputs, out)
+    parallel = (config.engine, config.workers) if isinstance(config, ParallelConfig) else ("local", 1)
+    engine = create_engine(*parallel)
     with target.folder.lock(), writing(out):
         target.check(may_replace=force or replace_other)
         if force or not target.continues():
             target.folder.remove([*stage.owns, MANIFEST_NAME, STARTED_NAME])
         target.folder.remove_temporaries()
-        return target.make(Context(engine=engine, progress=progress or SilentProgress()))
+        try:
+            return target.make(Context(engine=engine, progress=progress or SilentProgress()))
+        except CdkitError:
+            # Refused before anything was made: nothing was begun that a report should call interrupted.
+            if not target.holds_results():
+                target.folder.remove(stage.owns)
+                if target.folder.entries() == [STARTED_NAME]:
+                    target.folder.remove([STARTED_NAME])
+            raise
 
 
 @dataclass(frozen=True)
@@ -317,11 +327,8 @@ class Target:
     def finished(self) -> Manifest | None:
         """The folder's manifest when it already holds this result."""
         done = read_manifest(self.folder.path)
-        return (
-            done
-            if done is not None and self.identity.fingerprint in {done.fingerprint, *done.steps.values()}
-            else None
-        )
+        ours = done is not None and self.identity.fingerprint in {done.fingerprint, *done.steps.values()}
+        return done if ours else None
 
     def existing(self) -> Manifest | None:
         """What the folder says it holds; the marker first: it stands beside a manifest while a stage extends it."""
@@ -346,7 +353,7 @@ class Target:
                 f"{self.folder.path} is not empty and was not made by cdkit (it holds {', '.join(entries[:3])}).",
                 hint="Choose another --out, or empty the folder yourself.",
             )
-        if may_replace or self.continues() or not self._holds_results():
+        if may_replace or self.continues() or not self.holds_results():
             return
         comparable = self.earlier.get(existing.stage, self.identity)
         raise OutputError(
@@ -354,7 +361,7 @@ class Target:
             hint="Choose another --out, or add --force to throw the old content away.",
         )
 
-    def _holds_results(self) -> bool:
+    def holds_results(self) -> bool:
         """Whether anything would be lost: a run that failed at once (a misspelt column) leaves only its marker."""
         found = [path for name in self.stage.owns for path in (self.folder / name, *(self.folder / name).rglob("*"))]
         kept = [path for path in found if path.is_file() and not path.name.startswith(TEMPORARY_PREFIX)]
@@ -386,12 +393,6 @@ class Target:
         manifest.write(self.folder.path)
         self.folder.remove([STARTED_NAME])
         return Result(self.stage.name, "partial" if dataset.shortfall else "done", manifest, self.folder.path, seconds)
-
-
-def _engine(config: StageConfig) -> Engine:
-    if isinstance(config, ParallelConfig):
-        return create_engine(config.engine, config.workers)
-    return create_engine("local", 1)
 
 
 def _load(path: str) -> Any:

@@ -42,3 +42,16 @@ def test_any_mapping_is_either_a_config_or_a_config_error(values: dict[str, Any]
         assert error.problems
     else:
         assert parse_config(AddingConfig, config.model_dump()) == config
+
+
+def test_mistakes_are_in_words_for_people() -> None:
+    from cdkit.merging.merge import MergeConfig
+
+    with pytest.raises(ConfigError) as few:
+        parse_config(MergeConfig, {"deltas": ["one"], "captions": ["x"]})
+    assert few.value.problems == ["deltas: give at least 2, not 1"]
+    # A rule over several settings names them, and does not print them all.
+    for where, start in (("", ""), ("stages.a", "stages.a: ")):
+        with pytest.raises(ConfigError) as none:
+            parse_config(MergeConfig, {"deltas": ["one", "two"]}, where=where)
+        assert none.value.problems == [f"{start}give either captions (pool files) or index (an index folder)"]

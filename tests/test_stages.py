@@ -9,7 +9,7 @@ import pytest
 from cdkit.config import StageConfig
 from cdkit.datasets import parts
 from cdkit.errors import ConfigError, InputError, OutputError
-from cdkit.manifest import read_manifest
+from cdkit.manifest import STARTED_NAME, read_manifest
 from cdkit.stages import STAGES, execute
 from tests.support.adding_stage import AddingConfig
 
@@ -28,6 +28,31 @@ def test_every_stage_names_a_config_class_and_a_function(name: str) -> None:
     assert stage.owns
     assert stage.extends is None or stage.extends in STAGES
     importlib.import_module(stage.config.split(":")[0])
+
+
+def test_an_output_that_is_an_input_or_holds_one_is_refused(out: Path) -> None:
+    first, second = out / "one", out / "two"
+    execute("adding", AddingConfig(), first)
+    for target in (first, out):
+        for force in (True, False):
+            with pytest.raises(OutputError):
+                execute("adding", AddingConfig(source=str(first)), target, force=force)
+            assert _times(first)
+    with pytest.raises(OutputError, match="would overwrite the input"):
+        execute("adding", AddingConfig(source=str(first)), first, force=True)
+    # A folder inside an input is fine: reports stand in their run's folder.
+    execute("adding", AddingConfig(source=str(first)), first / "inner")
+    execute("adding", AddingConfig(source=str(first)), second)
+
+
+def test_a_refusal_leaves_nothing_that_was_begun(out: Path) -> None:
+    with pytest.raises(InputError):
+        execute("adding", AddingConfig(fail_at=1), out)
+    assert read_manifest(out, STARTED_NAME) is None
+    with pytest.raises(InputError):
+        execute("adding", AddingConfig(fail_at=3), out)
+    # Two numbers are done: that is kept, and known as this stage's.
+    assert read_manifest(out, STARTED_NAME) is not None
 
 
 def test_the_second_run_is_cached_and_execution_settings_do_not_matter(out: Path) -> None:

@@ -193,20 +193,23 @@ def given_values(config: type[StageConfig], values: Mapping[str, Any]) -> dict[s
         info = config.model_fields[name]
         if value is None or value == [] or (not info.is_required() and value == info.default):
             continue
-        given[name] = _pairs(name, value) if _kind(info.annotation) is dict else value
+        pairs = _kind(info.annotation) is dict
+        given[name] = _pairs(_flag(name, field_settings(config)[name]), value) if pairs else value
     return given
 
 
-def _pairs(name: str, entries: Sequence[str]) -> dict[str, str]:
+def _flag(name: str, extra: Setting) -> str:
+    return extra.flag or f"--{name.replace('_', '-')}"
+
+
+def _pairs(flag: str, entries: Sequence[str]) -> dict[str, str]:
     pairs = {}
     for entry in entries:
         key, separator, value = entry.partition("=")
         if not separator or not key or not value:
-            raise ConfigError(
-                f"--{name.replace('_', '-')} takes NAME=VALUE, not {entry!r}.", hint="Example: dog=photos/dog"
-            )
+            raise ConfigError(f"{flag} takes NAME=VALUE, not {entry!r}.", hint="Example: dog=photos/dog")
         if key in pairs:
-            raise ConfigError(f"--{name.replace('_', '-')} names {key!r} twice.", hint="Give each name once.")
+            raise ConfigError(f"{flag} names {key!r} twice.", hint="Give each name once.")
         pairs[key] = value
     return pairs
 
@@ -214,7 +217,7 @@ def _pairs(name: str, entries: Sequence[str]) -> dict[str, str]:
 def _parameter(name: str, info: FieldInfo, extra: Setting) -> Parameter:
     required = info.is_required()
     default = None if required or info.default in (PydanticUndefined, None) else info.default
-    flag = extra.flag or f"--{name.replace('_', '-')}"
+    flag = _flag(name, extra)
     # A missing option is found with all other mistakes, when the config is validated.
     help = (info.description or "") + (" [required]" if required and not extra.argument else "")
     kind = _kind(info.annotation)

@@ -15,7 +15,7 @@ def register(app: typer.Typer) -> None:
         app,
         "sample",
         "sample",
-        help="Draw images: every prompt with every seed. Run again to add what is missing.",
+        help="Draw images: every prompt with every seed. Run again after an interruption, it draws what is missing.",
         examples=[
             'cdkit sample --prompt "a red star on the grass" --seeds 8 --out samples/star',
             "cdkit sample --base models/sd-v1-5 --prompts prompts.txt --scheduler dpm++ --out samples/sd",

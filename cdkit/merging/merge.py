@@ -48,24 +48,26 @@ class MergeConfig(StageConfig):
     base: str = setting(
         "embedded", "Base model they were trained on: 'embedded', a folder, or a hub id.", input="model"
     )
-    captions: list[str] = setting([], "Pool files, folders, globs or URLs of ordinary captions.", input="files")
+    captions: list[str] = setting(
+        [], "Pool files, folders, globs or URLs of ordinary captions; or give --index.", input="files"
+    )
     pool: str | None = setting(None, "The pools' layout [default: detected].")
     caption_column: str | None = setting(None, "The pools' caption column [default: by its name].")
-    index: str | None = setting(None, "An index folder whose captions to use.", input="folder")
+    index: str | None = setting(None, "An index folder whose captions to use; or give --captions.", input="folder")
     captions_count: int = setting(1000, "Captions to draw.", ge=1)
     seed: int = setting(0, "Which captions are drawn.")
     ridge: float = setting(
-        0.1, "Damping of directions that the captions leave open; 0 refuses such captions.", ge=0, le=10
+        0.1, "Cost of a change that no caption shows; 0 refuses captions that leave some open.", ge=0, le=10
     )
     soft: float | None = setting(
-        None, "Meet the concepts' words with this weight instead of exactly, e.g. 1, where they contradict.", gt=0
+        None, "Where a merge says that words contradict: meet them nearly, with this weight (1, or more).", gt=0
     )
-    end_of_text: bool = setting(True, "Also keep each concept's end-of-text feature.")
+    end_of_text: bool = setting(True, "Also keep what each concept's prompt says as a whole (its end-of-text token).")
     # Not in the paper: without it, the second concept of a prompt takes on the first one's looks.
-    apart: bool = setting(True, "Also keep each concept's words as they are when they stand behind another concept.")
+    apart: bool = setting(True, "Also keep a concept's looks behind another one (not in the paper; more drift).")
     # A caption of 17 tokens is padded by 60 to its context; with less weight there, prompts of several objects
     # draw only one.
-    edge_weight: float = setting(60.0, "Weight of start and padding tokens per caption; a word's is 1.", ge=0)
+    edge_weight: float = setting(60.0, "Weight of a caption's start and padding; a word's is 1.", ge=0)
     device: str | None = setting(None, "Device of the text encoder [default: the GPU if any].", execution=True)
 
     @model_validator(mode="after")

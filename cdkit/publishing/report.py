@@ -131,7 +131,10 @@ def gather(run: RunFolder, title: str | None, out: Path) -> Page:
     page = Page(
         title=title or run.name,
         run=run,
-        command=f"cdkit run {shlex.quote(str(out / PIPELINE_NAME))} --out {shlex.quote(str(run.path))}",
+        # Without a run's record the inputs of the steps are not known.
+        command=f"cdkit run {shlex.quote(str(out / PIPELINE_NAME))} --out {shlex.quote(str(run.path))}"
+        if run.record
+        else "",
         yaml=yaml,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         version=cdkit.__version__,

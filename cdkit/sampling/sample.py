@@ -125,7 +125,8 @@ def draw_missing(
     deltas = [load_delta(path) for path in config.deltas]
     pipeline = load_base_model(config.base, device=device, precision=config.precision)
     apply_deltas(pipeline, deltas, scale=config.scale, note=context.progress.note)
-    for word in unknown_tokens(prompts, delta_tokens(config.deltas)):
+    # A base that a delta was baked into knows its words.
+    for word in unknown_tokens(prompts, [*delta_tokens(config.deltas), *pipeline.tokenizer.get_added_vocab()]):
         context.progress.note(f"No delta brings the word {word}: the prompt is read without it. Give --delta.")
     for prompt in too_long(prompts, pipeline.tokenizer):
         context.progress.note(f"Longer than the text encoder's context, its end is not seen: {prompt[:60]}…")

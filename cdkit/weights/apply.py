@@ -184,7 +184,8 @@ def extended_tokenizer(tokenizer: Any, texts: Sequence[str]) -> Any:
         if text in known or extended.add_tokens([text]) != 1:
             raise ConfigError(
                 f"The modifier token {text!r} is in the vocabulary already.",
-                hint="Choose a word that does not exist, such as '<new1>'.",
+                hint="A new token takes a word that does not exist yet. If the delta was baked into this base model, "
+                "leave it out, or give the base model it was trained on.",
             )
     return extended
 

@@ -160,7 +160,10 @@ def read_header(path: Path | str) -> dict[str, str]:
         with safe_open(str(file), framework="np") as handle:
             return dict(handle.metadata() or {})
     except (OSError, SafetensorError, ValueError) as error:
-        raise InputError(f"{file} cannot be read: {error}", hint="It may be truncated; make it again.") from error
+        raise InputError(
+            f"{file} cannot be read: {error}",
+            hint="It may be truncated; make it again. Files of other tools come in with cdkit delta import.",
+        ) from error
 
 
 def delta_tokens(paths: Sequence[Path | str]) -> list[str]:

@@ -191,3 +191,10 @@ def test_version_and_unknown_commands(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_the_stage_under_test_is_real() -> None:
     assert ADDING.config_class().__name__ == "AddingConfig"
+
+
+def test_pairs_are_named_by_their_option(capsys: pytest.CaptureFixture[str]) -> None:
+    for pairs, words in ((["dog"], "takes NAME=VALUE"), (["dog=a", "dog=b"], "names 'dog' twice")):
+        options = [part for pair in pairs for part in ("--concept", pair)]
+        assert execute_command(["train", *options, "--out", "x"]) == 2
+        assert f"--concept {words}" in capsys.readouterr().err

@@ -265,6 +265,10 @@ def test_a_folder_of_steps_without_a_record(tmp_path: Path) -> None:
     page = _page(result.out)
     assert "loose" in page.text
     assert "<new1>" in page.text
+    # Their inputs are not known, so that no command could repeat them.
+    for written in (page.text, (result.out / "report.md").read_text()):
+        assert "cdkit run" not in written
+        assert "one by one" in written
 
 
 def test_too_many_pictures_are_left_out(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

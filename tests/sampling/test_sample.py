@@ -8,9 +8,11 @@ from PIL import Image
 
 from cdkit.config import parse_config
 from cdkit.errors import ConfigError, InputError
+from cdkit.protocols import SilentProgress
 from cdkit.sampling.sample import SampleConfig, read_samples
 from cdkit.sampling.schedulers import SCHEDULERS, make_scheduler
 from cdkit.stages import execute
+from cdkit.weights.export import ExportConfig
 from tests.support.tiny_pipeline import tiny_pipeline
 
 
@@ -136,7 +138,7 @@ def test_broken_weights_are_told_from_a_picture(base: str, out: Path, tmp_path: 
     pipeline.save_pretrained(tmp_path / "broken")
     with pytest.raises(InputError, match="NaN"):
         execute("sample", _config(str(tmp_path / "broken")), out)
-    assert not list((out / "images").iterdir())
+    assert not list(out.rglob("*.png"))
 
 
 def test_schedulers_keep_the_base_models_noise_and_prediction_type(tmp_path: Path) -> None:
@@ -198,3 +200,20 @@ def test_words_that_no_delta_brings_are_named() -> None:
     from cdkit.sampling.prompts import unknown_tokens
 
     assert unknown_tokens(["a <new1> cat and <new2>", "<new2> 3 < 4 > 2"], ["<new1>"]) == ["<new2>"]
+
+
+def test_the_words_of_a_baked_in_delta_are_known(base: str, tmp_path: Path) -> None:
+    delta = _save_delta(base, tmp_path / "delta", "<new1>")
+    values = {"delta": delta, "to": "diffusers-pipeline", "base": base}
+    execute("export", parse_config(ExportConfig, values), tmp_path / "baked")
+    notes: list[str] = []
+
+    class Notes(SilentProgress):
+        def note(self, message: str) -> None:
+            notes.append(message)
+
+    config = _config(str(tmp_path / "baked"), prompts=["a <new1> cat and a <new2>"], seeds=1)
+    execute("sample", config, tmp_path / "out", progress=Notes())
+    assert [note for note in notes if "No delta brings" in note] == [
+        "No delta brings the word <new2>: the prompt is read without it. Give --delta."
+    ]

@@ -64,7 +64,7 @@ def check_apart(inputs: Mapping[str, Input], folder: Path) -> None:
     for given in inputs.values():
         for value in [source.url for source in given.files if source.is_local] or _values(given.value):
             path = Path(value).resolve()
-            if path.exists() and target in (path, *path.parents):
+            if value != EMBEDDED and path.exists() and target in (path, *path.parents):
                 raise OutputError(f"--out {folder} would overwrite the input {value}.", hint="Choose another --out.")
 
 

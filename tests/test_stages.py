@@ -45,6 +45,13 @@ def test_an_output_that_is_an_input_or_holds_one_is_refused(out: Path) -> None:
     execute("adding", AddingConfig(source=str(first)), second)
 
 
+def test_a_folder_may_have_the_embedded_models_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError):
+        execute("adding", AddingConfig(source="embedded", fail_at=3), Path("embedded"))
+    assert execute("adding", AddingConfig(source="embedded"), Path("embedded")).state == "done"
+
+
 def test_a_refusal_leaves_nothing_that_was_begun(out: Path) -> None:
     with pytest.raises(InputError):
         execute("adding", AddingConfig(fail_at=1), out)

@@ -119,12 +119,9 @@ def describe_mistakes(error: ValidationError, config: type[BaseModel], *, where:
             message = mistake["msg"].removeprefix("Value error, ")
             message = message[:1].lower() + message[1:]
             # Of a rule over several settings, the input is all of them.
-            lines.append(f"{name}: {message} (got {_short(mistake['input'])})" if keys else _joined(where, message))
+            given = f" (got {_short(mistake['input'])})" if keys else ""
+            lines.append(f"{name}: {message}{given}" if name else message)
     return lines
-
-
-def _joined(where: str, message: str) -> str:
-    return f"{where}: {message}" if where else message
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

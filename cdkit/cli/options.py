@@ -189,12 +189,12 @@ def config_parameters(config: type[StageConfig]) -> list[Parameter]:
 def given_values(config: type[StageConfig], values: Mapping[str, Any]) -> dict[str, Any]:
     """What the command line sets of a config; options left at their default are left to the config's own."""
     given: dict[str, Any] = {}
+    settings = field_settings(config)
     for name, value in values.items():
         info = config.model_fields[name]
         if value is None or value == [] or (not info.is_required() and value == info.default):
             continue
-        pairs = _kind(info.annotation) is dict
-        given[name] = _pairs(_flag(name, field_settings(config)[name]), value) if pairs else value
+        given[name] = _pairs(_flag(name, settings[name]), value) if _kind(info.annotation) is dict else value
     return given
 
 

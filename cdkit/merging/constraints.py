@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cdkit.errors import ConfigError
 from cdkit.merging.features import tokenised
@@ -61,24 +61,27 @@ class _Subject:
 
     def plain(self, prompt: str) -> str:
         """The prompt without the modifier."""
-        return " ".join(prompt.replace(self.words, " ").split())
+        return " ".join(substitution({self.words: ""})(prompt).split())
 
 
 @dataclass(frozen=True)
 class _Reading:
     """A prompt as the towers read it, start to end of text: the first tower's ids, and features (ids, width)."""
 
+    prompt: str
     ids: list[int]
     features: torch.Tensor
 
 
+@dataclass(frozen=True)
 class _Reader:
-    """Reads prompts with the towers, each once."""
+    """Reads prompts with text towers; words go by the first one's tokenizer."""
 
-    def __init__(self, towers: Sequence[TextTower]) -> None:
-        self.towers = towers
-        self.tokenizer = towers[0].tokenizer
-        self._read: dict[str, _Reading] = {}
+    towers: Sequence[TextTower]
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.towers[0].tokenizer
 
     def words(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
@@ -86,12 +89,19 @@ class _Reader:
     def read(self, prompt: str) -> _Reading:
         import torch
 
-        if prompt not in self._read:
-            ids, (length,) = tokenised(self.towers, [prompt])
-            with torch.no_grad():
-                hidden = encode_ids(self.towers, [one[:, :length] for one in ids]).hidden[0].float().cpu()
-            self._read[prompt] = _Reading(ids[0][0].tolist()[:length], hidden)
-        return self._read[prompt]
+        ids, (length,) = tokenised(self.towers, [prompt])
+        with torch.no_grad():
+            hidden = encode_ids(self.towers, [one[:, :length] for one in ids]).hidden[0].float().cpu()
+        return _Reading(prompt, ids[0][0].tolist()[:length], hidden)
+
+    def places(self, subject: _Subject, reading: _Reading, positions: range) -> dict[int, Place]:
+        """The words at some positions of a prompt, as places of a concept."""
+        entries = self.tokenizer.convert_ids_to_tokens([reading.ids[position] for position in positions])
+        words = [str(entry).removesuffix("</w>") for entry in entries]
+        return {
+            position: Place(subject.concept, reading.prompt, word)
+            for position, word in zip(positions, words, strict=True)
+        }
 
 
 def concept_constraints(
@@ -124,11 +134,12 @@ def _in_own_prompts(
     reader: _Reader, subjects: Sequence[_Subject], end_of_text: bool
 ) -> Iterator[tuple[Place, torch.Tensor, torch.Tensor]]:
     for subject in subjects:
-        for prompt in dict.fromkeys(text for own in subject.prompts for text in (own, subject.tail(own))):
+        tails = [subject.tail(prompt) for prompt in subject.prompts] if subject.modifier else []
+        for prompt in dict.fromkeys([*subject.prompts, *tails]):
             reading = reader.read(prompt)
             end = len(reading.ids) - 1
             first, last = _position(reading.ids, reader.words(subject.words), prompt)
-            places = _places(reader, subject, prompt, range(first, end if subject.modifier else last))
+            places = reader.places(subject, reading, range(first, end if subject.modifier else last))
             if end_of_text:
                 places[end] = Place(subject.concept, prompt, "end of text")
             for position, place in places.items():
@@ -140,27 +151,19 @@ def _behind_others(
 ) -> Iterator[tuple[Place, torch.Tensor, torch.Tensor]]:
     for subject in subjects:
         tail = subject.tail(subject.shortest)
-        size = len(reader.words(tail))
-        own = size if subject.modifier else len(reader.words(subject.words))
+        ids = reader.words(tail)
+        own = len(ids) if subject.modifier else len(reader.words(subject.words))
         for other in subjects:
             # Without a modifier, or without a plain word beside it, there is nothing to tell apart.
             head = other.shortest
             if other.concept == subject.concept or not other.modifier or not other.plain(other.tail(head)):
                 continue
-            prompt = f"{head} and a {tail}"
-            mixed, clean = reader.read(prompt), reader.read(f"{other.plain(head)} and a {tail}")
-            if mixed.ids[-1 - size : -1] != reader.words(tail):
+            mixed, clean = (reader.read(f"{before} and a {tail}") for before in (head, other.plain(head)))
+            first = len(mixed.ids) - 1 - len(ids)
+            if mixed.ids[first:-1] != ids:
                 continue  # Both do not fit into the context.
-            first = len(mixed.ids) - 1 - size
-            for position, place in _places(reader, subject, prompt, range(first, first + own)).items():
+            for position, place in reader.places(subject, mixed, range(first, first + own)).items():
                 yield place, mixed.features[position], clean.features[position - len(mixed.ids)]
-
-
-def _places(reader: _Reader, subject: _Subject, prompt: str, positions: range) -> dict[int, Place]:
-    ids = reader.read(prompt).ids
-    entries = reader.tokenizer.convert_ids_to_tokens([ids[position] for position in positions])
-    words = [str(entry).removesuffix("</w>") for entry in entries]
-    return {position: Place(subject.concept, prompt, word) for position, word in zip(positions, words, strict=True)}
 
 
 def _subjects(number: int, delta: Delta) -> Iterator[_Subject]:

@@ -98,7 +98,7 @@ def _interest(rows: dict[tuple[str, str], list[_Image]]) -> int:
 
 
 def _concepts(row: GridRow) -> int:
-    return len(set(find_tokens(row.prompt)))
+    return len(find_tokens(row.prompt))
 
 
 def _images(step: StepFolder) -> list[_Image]:

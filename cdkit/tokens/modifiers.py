@@ -101,11 +101,12 @@ def choose_initializers(picks: Sequence[Pick] | None, words: Sequence[str]) -> l
             f"{len(words)} concepts need {len(words)} initializers, and there are only {len(series)}.",
             hint="Pick more with cdkit tokens rare --limit, or name them: --token NAME='<new1>'=INITIALIZER.",
         )
+    initializers = list(series.values())
     numbers = [int(found[1]) if (found := NUMBERED.fullmatch(word)) else 0 for word in words]
     named = len({pick.surface for pick in picks or PAPER_INITIALIZERS})
     own = [number - 1 if 0 < number <= named else None for number in numbers]
-    free = (index for index in range(len(series)) if index not in own)
-    return [list(series.values())[next(free) if index is None else index] for index in own]
+    free = (index for index in range(len(initializers)) if index not in own)
+    return [initializers[next(free) if index is None else index] for index in own]
 
 
 def resolve_initializer(tokenizer: Any, initializer: Pick | str | int) -> int:

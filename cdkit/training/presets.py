@@ -22,8 +22,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     # The embedded model's rows are large (deviation 0.25), so that a row needs a rate of its own to move at all. Its
     # pictures are 32 pixels wide: shrunk to 0.4 of that, a pattern is gone, and only confuses. Rates that fall to 0
     # leave less of the optimizer's noise in the weights, which shows as drift of everything else. A concept is learned
-    # by 120 steps; its word goes on growing, and drowns out the other concept's in one prompt; keys
-    # and values at a higher rate do the same.
+    # by 120 steps; its word goes on growing, and drowns out the other concept's in one prompt; keys and values at a
+    # higher rate do the same.
     "embedded": {
         ANY: {"augmentation": False, "schedule": "linear", "prior_weight": 2.0},
         "custom-diffusion": {"steps": 120, "learning_rate": 3e-4, "token_learning_rate": 5e-2},

@@ -6,7 +6,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
+from cdkit.weights.text_features import encode_ids, text_towers, token_ids
 from tests.support.small_index import grammar_captions
 from tests.support.tiny_pipeline import tiny_pipeline
 from tests.support.tiny_xl_pipeline import tiny_xl_pipeline
@@ -35,8 +37,13 @@ def captions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def loaded(folder: Path) -> Any:
-    import torch
-
     from cdkit.weights.base_model import load_base_model
 
     return load_base_model(str(folder), device=torch.device("cpu"))
+
+
+def hidden_features(pipeline: Any, prompt: str) -> torch.Tensor:
+    """Features of a prompt as the pipeline pads it, (context, width)."""
+    towers = text_towers(pipeline)
+    with torch.no_grad():
+        return encode_ids(towers, token_ids(towers, [prompt])).hidden[0]

@@ -11,22 +11,19 @@ from cdkit.errors import ConfigError
 from cdkit.merging.constraints import Constraints, concept_constraints
 from cdkit.weights.apply import apply_deltas
 from cdkit.weights.delta import Delta
-from cdkit.weights.text_features import encode_ids, text_towers, token_ids
-from tests.merging.conftest import loaded
+from cdkit.weights.text_features import text_towers
+from tests.merging.conftest import hidden_features, loaded
 from tests.support.made_deltas import made_delta
 
 
 def _hidden(pipeline: Any, prompt: str) -> torch.Tensor:
     """Features of a prompt's words, start and end of text included."""
     written = pipeline.maybe_convert_prompt(prompt, pipeline.tokenizer)
-    towers = text_towers(pipeline)
-    with torch.no_grad():
-        hidden = encode_ids(towers, token_ids(towers, [written])).hidden[0]
-    return hidden[: len(pipeline.tokenizer(written).input_ids)]
+    return hidden_features(pipeline, written)[: len(pipeline.tokenizer(written).input_ids)]
 
 
-def _behind(pipeline: Any, *deltas: Delta) -> tuple[Constraints, Constraints]:
-    """The constraints of every concept alone, and those that are added to tell them apart."""
+def _added(pipeline: Any, *deltas: Delta) -> Constraints:
+    """The constraints that tell concepts apart, which come behind those of every concept alone."""
     with apply_deltas(pipeline, deltas):
         alone = concept_constraints(text_towers(pipeline), deltas, apart=False)
         both = concept_constraints(text_towers(pipeline), deltas)
@@ -34,7 +31,7 @@ def _behind(pipeline: Any, *deltas: Delta) -> tuple[Constraints, Constraints]:
     assert both.places[:size] == alone.places
     assert both.features[:size].equal(alone.features)
     assert alone.sources.equal(alone.features)
-    return alone, Constraints(both.places[size:], both.features[size:], both.sources[size:])
+    return Constraints(both.places[size:], both.features[size:], both.sources[size:])
 
 
 @pytest.mark.parametrize("rows", [1, 3])
@@ -63,6 +60,9 @@ def test_a_delta_without_a_token_goes_by_its_category(bases: dict[str, Path]) ->
         ("cat", "cat"),
         ("cat", "end of text"),
     ]
+    longer = replace(delta, prompts=("cat of a dog",))
+    found = concept_constraints(towers, [longer], end_of_text=False)
+    assert [(place.prompt, place.word) for place in found.places] == [("cat of a dog", "cat"), ("cat", "cat")]
     with pytest.raises(ConfigError, match="no word to merge it by"):
         concept_constraints(towers, [replace(delta, settings={})])
     with pytest.raises(ConfigError, match="not within"):
@@ -86,7 +86,7 @@ def test_a_concept_behind_another_gets_its_value_behind_the_plain_word(base: Pat
     pipeline = loaded(base)
     cat = made_delta(pipeline, seed=1, tokens=("<a>",), category="cat", rows=2)
     dog = made_delta(pipeline, seed=2, tokens=("<b>",), category="dog")
-    _, added = _behind(pipeline, cat, dog)
+    added = _added(pipeline, cat, dog)
     prompts = {0: "photo of a <b> dog and a <a> <a>_1 cat", 1: "photo of a <a> <a>_1 cat and a <b> dog"}
     assert [(place.concept, place.prompt, place.word) for place in added.places] == [
         *((0, prompts[0], word) for word in ("<a>", "<a>_1", "cat")),
@@ -106,11 +106,11 @@ def test_only_concepts_of_other_deltas_with_a_modifier_and_a_plain_word_are_told
     pipeline = loaded(bases["one"])
     joint = made_delta(pipeline, seed=1, tokens=("<a>", "<b>"))
     bare = replace(made_delta(pipeline, seed=2, tokens=("<c>",)), prompts=("photo of <c>",))
-    _, added = _behind(pipeline, joint, bare)
+    added = _added(pipeline, joint, bare)
     # <a> and <b> learned together already; nothing but <c> is left of a prompt that it ends.
     assert {place.prompt for place in added.places} == {f"photo of a {word} cat and a <c>" for word in ("<a>", "<b>")}
     plain = made_delta(pipeline, seed=3, tokens=(), category="dog")
-    _, added = _behind(pipeline, plain, made_delta(pipeline, seed=4))
+    added = _added(pipeline, plain, made_delta(pipeline, seed=4))
     assert [(place.concept, place.prompt, place.word) for place in added.places] == [
         (0, "photo of a <new1> cat and a dog", "dog")
     ]
@@ -120,5 +120,5 @@ def test_prompts_that_do_not_fit_beside_each_other_are_left_out(bases: dict[str,
     pipeline = loaded(bases["one"])
     long = replace(made_delta(pipeline, seed=1, tokens=("<a>",)), prompts=("a " * 60 + "<a> cat",))
     short = replace(made_delta(pipeline, seed=2, tokens=("<b>",)), prompts=("<b> dog " + "of " * 20,))
-    _, added = _behind(pipeline, long, short)
+    added = _added(pipeline, long, short)
     assert {place.prompt for place in added.places} == {f"{short.prompts[0]} and a <a> cat"}

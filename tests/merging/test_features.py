@@ -5,16 +5,10 @@ from pathlib import Path
 import torch
 
 from cdkit.merging.features import caption_rows
-from cdkit.weights.text_features import encode_ids, text_towers, token_ids
-from tests.merging.conftest import loaded
+from cdkit.weights.text_features import text_towers
+from tests.merging.conftest import hidden_features, loaded
 
 CAPTIONS = ["photo of a cat", "dog", "a photo " * 60, "cat of dog"]
-
-
-def _hidden(pipeline: object, prompt: str) -> torch.Tensor:
-    towers = text_towers(pipeline)  # type: ignore[arg-type]
-    with torch.no_grad():
-        return encode_ids(towers, token_ids(towers, [prompt])).hidden[0]
 
 
 def test_rows_are_the_pipelines_own_features_scaled_by_their_weights(base: Path) -> None:
@@ -26,10 +20,10 @@ def test_rows_are_the_pipelines_own_features_scaled_by_their_weights(base: Path)
     assert len(rows) == sum(length - 1 for length in lengths) + sum(length < 77 for length in lengths) + 1
     wanted = []
     for caption, count, length in zip(CAPTIONS, counts, lengths, strict=True):
-        hidden = _hidden(pipeline, caption)
+        hidden = hidden_features(pipeline, caption)
         wanted.append(hidden[1:length] * count**0.5)
         wanted.append(hidden[length : length + 1] * (0.25 * count) ** 0.5)
-    wanted.append(_hidden(pipeline, "dog")[:1] * (0.25 * sum(counts)) ** 0.5)
+    wanted.append(hidden_features(pipeline, "dog")[:1] * (0.25 * sum(counts)) ** 0.5)
     gram = torch.cat(wanted).T @ torch.cat(wanted)
     assert torch.allclose(rows.T @ rows, gram, rtol=1e-4, atol=1e-4)
     without = caption_rows(text_towers(pipeline), CAPTIONS, counts, edge_weight=0.0)

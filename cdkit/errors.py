@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+# PyPI's `cdkit` is somebody else's library: what pip installs has another name than what Python imports.
+DISTRIBUTION = "custom-diffusion-kit"
 EXIT_BUG = 1
 EXIT_INTERRUPTED = 130
+
+
+def pip_install(extra: str = "", *, upgrade: bool = False) -> str:
+    """The shell command that installs this package: with an optional extra, or its newest version."""
+    option = "--upgrade " if upgrade else ""
+    return f"pip install {option}" + (f"'{DISTRIBUTION}[{extra}]'" if extra else DISTRIBUTION)
 
 
 class CdkitError(Exception):
@@ -60,8 +68,8 @@ class MissingExtraError(CdkitError):
 
     def __init__(self, what: str, *, extra: str) -> None:
         super().__init__(
-            f"{what} needs the optional dependency cdkit[{extra}], which is not installed.",
-            hint=f"pip install 'cdkit[{extra}]'",
+            f"{what} needs the optional dependency {DISTRIBUTION}[{extra}], which is not installed.",
+            hint=pip_install(extra),
         )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import cdkit
-from cdkit.errors import InputError
+from cdkit.errors import InputError, pip_install
 from cdkit.storage import read_json, write_json
 
 MANIFEST_NAME = "manifest.json"
@@ -97,7 +97,7 @@ def read_manifest(folder: Path, name: str = MANIFEST_NAME) -> Manifest | None:
     if not isinstance(values, dict) or "fingerprint" not in values or "stage" not in values:
         raise InputError(f"{path} is not a cdkit manifest.", hint="Point to a folder that cdkit made.")
     if int(values.get("format", 0)) > MANIFEST_FORMAT:
-        raise InputError(f"{path} was written by a newer cdkit.", hint="pip install --upgrade cdkit")
+        raise InputError(f"{path} was written by a newer cdkit.", hint=pip_install(upgrade=True))
     known = set(Manifest.__dataclass_fields__)
     try:
         return Manifest(**{key: value for key, value in values.items() if key in known})

@@ -36,5 +36,5 @@ def test_an_error_keeps_its_hint_across_processes() -> None:
 def test_a_missing_extra_names_what_to_install() -> None:
     error = pickle.loads(pickle.dumps(errors.MissingExtraError("The engine 'ray'", extra="ray")))
     assert error.exit_code == 4
-    assert "cdkit[ray]" in error.message
-    assert error.hint == "pip install 'cdkit[ray]'"
+    assert "custom-diffusion-kit[ray]" in error.message
+    assert error.hint == "pip install 'custom-diffusion-kit[ray]'"

@@ -20,7 +20,7 @@ import cdkit
 from cdkit.cli.options import command
 from cdkit.cli.output import Output, size, table
 from cdkit.engines import available_cores
-from cdkit.errors import InputError
+from cdkit.errors import InputError, pip_install
 from cdkit.storage import cache_folder
 
 PACKAGES = [
@@ -184,7 +184,7 @@ def _extras() -> list[Check]:
     checks = []
     for extra, module in EXTRAS.items():
         there = importlib.util.find_spec(module) is not None
-        advice = "" if there else f"pip install 'cdkit[{extra}]'"
+        advice = "" if there else pip_install(extra)
         checks.append(
             Check(f"extra {extra}", "ok" if there else "note", "installed" if there else "not installed", advice)
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdkit.datasets import parts
-from cdkit.errors import InputError, OutputError
+from cdkit.errors import InputError, OutputError, pip_install
 from cdkit.index.change import PENDING_NAME, finish_change
 from cdkit.index.faiss_index import OpenIndex, id_selector, open_faiss
 from cdkit.index.records import Records
@@ -117,7 +117,7 @@ def index_manifest(folder: Path) -> Manifest:
         hint = "Run cdkit index build with this folder as --out" + (" again to finish it." if started else ".")
         raise InputError(f"{folder} holds no finished caption index.", hint=hint)
     if int(manifest.details["index"].get("format", 0)) > INDEX_FORMAT:
-        raise InputError(f"{folder} was written by a newer cdkit.", hint="pip install --upgrade cdkit")
+        raise InputError(f"{folder} was written by a newer cdkit.", hint=pip_install(upgrade=True))
     return manifest
 
 

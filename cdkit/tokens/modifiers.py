@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cdkit.errors import ConfigError, InputError
+from cdkit.errors import ConfigError, InputError, pip_install
 from cdkit.storage import read_json
 from cdkit.tokens.vocabulary import END_OF_WORD, letters_of
 
@@ -65,7 +65,7 @@ def read_picks(folder: Path | str) -> list[Pick]:
     values = read_json(path)
     try:
         if int(values["format"]) > PICKS_FORMAT:
-            raise InputError(f"{path} was written by a newer cdkit.", hint="pip install --upgrade cdkit")
+            raise InputError(f"{path} was written by a newer cdkit.", hint=pip_install(upgrade=True))
         return [_pick(entry) for entry in values["picks"]]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(

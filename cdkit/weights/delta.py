@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cdkit
-from cdkit.errors import InputError
+from cdkit.errors import InputError, pip_install
 from cdkit.weights.tensor_file import write_tensors
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def load_delta(path: Path | str) -> Delta:
     header, tensors = _read(file)
     if header.get("format") != DELTA_FORMAT:
         kind = header.get("format", "no cdkit delta")
-        hint = "pip install --upgrade cdkit" if kind.startswith("cdkit-delta-") else "cdkit delta import reads others."
+        hint = pip_install(upgrade=True) if kind.startswith("cdkit-delta-") else "cdkit delta import reads others."
         raise InputError(f"{file} is {kind}, not {DELTA_FORMAT}.", hint=hint)
     try:
         named = _token_entries(header)

@@ -14,7 +14,7 @@ HAS_RAY = importlib.util.find_spec("ray") is not None
 
 @pytest.mark.skipif(HAS_RAY, reason="ray is installed")
 def test_without_the_extra_the_engine_is_an_error_that_names_it() -> None:
-    with pytest.raises(MissingExtraError, match=r"cdkit\[ray\]"):
+    with pytest.raises(MissingExtraError, match=r"custom-diffusion-kit\[ray\]"):
         create_engine("ray", None)
 
 

@@ -88,7 +88,7 @@ class Context:
 
 
 class TextEncoder(Protocol):
-    """Embeds captions cleaned by `cdkit.captions.cleaning`: normalised fp32 rows, exact whatever the batch.
+    """Embeds captions cleaned by `cdkit.text`: normalised fp32 rows, exact whatever the batch.
 
     precision: the number format the tower runs in (fp32, fp16 or bf16). default_threshold: the similarity from which
     captions count as alike.

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdkit.captions.cleaning import ID_BITS
 from cdkit.datasets import FINGERPRINT_KEY
 from cdkit.storage import atomic_path
+from cdkit.text import ID_BITS
 
 if TYPE_CHECKING:
     import numpy as np

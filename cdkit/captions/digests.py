@@ -6,7 +6,7 @@ import binascii
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from cdkit.captions.cleaning import clean_caption, digest_halves
+from cdkit.text import clean_caption, digest_halves
 
 if TYPE_CHECKING:
     import numpy as np

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cdkit.captions.cleaning import PLAIN_PATTERN, TIDY_PATTERN
 from cdkit.captions.repair import MARK
 from cdkit.captions.source_reading import SourceTable, relation_sql
+from cdkit.text import PLAIN_PATTERN, TIDY_PATTERN
 
 if TYPE_CHECKING:
     from cdkit.captions.import_captions import ImportConfig

@@ -147,11 +147,11 @@ def _before(folder: Path, samples: SampleSet) -> dict[tuple[str, int], Picture]:
 
 
 def _embed(config: EvaluateConfig, material: _Material, progress: Progress) -> dict[str, Embedded]:
-    from cdkit.captions.cleaning import clean_caption
     from cdkit.encoders import load_text_encoder
     from cdkit.encoders.image_towers import load_image_encoder
     from cdkit.evaluation.image_embeddings import embed_pictures
     from cdkit.evaluation.scoring import Embedded
+    from cdkit.text import clean_caption
 
     texts = load_text_encoder(config.clip, device=config.device, precision="fp32")
     images = load_image_encoder(config.clip, device=config.device)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from cdkit.captions.cleaning import caption_id, clean_captions
 from cdkit.captions.import_captions import ImportConfig, import_captions
 from cdkit.config import canonical, setting
 from cdkit.datasets import Dataset, parts
@@ -25,6 +24,7 @@ from cdkit.inputs import Input
 from cdkit.manifest import Identity
 from cdkit.protocols import Context, TextEncoder
 from cdkit.storage import Folder, SourceFile, content_fingerprint, read_json, write_json
+from cdkit.text import caption_id, clean_captions
 
 if TYPE_CHECKING:
     import numpy as np

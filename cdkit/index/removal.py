@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cdkit.captions.cleaning import caption_id, clean_captions
 from cdkit.datasets import part_name, parts, write_shard
 from cdkit.errors import ConfigError, InputError
 from cdkit.index.change import Change, changed_manifest
@@ -16,6 +15,7 @@ from cdkit.index.opening import check_files, index_manifest
 from cdkit.index.records import KeyedTable, iterate_image_rows
 from cdkit.index.tombstones import REMOVED_NAME, read_tombstones, tombstone_table
 from cdkit.storage import Folder, writing
+from cdkit.text import caption_id, clean_captions
 
 if TYPE_CHECKING:
     import numpy as np

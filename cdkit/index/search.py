@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdkit.captions.cleaning import clean_caption
 from cdkit.errors import ConfigError, InputError
 from cdkit.index.faiss_index import Candidates
 from cdkit.index.opening import CaptionIndex, open_index
+from cdkit.text import clean_caption
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdkit.captions.cleaning import caption_id, clean_caption
 from cdkit.errors import InputError
 from cdkit.retrieval.candidates import Candidate
 from cdkit.retrieval.content import CellContent, Content, FetchedImage, FileContent
 from cdkit.retrieval.failures import FetchFailure
 from cdkit.retrieval.web_urls import parse_url
+from cdkit.text import caption_id, clean_caption
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq

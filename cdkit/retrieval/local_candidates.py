@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cdkit.captions.cleaning import caption_id, clean_caption
 from cdkit.errors import ConfigError
 from cdkit.index.search import Match, encode_queries
 from cdkit.retrieval.candidates import CandidateSet, CandidateSettings, ordered_candidates
 from cdkit.retrieval.content import FetchedImage
 from cdkit.retrieval.images import StoredImage
+from cdkit.text import caption_id, clean_caption
 
 if TYPE_CHECKING:
     from cdkit.protocols import TextEncoder

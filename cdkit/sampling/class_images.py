@@ -160,11 +160,11 @@ def _rows(config: ClassImagesConfig, drawer: ClassImageDrawer) -> tuple[list[Set
 def _inspected(drawn: Sequence[tuple[Path, str]], first: int) -> Iterator[SetRow]:
     from PIL import Image
 
-    from cdkit.captions.cleaning import clean_caption
     from cdkit.retrieval.curate import GENERATED
     from cdkit.retrieval.decoding import is_blank
     from cdkit.retrieval.duplicates import perceptual_hash
     from cdkit.retrieval.regularization_set import SetRow
+    from cdkit.text import clean_caption
 
     number = first
     for path, prompt in drawn:

@@ -89,7 +89,7 @@ def explain_words(words: Sequence[str], tokenizer: str, counts: Path | None = No
 
 def explain_word(word: str, tower: Tower, counts: TokenCounts | None = None) -> Explanation:
     """Explain one word; a vocabulary entry such as `ktn` or `ucd</w>` may be given by its own spelling."""
-    from cdkit.captions.cleaning import clean_caption
+    from cdkit.text import clean_caption
 
     vocabulary = tower.vocabulary
     exact = word if word in vocabulary.ids and word.endswith(END_OF_WORD) else ""

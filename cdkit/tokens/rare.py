@@ -104,7 +104,7 @@ class _Search:
     @cached_property
     def prompt_letters(self) -> set[str]:
         """Surface forms of every token the concept's prompts are made of."""
-        from cdkit.captions.cleaning import clean_caption
+        from cdkit.text import clean_caption
 
         cleaned = [clean_caption(prompt) for prompt in self.rule.prompts]
         encoded = self.towers[0].encode(cleaned) if cleaned else []

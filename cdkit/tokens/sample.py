@@ -75,7 +75,7 @@ def sample_rows(folder: Path, sample: int, seed: int, context: Context) -> Sampl
     import numpy as np
     import pyarrow as pa
 
-    from cdkit.captions.cleaning import clean_caption
+    from cdkit.text import clean_caption
 
     chosen = _smallest(_priorities(folder, seed, context), sample)
     if not chosen.available:

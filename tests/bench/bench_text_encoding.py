@@ -71,7 +71,7 @@ class Sides:
         self.padded(["warm up"])
 
     def trimmed(self, captions: list[str]) -> np.ndarray:
-        from cdkit.captions.cleaning import clean_captions
+        from cdkit.text import clean_captions
 
         return self.encoder.encode(clean_captions(captions))
 
@@ -87,7 +87,7 @@ class Sides:
 
     def compare(self, captions: list[str], chunk: int) -> dict[str, Any]:
         """Rates, their ratio, and the largest difference; AssertionError when the embeddings disagree."""
-        from cdkit.captions.cleaning import clean_captions
+        from cdkit.text import clean_captions
 
         seconds = {"trimmed": 0.0, "padded": 0.0}
         worst = 0.0

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from cdkit.captions.cleaning import clean_captions
 from cdkit.embedded.tokens import load_tokenizer
+from cdkit.text import clean_captions
 from cdkit.tokens.count import count_tokens
 from cdkit.tokens.vocabulary import Tower, tower_of
 from tests.support import material

@@ -16,12 +16,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cdkit.captions.cleaning import caption_id, clean_caption
 from cdkit.captions.import_captions import ImportConfig, file_groups, shard_count
 from cdkit.datasets import parts
 from cdkit.errors import InputError
 from cdkit.stages import execute
 from cdkit.storage import SourceFile
+from cdkit.text import caption_id, clean_caption
 from tests.captions.running import content, laion_rows, run_import, write_jsonl, write_parquet
 from tests.support import material
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cdkit.captions.cleaning import clean_captions
 from cdkit.encoders import load_text_encoder
 from cdkit.encoders import open_clip as library
 from cdkit.errors import ConfigError, InputError, NetworkError
+from cdkit.text import clean_captions
 from tests.encoders.conftest import CAPTIONS
 from tests.support import tiny_models
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cdkit.captions.cleaning import clean_caption
 from cdkit.encoders import tokenizing
 from cdkit.encoders.tokenizing import ClipTokenizer, LibraryTokenizer, is_standard_clip, pooled_positions
+from cdkit.text import clean_caption
 from tests.encoders.conftest import CAPTIONS
 from tests.support import material, tiny_models
 

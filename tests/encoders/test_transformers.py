@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from cdkit.captions.cleaning import clean_captions
 from cdkit.encoders import load_text_encoder
 from cdkit.errors import ConfigError, InputError, NetworkError
+from cdkit.text import clean_captions
 from tests.encoders.conftest import CAPTIONS
 from tests.support import tiny_models
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cdkit.captions.cleaning import caption_id
 from cdkit.errors import ConfigError, OutputError
 from cdkit.index.compaction import compact
 from cdkit.index.opening import open_index
@@ -19,6 +18,7 @@ from cdkit.index.search import search
 from cdkit.index.tombstones import read_tombstones
 from cdkit.manifest import read_manifest
 from cdkit.storage import Folder
+from cdkit.text import caption_id
 from tests.support.hashing_encoder import HashingEncoder
 
 

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cdkit.captions.cleaning import clean_caption
 from cdkit.cli.app import execute_command
 from cdkit.encoders import load_text_encoder
+from cdkit.text import clean_caption
 from tests.index.kill_campaign import QUERIES, campaign
 from tests.support import material
 from tests.support.small_index import grammar_captions

@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file, save_file
 
-from cdkit.captions.cleaning import caption_id
 from cdkit.datasets import finished_facts, part_name, parts, schema, write_shard
 from cdkit.encoders import load_text_encoder
 from cdkit.encoders.text_tower import TowerTextEncoder
@@ -26,6 +25,7 @@ from cdkit.index import shard_progress, text_embeddings
 from cdkit.index.text_embeddings import embed_captions, shard_fingerprint
 from cdkit.protocols import Context, Task
 from cdkit.storage import Folder
+from cdkit.text import caption_id
 from tests.support import tiny_models
 
 SHARDS, ROWS = 3, 300

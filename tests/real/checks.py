@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from cdkit.captions.cleaning import clean_caption
 from cdkit.datasets import parts
 from cdkit.retrieval.duplicates import perceptual_hash
 from cdkit.retrieval.regularization_set import read_regularization_set
+from cdkit.text import clean_caption
 from cdkit.weights.exporters.lora import DIFFUSERS_LORA_NAME
 from tests.real.real_web import RealWeb
 

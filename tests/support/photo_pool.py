@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from cdkit.captions.cleaning import caption_id, clean_caption
 from cdkit.datasets import part_name, parts, schema, write_shard
 from cdkit.engines.local import LocalEngine
 from cdkit.index.build import IndexSettings, index_embeddings
@@ -20,6 +19,7 @@ from cdkit.index.text_embeddings import describe_encoder
 from cdkit.manifest import Manifest
 from cdkit.protocols import Context, TextEncoder
 from cdkit.storage import Folder
+from cdkit.text import caption_id, clean_caption
 from tests.support import material
 from tests.support.hostile_server import HostileServer
 from tests.support.small_index import write_embedded

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from cdkit.captions.cleaning import caption_id, clean_caption
 from cdkit.datasets import part_name, schema, write_shard
 from cdkit.engines.local import LocalEngine
 from cdkit.index.build import IndexSettings, index_embeddings
@@ -16,6 +15,7 @@ from cdkit.index.text_embeddings import describe_encoder
 from cdkit.manifest import Manifest
 from cdkit.protocols import Context, TextEncoder
 from cdkit.storage import Folder
+from cdkit.text import caption_id, clean_caption
 
 SUBJECTS = ["dog", "cat", "horse", "star", "ring", "vase", "boat", "tree", "house", "bird"]
 COLOURS = ["red", "green", "blue", "yellow", "black", "white", "pink", "brown", "grey", "orange"]

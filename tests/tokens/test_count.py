@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
-from cdkit.captions.cleaning import clean_captions
+from cdkit.text import clean_captions
 from cdkit.tokens.count import count_tokens, count_words
 from cdkit.tokens.towers import load_towers
 from cdkit.tokens.vocabulary import Tower, tower_of

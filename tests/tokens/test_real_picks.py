@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import CLIPTokenizer
 
-from cdkit.captions.cleaning import clean_caption
 from cdkit.config import parse_config
 from cdkit.engines import create_engine
 from cdkit.inputs import resolve_inputs
 from cdkit.protocols import Context
 from cdkit.storage import Folder
+from cdkit.text import clean_caption
 from cdkit.tokens.modifiers import Pick, read_picks
 from cdkit.tokens.pick import RareTokensConfig, pick_tokens
 from cdkit.tokens.sample import sample_rows

@@ -15,16 +15,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cdkit.captions import cleaning
-from cdkit.captions.cleaning import (
+from cdkit.captions.digests import digests_of
+from cdkit.text import (
     PLAIN_PATTERN,
     TIDY_PATTERN,
+    _fixed_if_simple,
     caption_id,
     clean_caption,
     clean_captions,
     digest_halves,
 )
-from cdkit.captions.digests import digests_of
 from tests.support import material
 
 # What real captions are made of, and what ftfy and html.unescape react to.
@@ -138,8 +138,8 @@ def test_every_real_caption_is_cleaned_as_open_clip_does() -> None:
 def test_the_short_cut_past_ftfy_is_taken_and_gives_the_same() -> None:
     texts = ["Café “Müller”", "São Paulo’s", "Łódź, Polska", "Ελλάδα", "Привет"]
     for text in texts:
-        assert cleaning._fixed_if_simple(text) == ftfy.fix_text(text)
-    assert cleaning._fixed_if_simple("schÃ¶n") is None
+        assert _fixed_if_simple(text) == ftfy.fix_text(text)
+    assert _fixed_if_simple("schÃ¶n") is None
 
 
 def test_caption_id_is_the_start_of_the_sha256() -> None:

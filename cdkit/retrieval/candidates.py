@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from cdkit.datasets import schema
 from cdkit.errors import ConfigError, InputError
 from cdkit.index.search import Match, search
+from cdkit.retrieval.web_urls import unescaped
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -183,15 +184,16 @@ def join_rows(
         kept = 0
         for row in sorted(match.rows, key=_row_order):
             reason = filters.reason(row)
-            if reason is None and row.get("url") in seen:
+            url = unescaped(row.get("url") or "")
+            if reason is None and url in seen:
                 reason = "same_url"
             if reason is None and kept >= per_caption * SPARE_ROUNDS:
                 reason = "enough_of_caption"
             if reason is not None:
                 rejected[reason] += 1
                 continue
-            if row.get("url"):
-                seen.add(row["url"])
+            if url:
+                seen.add(url)
             ordered.append((kept // per_caption, rank, _candidate(query, match, row)))
             kept += 1
     ordered.sort(key=lambda entry: entry[:2])

@@ -16,12 +16,12 @@ from cdkit.retrieval.blocklist import Blocklist, blocked_url
 from cdkit.retrieval.candidates import Candidate
 from cdkit.retrieval.content import FailedFetch, FetchedImage
 from cdkit.retrieval.elsewhere import fetch_elsewhere, split
-from cdkit.retrieval.failures import FetchFailure
+from cdkit.retrieval.failures import HOST_FAILURES, FetchFailure
 from cdkit.retrieval.fetch_job import FetchSettings, Job
 from cdkit.retrieval.wave_outcomes import Attempt, Waiting, read_wave, settle
 from cdkit.retrieval.wave_run import WaveEnd, run_wave
 from cdkit.retrieval.waves import spread_hosts, wave_size
-from cdkit.retrieval.web_urls import WebUrl, parse_url
+from cdkit.retrieval.web_urls import WebUrl, spellings
 from cdkit.storage import Folder
 
 # Waves in a row that may end without a single result before the network is given up.
@@ -109,6 +109,7 @@ class _Download:
         self.waiting: dict[int, float] = {}
         self.attempts: dict[str, list[Attempt]] = {}
         self.urls: dict[int, WebUrl] = {}
+        self.other_spellings: dict[int, list[WebUrl]] = {}
         self.waves: list[WaveEnd] = []
         self._read_urls()
 
@@ -117,14 +118,16 @@ class _Download:
         self.places: dict[str, list[int]] = {}
         for place, candidate in enumerate(self.candidates):
             try:
-                url = parse_url(candidate.url or "")
+                forms = spellings(candidate.url or "")
             except FetchFailure as failure:
                 self.known[place] = FailedFetch(candidate.url, failure.kind, detail=failure.detail)
                 continue
-            if url.text in self.blocklist.urls:
-                self.known[place] = blocked_url(url.text)
-            else:
-                self.urls[place] = url
+            blocked = next((url.text for url in forms if url.text in self.blocklist.urls), None)
+            if blocked is not None:
+                self.known[place] = blocked_url(blocked)
+                continue
+            self.urls[place], self.other_spellings[place] = forms[0], forms[1:]
+            for url in forms:
                 self.places.setdefault(url.text, []).append(place)
 
     def run(self) -> Downloaded:
@@ -197,30 +200,39 @@ class _Download:
 
     def _learn(self, attempts: Iterable[Attempt]) -> int:
         """Take in attempts and settle their URLs; returns how many there were."""
-        touched: dict[str, None] = {}
+        touched: set[int] = set()
         number = 0
         for attempt in attempts:
             self.attempts.setdefault(attempt.url, []).append(attempt)
-            touched[attempt.url] = None
+            touched.update(self.places.get(attempt.url, []))
             number += 1
         images = []
-        for url in touched:
-            verdict = settle(self.attempts[url], self.settings.retries)
-            for place in self.places.get(url, []):
-                if isinstance(verdict, Waiting):
+        for place in sorted(touched - self.known.keys()):
+            self.waiting.pop(place, None)
+            verdict = self._verdict(place)
+            if isinstance(verdict, Waiting):
+                if verdict.due:
                     self.waiting[place] = verdict.due
-                    continue
-                self.waiting.pop(place, None)
-                self.known[place] = verdict
-                if isinstance(verdict, FetchedImage):
-                    images.append((self.candidates[place], verdict))
+                continue
+            self.known[place] = verdict
+            if isinstance(verdict, FetchedImage):
+                images.append((self.candidates[place], verdict))
         if images:
             self.judge.prepare(images)
         return number
 
+    def _verdict(self, place: int) -> FetchedImage | FailedFetch | Waiting:
+        """What the attempts amount to; a URL that failed gives way to its other spelling, if it has one."""
+        while True:
+            verdict = settle(self.attempts.get(self.urls[place].text, []), self.settings.retries)
+            final = not isinstance(verdict, FailedFetch) or verdict.kind in HOST_FAILURES
+            if final or not self.other_spellings[place]:
+                return verdict
+            self.urls[place] = self.other_spellings[place].pop(0)
+
     def _result(self, standing: Standing) -> Downloaded:
         known = self.known
-        tried = [place for place in self.urls if self.urls[place].text in self.attempts]
+        tried = {place for url in self.attempts for place in self.places.get(url, [])}
         return Downloaded(
             accepted=[(self.candidates[place], known[place]) for place in standing.accepted],  # type: ignore[misc]
             turned_down=[

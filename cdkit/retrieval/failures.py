@@ -30,6 +30,8 @@ FAILURE_KINDS = (
     "blocklisted",
     "lost",
 )
+# Said about the host, or by its owner: another spelling of the same URL would end the same way.
+HOST_FAILURES = frozenset({"dns", "refused", "tls", "scheme", "port", "blocked_address", "opt_out", "blocklisted"})
 # Not a failure: the fetch never began, because its host was busy until the deadline.
 DEFERRED = "deferred"
 LONGEST_RETRY_AFTER = 120.0

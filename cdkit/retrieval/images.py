@@ -13,7 +13,7 @@ from cdkit.errors import InputError
 from cdkit.retrieval.candidates import Candidate
 from cdkit.retrieval.content import CellContent, Content, FetchedImage, FileContent
 from cdkit.retrieval.failures import FetchFailure
-from cdkit.retrieval.web_urls import parse_url
+from cdkit.retrieval.web_urls import spellings
 from cdkit.text import caption_id, clean_caption
 
 if TYPE_CHECKING:
@@ -181,7 +181,8 @@ def match_candidates(candidates: Sequence[Candidate], stored: Sequence[StoredIma
 
 
 def _same(url: str) -> str:
+    """One text for all spellings of a URL."""
     try:
-        return parse_url(url).text
+        return spellings(url)[0].text
     except FetchFailure:
         return url

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from dataclasses import dataclass
 from ipaddress import IPv6Address
@@ -15,6 +16,8 @@ _HOST = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-
 _PATH_SAFE = "/%:@!$&'()*+,;=~-._|"
 _QUERY_SAFE = _PATH_SAFE + "?"
 MAX_URL = 8192
+# A browser takes a reference without `;` for text inside an address, so that `?a=1&copy=2` keeps its parameter.
+_REFERENCE = re.compile(r"&(?:[a-zA-Z][a-zA-Z0-9]*|#[0-9]+|#[xX][0-9a-fA-F]+);")
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,32 @@ def parse_url(text: str) -> WebUrl:
     netloc = bracketed if port == default else f"{bracketed}:{port}"
     path, query = quote(parts.path or "/", safe=_PATH_SAFE), quote(parts.query, safe=_QUERY_SAFE)
     return WebUrl(urlunsplit((parts.scheme, netloc, path, query, "")), parts.scheme, name, port)
+
+
+def unescaped(text: str) -> str:
+    """A URL without HTML character references: `&amp;` and `&#038;` become `&`, also where they were escaped twice."""
+    for _ in range(2):
+        text = _REFERENCE.sub(lambda reference: html.unescape(reference.group()), text)
+    return text
+
+
+def spellings(text: str) -> list[WebUrl]:
+    """The URLs that a pool's text may mean, the likelier first; raises FetchFailure when it can name nothing.
+
+    Pools hold addresses as they stood in pages, where `&amp;` is the page's way to write `&`: a browser asks for the
+    unescaped form, so that one comes first, and the form as written after it.
+    """
+    found: dict[str, WebUrl] = {}
+    failure: FetchFailure | None = None
+    for form in (unescaped(text), text):
+        try:
+            url = parse_url(form)
+            found.setdefault(url.text, url)
+        except FetchFailure as problem:
+            failure = problem
+    if not found and failure is not None:
+        raise failure
+    return list(found.values())
 
 
 def _host(host: str) -> str:

@@ -15,6 +15,7 @@ from cdkit.errors import CdkitError, ConfigError, NetworkError, OutputError
 from cdkit.protocols import Context
 from cdkit.retrieval import wave_run
 from cdkit.retrieval.acceptance import AcceptAll, Limits
+from cdkit.retrieval.blocklist import Blocklist
 from cdkit.retrieval.candidates import Candidate
 from cdkit.retrieval.content import FetchedImage
 from cdkit.retrieval.download import Downloaded, download
@@ -174,6 +175,34 @@ def test_equal_urls_are_fetched_once_and_hopeless_ones_not_at_all(tmp_path: Path
     done = download(candidates_of(given), Folder(tmp_path), context, limits=limits)
     assert kinds(done) == {"dog 0": "fetched", "dog 1": "fetched", "dog 2": "scheme", "dog 3": "scheme"}
     assert len(Job.read(tmp_path / "waves" / "00000").urls) == 1
+
+
+def test_an_escaped_url_is_asked_for_in_both_spellings_and_counts_once(tmp_path: Path, context: Context) -> None:
+    given = [
+        *("http://a.test/plain/1?x=1&amp;y=2", "http://b.test/written/2?x=1&amp;y=2"),
+        *("http://c.test/neither/3?x=1&amp;y=2", "http://d.test/plain/4?x=1&y=2", "http://d.test/plain/4?x=1&#38;y=2"),
+    ]
+    candidates = candidates_of(given)
+    done = download(candidates, Folder(tmp_path), context, limits=Limits(10))
+    assert kinds(done) == {
+        **{"dog 0": "fetched", "dog 1": "fetched", "dog 3": "fetched", "dog 4": "fetched"},
+        "dog 2": "http_404",
+    }
+    assert (done.tried, done.fetched, done.failures()) == (5, 4, {"http_404": 1})
+    # The pool's own spelling is what a set says of its images; one picture of two spellings is fetched once.
+    assert [candidate.url for candidate, _ in done.accepted] == [given[0], given[1], given[3], given[4]]
+    asked = [url for path in sorted((tmp_path / "waves").iterdir()) for url in Job.read(path).urls]
+    assert len(asked) == len(set(asked)) == 6
+    again = download(candidates, Folder(tmp_path), context, limits=Limits(10))
+    assert again.waves == []
+    assert kinds(again) == kinds(done)
+
+
+def test_a_blocked_url_is_blocked_in_every_spelling(tmp_path: Path, context: Context) -> None:
+    blocklist = Blocklist(urls=frozenset({"http://a.test/ok/1?x=1&y=2", "http://b.test/ok/2?x=1&amp;y=2"}))
+    given = ["http://a.test/ok/1?x=1&amp;y=2", "http://b.test/ok/2?x=1&amp;y=2", "http://c.test/ok/3?x=1&amp;y=2"]
+    done = download(candidates_of(given), Folder(tmp_path), context, limits=Limits(9), blocklist=blocklist)
+    assert kinds(done) == {"dog 2": "fetched", "dog 0": "blocklisted", "dog 1": "blocklisted"}
 
 
 class OneInTwo(AcceptAll):

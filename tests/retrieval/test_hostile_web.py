@@ -67,6 +67,11 @@ def hostile_urls(server: HostileServer, canary: Canary, stalled_tls: str, bad_tl
         server.url("noai"): "opt_out",
         server.url("noai-for-others"): "fetched",
         server.url("tdm"): "opt_out",
+        server.url("plain?a=1&amp;b=2"): "fetched",
+        server.url("plain?a=1&#038;b=2"): "fetched",
+        server.url("plain?a=1&amp;amp;b=2"): "fetched",
+        server.url("written?a=1&amp;b=2"): "fetched",
+        server.url("404?a=1&amp;b=2"): "http_404",
         server.url("ok/right-hash"): "fetched",
         server.url("ok/wrong-hash"): "hash_mismatch",
         "file:///etc/passwd": "scheme",
@@ -127,6 +132,7 @@ def test_every_candidate_ends_once_and_the_canary_is_never_asked(
         assert server.agents == {USER_AGENT}
         # Only what can change is asked again.
         assert hits["/404"] == hits["/noai"] == hits["/ok/1"] == hits["/429-long"] == 1
+        assert hits["/404?a=1&b=2"] == hits["/404?a=1&amp;b=2"] == 1
         assert hits["/429"] == hits["/500-then-ok"] == hits["/503"] == hits["/drip-headers"] == 2
 
         again = download(candidates, Folder(tmp_path / "fetch"), context, limits=limits, settings=settings)

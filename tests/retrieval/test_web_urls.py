@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cdkit.errors import ConfigError
 from cdkit.retrieval.failures import FetchFailure
-from cdkit.retrieval.web_urls import AllowedHosts, host_of, parse_url
+from cdkit.retrieval.web_urls import AllowedHosts, host_of, parse_url, spellings
 
 
 @pytest.mark.parametrize(
@@ -87,3 +87,27 @@ def test_an_allowed_host_that_is_none_is_refused(value: str) -> None:
 def test_host_of_counts_hosts() -> None:
     assert host_of("http://A.b/1") == host_of("https://a.B:8/2") == "a.b"
     assert host_of("nonsense") == "nonsense"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("http://a.b/?x=1&y=2", ["http://a.b/?x=1&y=2"]),
+        ("http://a.b/?x=1&amp;y=2", ["http://a.b/?x=1&y=2", "http://a.b/?x=1&amp;y=2"]),
+        ("http://a.b/?x=1&AMP;y=2", ["http://a.b/?x=1&y=2", "http://a.b/?x=1&AMP;y=2"]),
+        # As WordPress writes it; read as it stands, the rest of it would be a fragment.
+        ("http://a.b/?x=1&#038;y=2", ["http://a.b/?x=1&y=2", "http://a.b/?x=1&"]),
+        ("http://a.b/?x=1&amp;amp;y=2", ["http://a.b/?x=1&y=2", "http://a.b/?x=1&amp;amp;y=2"]),
+        ("http://a.b/O&#39;Neil.jpg", ["http://a.b/O'Neil.jpg", "http://a.b/O&"]),
+        # Parameters, not references.
+        ("http://a.b/?x=1&copy=2&amp=3", ["http://a.b/?x=1&copy=2&amp=3"]),
+        ("http://a.b/?x=1&y;=2", ["http://a.b/?x=1&y;=2"]),
+    ],
+)
+def test_a_url_copied_out_of_a_page_is_also_read_as_a_browser_does(text: str, expected: list[str]) -> None:
+    assert [url.text for url in spellings(text)] == expected
+
+
+def test_a_url_that_names_nothing_in_any_spelling_fails() -> None:
+    with pytest.raises(FetchFailure):
+        spellings("&amp;http://a.b/")

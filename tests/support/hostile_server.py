@@ -160,6 +160,14 @@ class Hostile(BaseHTTPRequestHandler):
         content = self.server.files.get(self.path)
         self.answer(*(404, b"no such file") if content is None else (200, content))
 
+    def act_plain(self, visit: int) -> None:
+        """Knows `?a=1&b=2`, but not the escaped form that stands in pages."""
+        self.answer(*(404, b"no") if "amp;" in self.path else (200, picture(self.path)))
+
+    def act_written(self, visit: int) -> None:
+        """Knows nothing but the escaped form."""
+        self.answer(*(200, picture(self.path)) if "amp;" in self.path else (404, b"no"))
+
     def act_noai(self, visit: int) -> None:
         self.answer(200, picture(self.path), {"X-Robots-Tag": "noai, noimageai"})
 

@@ -125,7 +125,10 @@ def shard_metadata(fingerprint: str, facts: Mapping[str, Any]) -> dict[str, str]
 
 
 def finished_facts(path: Path, fingerprint: str) -> dict[str, Any] | None:
-    """The facts of a shard made under `fingerprint`; None when it is missing, damaged or from something else."""
+    """The facts of a shard made under `fingerprint`; None when it is missing, damaged or from something else.
+
+    Without a fingerprint nothing counts as done.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -133,7 +136,7 @@ def finished_facts(path: Path, fingerprint: str) -> dict[str, Any] | None:
         metadata = pq.read_metadata(path).metadata or {}
     except (OSError, pa.ArrowInvalid):
         return None
-    if metadata.get(FINGERPRINT_KEY.encode(), b"").decode() != fingerprint:
+    if not fingerprint or metadata.get(FINGERPRINT_KEY.encode(), b"").decode() != fingerprint:
         return None
     facts = json.loads(metadata.get(FACTS_KEY.encode(), b"{}"))
     return facts if isinstance(facts, dict) else None

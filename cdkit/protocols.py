@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
@@ -81,10 +81,20 @@ class SilentProgress:
 
 @dataclass(frozen=True)
 class Context:
-    """What a stage may use besides its config and inputs: an engine and progress."""
+    """What a stage may use besides its config and inputs.
+
+    fingerprint: of what the stage makes, for the shards it may find done; earlier: those of the stages it extends, by
+    name. Work outside of a stage has none, and finds nothing done.
+    """
 
     engine: Engine
     progress: Progress = field(default_factory=SilentProgress)
+    fingerprint: str = ""
+    earlier: Mapping[str, str] = field(default_factory=dict)
+
+    def of_earlier(self, stage: str) -> Context:
+        """The context of a stage that this one extends, for doing its work first."""
+        return replace(self, fingerprint=self.earlier[stage], earlier={})
 
 
 class TextEncoder(Protocol):

@@ -25,7 +25,7 @@ from cdkit.manifest import (
     read_manifest,
     run_record,
 )
-from cdkit.protocols import Context, Progress, SilentProgress
+from cdkit.protocols import Context, Engine, Progress, SilentProgress
 from cdkit.storage import TEMPORARY_PREFIX, Folder, writing
 
 StageFunction = Callable[[StageConfig, Mapping[str, Input], Folder, Context], Dataset]
@@ -55,6 +55,8 @@ class Stage:
 
 
 _IMPORTED = ("captions", "image_rows", "rejects", "buckets")
+_SET = ("images", "contact_sheet.png", "README.md", "building", "diffusers", "imagefolder", "webdataset")
+_COUNTS = ("token_counts", "token_counts_2", "sample")
 
 STAGES: dict[str, Stage] = {
     stage.name: stage
@@ -91,10 +93,7 @@ STAGES: dict[str, Stage] = {
             config="cdkit.sampling.filled_retrieval:FilledRetrieveConfig",
             function="cdkit.sampling.filled_retrieval:retrieve_and_fill",
             version=1,
-            owns=(
-                *("images", "rejects", "contact_sheet.png", "README.md", "building"),
-                *("diffusers", "imagefolder", "webdataset"),
-            ),
+            owns=(*_SET, "rejects"),
         ),
         Stage(
             name="class-images",
@@ -102,10 +101,7 @@ STAGES: dict[str, Stage] = {
             config="cdkit.sampling.class_images:ClassImagesConfig",
             function="cdkit.sampling.class_images:class_images",
             version=1,
-            owns=(
-                *("images", "contact_sheet.png", "README.md", "building"),
-                *("diffusers", "imagefolder", "webdataset"),
-            ),
+            owns=_SET,
         ),
         Stage(
             name="token-counts",
@@ -113,7 +109,7 @@ STAGES: dict[str, Stage] = {
             config="cdkit.tokens.caption_counts:TokenCountsConfig",
             function="cdkit.tokens.caption_counts:count_caption_tokens",
             version=1,
-            owns=("token_counts", "token_counts_2", "sample"),
+            owns=_COUNTS,
         ),
         Stage(
             name="tokens",
@@ -121,7 +117,7 @@ STAGES: dict[str, Stage] = {
             config="cdkit.tokens.pick:RareTokensConfig",
             function="cdkit.tokens.pick:pick_tokens",
             version=1,
-            owns=("token_counts", "token_counts_2", "sample", "picks.json"),
+            owns=(*_COUNTS, "picks.json"),
         ),
         Stage(
             name="train",
@@ -297,7 +293,7 @@ def execute(
             target.folder.remove([*stage.owns, MANIFEST_NAME, STARTED_NAME])
         target.folder.remove_temporaries()
         try:
-            return target.make(Context(engine=engine, progress=progress or SilentProgress()))
+            return target.make(engine, progress or SilentProgress())
         except CdkitError:
             # Refused before anything was made: nothing was begun that a report should call interrupted.
             if not target.holds_results():
@@ -367,16 +363,18 @@ class Target:
         kept = [path for path in found if path.is_file() and not path.name.startswith(TEMPORARY_PREFIX)]
         return bool(kept) or (self.folder / MANIFEST_NAME).exists()
 
-    def make(self, context: Context) -> Result:
+    def make(self, engine: Engine, progress: Progress) -> Result:
         """Run the stage's function and write the manifest last."""
         started, clock = datetime.now(UTC), time.monotonic()
+        steps = {name: identity.fingerprint for name, identity in self.earlier.items()}
+        context = Context(engine, progress, self.identity.fingerprint, steps)
         draft = Manifest(
             stage=self.stage.name,
             version=self.stage.version,
             fingerprint=self.identity.fingerprint,
             config=dict(self.identity.config),
             inputs=dict(self.identity.inputs),
-            steps={name: identity.fingerprint for name, identity in self.earlier.items()},
+            steps=steps,
         )
         # Recorded first, so that an interrupted folder is recognised as ours and can be continued.
         draft.write(self.folder.path, STARTED_NAME)
@@ -387,7 +385,7 @@ class Target:
             counts=dataset.counts.as_json(),
             shortfall=dataset.shortfall,
             details=dataset.details,
-            steps={name: step for name, step in draft.steps.items() if name not in dataset.dropped},
+            steps={name: step for name, step in steps.items() if name not in dataset.dropped},
             run=run_record(started, seconds),
         )
         manifest.write(self.folder.path)

@@ -115,7 +115,7 @@ def is_finished(path: Path, fingerprint: str) -> bool:
             metadata: dict[bytes, bytes] = pa.ipc.open_file(source).schema.metadata or {}
     except (OSError, pa.ArrowInvalid):
         return False
-    return metadata.get(FINGERPRINT_KEY.encode(), b"").decode() == fingerprint
+    return bool(fingerprint) and metadata.get(FINGERPRINT_KEY.encode(), b"").decode() == fingerprint
 
 
 class ShardReader:

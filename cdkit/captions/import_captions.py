@@ -14,16 +14,14 @@ from cdkit.captions.bucketing import BucketingJob, FileGroup, bucket_group, comb
 from cdkit.captions.deduplication import DeduplicationJob, deduplicate_shard
 from cdkit.captions.pools import PRESETS, preset_named
 from cdkit.captions.source_reading import inspect
-from cdkit.config import ParallelConfig, canonical, setting
+from cdkit.config import ParallelConfig, setting
 from cdkit.datasets import Dataset, merge_counts
 from cdkit.errors import CdkitError, InputError
 from cdkit.inputs import Input
-from cdkit.manifest import Counts, Identity
+from cdkit.manifest import Counts
 from cdkit.protocols import Context
 from cdkit.storage import Folder, SourceFile
 
-# Of the intermediate and final layout: shards of an older one are made again.
-SHARD_FORMAT = 1
 BYTES_PER_SHARD = 4 << 20
 MAX_SHARDS = 1024
 GROUP_BYTES = 64 << 20
@@ -83,7 +81,7 @@ def import_captions(config: ImportConfig, inputs: Mapping[str, Input], out: Fold
     # A stage that extends this one passes its own, larger config.
     config = ImportConfig.model_validate({name: getattr(config, name) for name in ImportConfig.model_fields})
     files = inputs["captions"].files
-    fingerprint = _fingerprint(config, inputs["captions"])
+    fingerprint = context.fingerprint
     groups, shards = file_groups(files), shard_count(files)
     second = DeduplicationJob(out.path, fingerprint, len(groups))
     shard_facts = {shard: second.finished(shard) for shard in range(shards)}
@@ -134,10 +132,6 @@ def labels_of(files: Sequence[SourceFile]) -> list[str]:
 def _weight(source: SourceFile) -> int:
     plain_text = source.name.lower().endswith((".csv", ".tsv", ".jsonl", ".ndjson"))
     return source.size // TEXT_SHRINKS if plain_text else source.size
-
-
-def _fingerprint(config: ImportConfig, captions: Input) -> str:
-    return Identity("import", SHARD_FORMAT, canonical(config), {"captions": captions.fingerprint}).fingerprint
 
 
 def _phase_one(

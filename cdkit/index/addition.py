@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cdkit
 from cdkit.captions.import_captions import ImportConfig, import_captions
 from cdkit.config import canonical
 from cdkit.datasets import part_name, parts, read_parts, write_shard
@@ -61,7 +62,8 @@ def add_captions(folder: Path, config: ImportConfig, context: Context) -> Additi
             Folder(folder).remove([ADDING])
             return Addition(0, 0, already=True)
         work = _work_folder(folder, mark)
-        import_captions(config, inputs, work, context)
+        # What a killed add of another release left was cleaned by other rules.
+        import_captions(config, inputs, work, replace(context, fingerprint=f"{mark} {cdkit.__version__}"))
         captions, rows = _write_new(folder, work, read_tombstones(folder))
         facts = dict(manifest.details["index"])
         moves = _new_parts(folder, work, "image_rows")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cdkit.captions.import_captions import ImportConfig, import_captions
-from cdkit.config import canonical, setting
+from cdkit.config import setting
 from cdkit.datasets import Dataset, parts
 from cdkit.engines import available_cores
 from cdkit.errors import InputError
@@ -21,7 +21,6 @@ from cdkit.index.recall import RECALL_TARGET, Recall, measure
 from cdkit.index.records import KeyedTable, Records
 from cdkit.index.sampling import HELD_OUT, sampled
 from cdkit.inputs import Input
-from cdkit.manifest import Identity
 from cdkit.protocols import Context, TextEncoder
 from cdkit.storage import Folder, SourceFile, content_fingerprint, read_json, write_json
 from cdkit.text import caption_id, clean_captions
@@ -29,7 +28,6 @@ from cdkit.text import caption_id, clean_captions
 if TYPE_CHECKING:
     import numpy as np
 
-STAGE_VERSION = 1
 HELD_OUT_CAPTIONS = 200
 EXACT_QUERIES = 50
 BUILDING = "building"
@@ -69,7 +67,7 @@ def embed_pool(config: EmbedConfig, inputs: Mapping[str, Input], out: Folder, co
 
 def _import(config: EmbedConfig, inputs: Mapping[str, Input], out: Folder, context: Context) -> Dataset:
     import_config = ImportConfig.model_validate({name: getattr(config, name) for name in ImportConfig.model_fields})
-    return import_captions(import_config, {"captions": inputs["captions"]}, out, context)
+    return import_captions(import_config, {"captions": inputs["captions"]}, out, context.of_earlier("import"))
 
 
 def _embed(config: EmbedConfig, out: Folder, context: Context) -> Dataset:
@@ -91,12 +89,10 @@ def build_index(config: IndexConfig, inputs: Mapping[str, Input], out: Folder, c
     Raises InputError naming the shard for damaged or NaN embeddings.
     """
     imported = _import(config, inputs, out, context)
-    marks = {name: given.fingerprint for name, given in inputs.items()}
-    identity = Identity("index", STAGE_VERSION, canonical(config), marks)
-    details = _finished(out, identity.fingerprint)
+    details = _finished(out, context.fingerprint)
     if details is None:
         details = _embed_and_index(config, imported.details, out, context)
-        write_json(out.sub(BUILDING) / RESULT_NAME, {"fingerprint": identity.fingerprint, "details": details})
+        write_json(out.sub(BUILDING) / RESULT_NAME, {"fingerprint": context.fingerprint, "details": details})
     # Only now: were these gone before the result is recorded, a kill would cost making them again. The result stays.
     building = out.sub(BUILDING)
     building.remove([name for name in building.entries() if name != RESULT_NAME])

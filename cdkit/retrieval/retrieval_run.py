@@ -61,14 +61,11 @@ class Found:
 class RetrievalRun:
     """One retrieval on its way."""
 
-    def __init__(
-        self, config: RetrieveConfig, out: Folder, context: Context, fingerprint: str, make: ImageMaker | None = None
-    ) -> None:
+    def __init__(self, config: RetrieveConfig, out: Folder, context: Context, make: ImageMaker | None = None) -> None:
         self.config = config
         self.make = make
         self.out = out
         self.context = context
-        self.fingerprint = fingerprint
         self.building = out.sub(BUILDING)
 
     def run(self) -> tuple[dict[str, Any], dict[str, float]]:
@@ -105,10 +102,10 @@ class RetrievalRun:
         index = open_index(Path(config.index))
         threshold = index.default_threshold if config.min_similarity is None else config.min_similarity
         folder = self.building.sub("candidates").path
-        candidates = read_candidates(folder, self.fingerprint)
+        candidates = read_candidates(folder, self.context.fingerprint)
         if candidates is None:
             candidates = find_candidates(index, config.prompts, config.count, settings)
-            write_candidates(folder, candidates, self.fingerprint)
+            write_candidates(folder, candidates, self.context.fingerprint)
         if config.images is None or config.images == EMBEDDED:
             return Found(candidates, threshold, index.encoder, self.rendered(candidates))
 
@@ -158,7 +155,7 @@ class RetrievalRun:
         counted = funnel(found.candidates, done, self.config.count, found.threshold)
         result = {"details": self.details(found, counted, rows), "shortfall": counted.shortfall()}
         self.out.remove(["images", REJECTS])
-        write_images(self.out, rows, self.fingerprint)
+        write_images(self.out, rows, self.context.fingerprint)
         title = f"{len(rows)} of {self.config.count}: {', '.join(self.config.prompts)}"
         write_contact_sheet(self.out / CONTACT_SHEET, rows, title)
         write_card(self.out / CARD, self.config.prompts, counted)
@@ -166,7 +163,7 @@ class RetrievalRun:
             if layout in self.config.also_write:
                 write_layout(layout, self.out, rows)
         table = pa.Table.from_pylist(list(rejected_rows(done, curator)), schema=schema("retrieval_rejects"))
-        write_shard(self.out / REJECTS / part_name(0), table, fingerprint=self.fingerprint, facts=result)
+        write_shard(self.out / REJECTS / part_name(0), table, fingerprint=self.context.fingerprint, facts=result)
         return result
 
     def details(self, found: Found, counted: Funnel, rows: Sequence[SetRow]) -> dict[str, Any]:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import field_validator, model_validator
 
-from cdkit.config import ParallelConfig, canonical, did_you_mean, setting
+from cdkit.config import ParallelConfig, did_you_mean, setting
 from cdkit.datasets import Dataset, finished_facts, part_name
 from cdkit.errors import CdkitError
 from cdkit.inputs import Input
-from cdkit.manifest import Counts, Identity
+from cdkit.manifest import Counts
 from cdkit.protocols import Context
 from cdkit.retrieval.acceptance import Limits
 from cdkit.retrieval.candidates import CandidateSettings, Filters, Selection
@@ -23,7 +23,6 @@ from cdkit.storage import Folder
 if TYPE_CHECKING:
     from cdkit.retrieval.fill import ImageMaker
 
-STAGE_VERSION = 1
 BUILDING = "building"
 REJECTS = "rejects"
 CONTACT_SHEET = "contact_sheet.png"
@@ -140,15 +139,13 @@ def retrieve(
     Raises InputError when the pool has no URLs and no images are given, for a blocklist that cannot be read, and for
     photos to exclude that do not decode; NetworkError when nothing can be fetched; OutputError when the disk is full.
     """
-    marks = {name: given.fingerprint for name, given in inputs.items()}
-    fingerprint = Identity("retrieve", STAGE_VERSION, canonical(config), marks).fingerprint
-    finished = finished_facts(out / REJECTS / part_name(0), fingerprint)
+    finished = finished_facts(out / REJECTS / part_name(0), context.fingerprint)
     clocks: dict[str, float] = {}
     if finished is None:
         from cdkit.retrieval.retrieval_run import RetrievalRun
 
         try:
-            finished, clocks = RetrievalRun(config, out, context, fingerprint, make).run()
+            finished, clocks = RetrievalRun(config, out, context, make).run()
         except CdkitError:
             # What failed before an image was there must not stand in the way of the mended command.
             if not any(path.is_file() for path in (out / BUILDING).glob("*/*") if path.parent.name != "candidates"):

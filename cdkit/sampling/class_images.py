@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import model_validator
 
-from cdkit.config import StageConfig, canonical, did_you_mean, setting
+from cdkit.config import StageConfig, did_you_mean, setting
 from cdkit.datasets import Dataset
 from cdkit.errors import ConfigError
 from cdkit.inputs import EMBEDDED, Input
-from cdkit.manifest import Counts, Identity
+from cdkit.manifest import Counts
 from cdkit.protocols import Context
 from cdkit.retrieval.layouts import LAYOUTS, write_layout
 from cdkit.retrieval.retrieve import BUILDING, CARD, CONTACT_SHEET
@@ -29,7 +29,6 @@ from cdkit.storage import Folder, write_text
 if TYPE_CHECKING:
     from cdkit.retrieval.regularization_set import SetRow
 
-STAGE_VERSION = 1
 DRAWN = "drawn"
 # Images whose pixels are all alike show nothing; a model that draws many more of them is broken.
 MOST_ROUNDS = 3
@@ -111,13 +110,11 @@ def class_images(config: ClassImagesConfig, inputs: Mapping[str, Input], out: Fo
     from cdkit.retrieval.contact_sheet import write_contact_sheet
     from cdkit.retrieval.regularization_set import write_images
 
-    marks = {name: given.fingerprint for name, given in inputs.items()}
-    fingerprint = Identity("class-images", STAGE_VERSION, canonical(config), marks).fingerprint
     drawn = out.sub(BUILDING).sub(DRAWN).path
     drawer = ClassImageDrawer(config.sampling(), config.seed, drawn, context)
     rows, rejected = _rows(config, drawer)
     out.remove(["images"])
-    write_images(out, rows, fingerprint)
+    write_images(out, rows, context.fingerprint)
     named = ", ".join(config.prompts)
     write_contact_sheet(out / CONTACT_SHEET, rows, f"{len(rows)} images drawn by {config.base}: {named}")
     write_text(out / CARD, _CARD.format(prompts=" ".join(named.split()), number=len(rows), base=config.base))

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import model_validator
 
-from cdkit.config import ParallelConfig, canonical, setting
+from cdkit.config import ParallelConfig, setting
 from cdkit.datasets import Dataset
 from cdkit.inputs import Input
-from cdkit.manifest import Counts, Identity
+from cdkit.manifest import Counts
 from cdkit.protocols import Context
 from cdkit.storage import Folder
 from cdkit.tokens.count import count_tokens, count_words
@@ -22,8 +22,6 @@ from cdkit.tokens.vocabulary import CLIP, Tower
 
 if TYPE_CHECKING:
     import numpy as np
-
-VERSION = 1
 
 
 class CaptionSampleConfig(ParallelConfig):
@@ -71,8 +69,7 @@ def counted(config: CaptionSampleConfig, inputs: Mapping[str, Input], out: Folde
     Raises InputError for an unusable tokenizer, and for captions that are not there.
     """
     towers = load_towers(config.tokenizer)
-    fingerprint = _fingerprint(config, inputs)
-    done = finished_counts(out.path, towers, fingerprint)
+    done = finished_counts(out.path, towers, context.fingerprint)
     if done is not None:
         return done
     sample = _sample(config, inputs, out, context)
@@ -83,7 +80,7 @@ def counted(config: CaptionSampleConfig, inputs: Mapping[str, Input], out: Folde
         counts.append(_count_tower(tower, towers[: len(counts)], counts, sample, context))
     words = count_words(sample.captions, towers[0].vocabulary, sample.rows)
     found = TokenCounts(tuple(towers), tuple(counts), words, sample.sampled, sample.available)
-    write_counts(out.path, found, fingerprint)
+    write_counts(out.path, found, context.fingerprint)
     out.remove([IMPORTED])
     return found
 
@@ -108,11 +105,3 @@ def _count_tower(
     label = f"counting tokens ({tower.name})"
     with context.progress.task(label, len(sample.captions), unit="captions") as task:
         return count_tokens(sample.captions, tower, sample.rows, task)
-
-
-def _fingerprint(config: CaptionSampleConfig, inputs: Mapping[str, Input]) -> str:
-    """Of the counts alone: another bound of the rare-token rule does not count again."""
-    fields = CaptionSampleConfig.model_fields
-    settings = {name: value for name, value in canonical(config).items() if name in fields}
-    sources = {name: given.fingerprint for name, given in inputs.items() if name in fields}
-    return Identity("token-counts", VERSION, settings, sources).fingerprint

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdkit.datasets import FINGERPRINT_KEY, finished_facts, part_name, parts, read_parts, schema, write_shard
+from cdkit.datasets import FACTS_KEY, finished_facts, part_name, parts, read_parts, schema, write_shard
 from cdkit.errors import InputError
 from cdkit.tokens.vocabulary import Tower
 
@@ -122,6 +123,5 @@ def _facts(folder: Path) -> dict[str, Any]:
     """How many rows the counts are of; empty for a table that cdkit did not write."""
     import pyarrow.parquet as pq
 
-    path = parts(folder)[0]
-    made_under = (pq.read_metadata(path).metadata or {}).get(FINGERPRINT_KEY.encode(), b"").decode()
-    return finished_facts(path, made_under) or {}
+    metadata = pq.read_metadata(parts(folder)[0]).metadata or {}
+    return dict(json.loads(metadata.get(FACTS_KEY.encode(), b"{}")))

@@ -25,12 +25,11 @@ from cdkit.weights.exporters.embeddings import write_embeddings
 from cdkit.weights.exporters.full_matrices import write_full_matrices
 from cdkit.weights.exporters.lora import DIFFUSERS_LORA_NAME, write_diffusers_lora, write_kohya_lora
 from cdkit.weights.exporters.names import file_stems
-from cdkit.weights.exporters.pipeline import MODEL_INDEX, PIPELINE_ENTRIES, write_pipeline
+from cdkit.weights.exporters.pipeline import MODEL_INDEX, write_pipeline
 from cdkit.weights.low_rank import approximate, relative_error
 
 Format = Literal["diffusers-lora", "kohya-lora", "webui-diff", "textual-inversion", "diffusers-pipeline"]
 LORAS, EMBEDDINGS = "loras", "embeddings"
-EXPORT_ENTRIES = (DIFFUSERS_LORA_NAME, LORAS, EMBEDDINGS, *PIPELINE_ENTRIES)
 # What a LoRA of a full change may be off by when nothing is asked for.
 DEFAULT_ERROR = 0.1
 SDXL_POOLING = (
@@ -91,10 +90,9 @@ def export(config: ExportConfig, inputs: Mapping[str, Input], out: Folder, conte
             if config.base is not None:
                 check_fit(load_base_model(config.base, device=choose_device("cpu")), delta)
             details |= _write(config, scaled(delta, config.scale), folder, lora_name(out.path), context)
-    files = [path for path in sorted(out.path.rglob("*")) if path.is_file() and not path.name.startswith(".")]
-    written = [path for path in files if path.relative_to(out.path).parts[0] in EXPORT_ENTRIES]
-    details["files"] = [str(path.relative_to(out.path)) for path in written]
-    details["bytes"] = sum(path.stat().st_size for path in written)
+        written = [path for path in sorted(folder.path.rglob("*")) if path.is_file() and not path.name.startswith(".")]
+        details["files"] = [str(path.relative_to(folder.path)) for path in written]
+        details["bytes"] = sum(path.stat().st_size for path in written)
     details["tokens"] = [token.text for token in delta.tokens]
     return Dataset("export", out.path, Counts(len(written), len(written)), details)
 
@@ -102,12 +100,12 @@ def export(config: ExportConfig, inputs: Mapping[str, Input], out: Folder, conte
 @contextmanager
 def _all_or_nothing(out: Folder) -> Iterator[Folder]:
     """A folder whose entries move into `out` together at the end, and are gone when something fails before."""
-    out.remove(EXPORT_ENTRIES)
     temporary = out.sub(f"{TEMPORARY_PREFIX}export")
     try:
         yield temporary
         # A pipeline folder is one from the moment that its index is there.
         for name in sorted(os.listdir(temporary.path), key=lambda entry: entry == MODEL_INDEX):
+            out.remove([name])  # a killed export may have moved it already
             os.replace(temporary / name, out / name)
     finally:
         out.remove([temporary.path.name])

@@ -16,7 +16,9 @@ from cdkit.datasets import Dataset, schema
 from cdkit.engines import create_engine
 from cdkit.errors import ConfigError, InputError
 from cdkit.inputs import resolve_inputs
+from cdkit.manifest import MANIFEST_NAME, STARTED_NAME
 from cdkit.protocols import Context
+from cdkit.stages import execute
 from cdkit.storage import Folder
 from cdkit.tokens import caption_counts
 from cdkit.tokens.caption_counts import TokenCountsConfig, count_caption_tokens
@@ -98,17 +100,17 @@ def test_from_kept_counts_and_twice_the_same(index_of: IndexMaker, out: Path, tm
     assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["picks.json"]
 
 
-def test_another_bound_counts_nothing_again(index_of: IndexMaker, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    index = str(index_of(CAPTIONS))
-    pick(out, index=index)
+def test_counts_that_a_killed_run_left_are_not_made_again(
+    index_of: IndexMaker, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {"index": str(index_of(CAPTIONS)), "max_words": 7, "max_count": 7}
+    execute("tokens", parse_config(RareTokensConfig, values), out)
+    (out / MANIFEST_NAME).rename(out / STARTED_NAME)
     monkeypatch.delattr(caption_counts, "count_tokens")
-    assert [found.token for found in read_picks(pick(out, index=index, max_words=7, max_count=7).folder)] == [
-        "islay</w>",
-        "jodh",
-        "mcen",
-    ]
+    assert execute("tokens", parse_config(RareTokensConfig, values), out).state == "done"
+    assert [found.token for found in read_picks(out)] == ["islay</w>", "jodh", "mcen"]
     with pytest.raises(NameError):
-        pick(out, index=index, seed=1)
+        pick(out, **values, seed=1)
 
 
 def test_none_qualifies(index_of: IndexMaker, out: Path) -> None:

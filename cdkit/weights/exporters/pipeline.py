@@ -12,20 +12,6 @@ from cdkit.weights.base_model import choose_device, load_base_model
 from cdkit.weights.delta import Delta
 
 MODEL_INDEX = "model_index.json"
-# Everything that a Stable Diffusion pipeline folder may hold.
-PIPELINE_ENTRIES = (
-    MODEL_INDEX,
-    "unet",
-    "vae",
-    "text_encoder",
-    "text_encoder_2",
-    "tokenizer",
-    "tokenizer_2",
-    "scheduler",
-    "feature_extractor",
-    "image_encoder",
-    "safety_checker",
-)
 
 
 def write_pipeline(

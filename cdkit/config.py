@@ -62,7 +62,9 @@ class StageConfig(BaseModel):
     """Base of every stage's configuration: frozen, and unknown keys are errors."""
 
     # Built on first use: most commands use one of these classes, and --help none.
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), defer_build=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), defer_build=True, allow_inf_nan=False
+    )
 
 
 class ParallelConfig(StageConfig):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdkit.errors import InputError
+from cdkit.json_text import json_text
 from cdkit.manifest import Counts
 from cdkit.storage import atomic_path
 
@@ -121,7 +122,7 @@ def write_shard(path: Path, table: pa.Table, *, fingerprint: str, facts: Mapping
 
 def shard_metadata(fingerprint: str, facts: Mapping[str, Any]) -> dict[str, str]:
     """The key–value metadata that marks a shard as done."""
-    return {FINGERPRINT_KEY: fingerprint, FACTS_KEY: json.dumps(facts, sort_keys=True)}
+    return {FINGERPRINT_KEY: fingerprint, FACTS_KEY: json_text(facts, sort_keys=True)}
 
 
 def finished_facts(path: Path, fingerprint: str) -> dict[str, Any] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import cdkit
 from cdkit.config import InputKind, StageConfig, field_settings
 from cdkit.errors import CdkitError, InputError, OutputError
+from cdkit.json_text import json_text
 from cdkit.manifest import STARTED_NAME, read_manifest
 from cdkit.storage import SourceFile, atomic_path, cache_folder, content_fingerprint, find_files, writing
 
@@ -199,4 +199,4 @@ def _listing(path: Path) -> list[tuple[str, str]]:
 
 
 def _digest(marks: Sequence[tuple[str, str]]) -> str:
-    return hashlib.sha256(json.dumps([list(mark) for mark in marks]).encode()).hexdigest()
+    return hashlib.sha256(json_text([list(mark) for mark in marks], ascii_only=True).encode()).hexdigest()

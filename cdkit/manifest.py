@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import platform
 import resource
 import sys
@@ -17,6 +16,7 @@ from typing import Any
 
 import cdkit
 from cdkit.errors import InputError, pip_install
+from cdkit.json_text import json_text
 from cdkit.storage import read_json, write_json
 
 MANIFEST_NAME = "manifest.json"
@@ -55,11 +55,10 @@ class Identity:
     @property
     def fingerprint(self) -> str:
         """sha256 over the whole identity, in hex."""
-        text = json.dumps(
+        text = json_text(
             [self.stage, self.version, dict(self.config), dict(self.inputs)],
             sort_keys=True,
-            separators=(",", ":"),
-            ensure_ascii=False,
+            compact=True,
         )
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -115,7 +114,7 @@ def differences(old: Identity, new: Identity) -> list[str]:
     for key in sorted({*old.config, *new.config}):
         before, after = old.config.get(key), new.config.get(key)
         if before != after:
-            lines.append(f"{key}: {json.dumps(before)} → {json.dumps(after)}")
+            lines.append(f"{key}: {json_text(before)} → {json_text(after)}")
     for key in sorted({*old.inputs, *new.inputs}):
         if old.inputs.get(key) != new.inputs.get(key):
             lines.append(f"input {key} changed")

@@ -55,3 +55,11 @@ def test_mistakes_are_in_words_for_people() -> None:
         with pytest.raises(ConfigError) as none:
             parse_config(MergeConfig, {"deltas": ["one", "two"]}, where=where)
         assert none.value.problems == [f"{start}give either captions (pool files) or index (an index folder)"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "nan", "-inf"])
+def test_a_setting_that_is_no_number_is_a_mistake(value: Any) -> None:
+    from cdkit.captions.import_captions import ImportConfig
+
+    with pytest.raises(ConfigError, match=r"max_aspect_ratio: .*finite"):
+        parse_config(ImportConfig, {"captions": ["x"], "max_aspect_ratio": value})

@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "cdkit"
 LAYERS = [
-    ("errors", "storage", "config", "manifest", "datasets", "protocols", "inputs", "text"),
+    ("errors", "json_text", "storage", "config", "manifest", "datasets", "protocols", "inputs", "text"),
     ("engines",),
     ("embedded",),
     ("encoders",),
@@ -87,3 +87,13 @@ def test_start_up_is_light(command: list[str]) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=True)
     assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_json_is_written_in_one_place() -> None:
+    """What writes JSON by itself may write NaN, which no strict reader takes."""
+    root = PACKAGE.parent
+    folders = [PACKAGE, root / "tests" / "bench", root / "tests" / "real"]
+    sources = [path for folder in folders for path in folder.rglob("*.py") if path.name != "json_text.py"]
+    assert len(sources) > 200
+    writers = [str(path) for path in sources if "json.dump" in path.read_text(encoding="utf-8")]
+    assert writers == []

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdkit.datasets import FINGERPRINT_KEY
+from cdkit.json_text import json_text
 from cdkit.storage import atomic_path
 from cdkit.text import ID_BITS
 
@@ -96,7 +97,7 @@ def bucket_writer(
     metadata = {
         FINGERPRINT_KEY: fingerprint,
         SHARDS_KEY: str(shards),
-        LABELS_KEY: json.dumps({str(number): label for number, label in labels.items()}),
+        LABELS_KEY: json_text({str(number): label for number, label in labels.items()}),
     }
     schema = bucket_schema().with_metadata(metadata)
     options = pa.ipc.IpcWriteOptions(compression="lz4")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from cdkit.captions.source_reading import SourceTable, open_bytes, parse_json_line
 from cdkit.errors import CdkitError
+from cdkit.json_text import json_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -139,7 +139,7 @@ def _readable(value: object) -> str | None:
     if isinstance(value, bytes):
         text = value.decode("utf-8", "surrogateescape")
     else:
-        text = value if isinstance(value, str) else json.dumps(value)
+        text = value if isinstance(value, str) else json_text(value)
     try:
         text.encode()
     except UnicodeEncodeError:

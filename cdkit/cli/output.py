@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cdkit.errors import CdkitError
+from cdkit.json_text import json_text
 
 Format = Literal["human", "json", "quiet"]
 
@@ -30,7 +30,7 @@ class Output:
     def result(self, data: Mapping[str, Any], *, human: Callable[[Console], None], quiet: object = "") -> None:
         """Print the command's one result: `data` as JSON, what `human` draws, or just `quiet`."""
         if self.format == "json":
-            print(json.dumps(data, ensure_ascii=False))
+            print(json_text(data))
         elif self.format == "human":
             human(data_console())
         elif str(quiet):
@@ -48,7 +48,7 @@ class Output:
         """Report an error: message and hint on stderr; with JSON also one object on stdout."""
         if self.format == "json":
             body = {"code": error.code, "message": error.message, "hint": error.hint}
-            print(json.dumps({"error": body}, ensure_ascii=False))
+            print(json_text({"error": body}))
         console = Console(stderr=True, highlight=False, soft_wrap=True)
         console.print("Error:", style="bold red", end=" ")
         console.print(error.message, markup=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -13,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from cdkit.json_text import json_text
 
 
 @dataclass
@@ -29,8 +30,8 @@ class TrainingLog:
         row |= {name: round(float(value), 5) for name, value in figures.items()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        self.report(json.dumps(row))
+            file.write(json_text(row) + "\n")
+        self.report(json_text(row))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdkit.errors import InputError
+from cdkit.json_text import json_text
 from cdkit.storage import atomic_path, write_text
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def write_tensors(name: str, tensors: Mapping[str, torch.Tensor], folder: Path =
 def update_record(changes: Mapping[str, Any], folder: Path = FOLDER) -> None:
     """Changes some of the record's entries."""
     record = read_record(folder) if (folder / RECORD).is_file() else {}
-    write_text(folder / RECORD, json.dumps(record | dict(changes), indent=2, sort_keys=True) + "\n")
+    write_text(folder / RECORD, json_text(record | dict(changes), indent=2, sort_keys=True) + "\n")
 
 
 def weights_hash(folder: Path = FOLDER) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from cdkit.encoders.causality import same_without_padding
 from cdkit.encoders.side_by_side import batch_threads
 from cdkit.encoders.tokenizing import Tokenizer, Tokens
 from cdkit.errors import InputError
+from cdkit.json_text import json_text
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -126,7 +126,7 @@ class TowerTextEncoder:
 
 def tower_hash(state: Mapping[str, Tensor], facts: Mapping[str, Any], skipped: Iterable[str] = ()) -> str:
     """sha256 over the settings and every tensor's name, type, shape and bytes; `skipped` are prefixes left out."""
-    digest = hashlib.sha256(json.dumps(dict(facts), sort_keys=True).encode())
+    digest = hashlib.sha256(json_text(dict(facts), sort_keys=True, ascii_only=True).encode())
     for name in sorted(state):
         if name.startswith(tuple(skipped)):
             continue

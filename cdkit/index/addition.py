@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from cdkit.index.opening import INDEX_NAME, check_encoder, check_files, index_ma
 from cdkit.index.records import KeyedTable, read_embeddings
 from cdkit.index.tombstones import Tombstones, read_tombstones
 from cdkit.inputs import resolve_inputs
+from cdkit.json_text import json_text
 from cdkit.manifest import Manifest
 from cdkit.protocols import Context
 from cdkit.storage import Folder, read_json, write_json, writing
@@ -52,7 +52,7 @@ def add_captions(folder: Path, config: ImportConfig, context: Context) -> Additi
     index_manifest(folder)
     inputs = resolve_inputs(config)
     mark = hashlib.sha256(
-        json.dumps([canonical(config), inputs["captions"].fingerprint], sort_keys=True).encode()
+        json_text([canonical(config), inputs["captions"].fingerprint], sort_keys=True, ascii_only=True).encode()
     ).hexdigest()
     with Folder(folder).lock(), writing(folder):
         change = Change.begin(folder)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cdkit.json_text import json_text
 from cdkit.manifest import MANIFEST_NAME, Manifest
 from cdkit.storage import Folder, read_json, write_json
 
@@ -84,6 +84,8 @@ def changed_manifest(manifest: Manifest, what: Mapping[str, Any], details: Mappi
 
     The build's own fingerprint stays among the steps: the same build command still finds its work done.
     """
-    fingerprint = hashlib.sha256(json.dumps([manifest.fingerprint, dict(what)], sort_keys=True).encode()).hexdigest()
+    fingerprint = hashlib.sha256(
+        json_text([manifest.fingerprint, dict(what)], sort_keys=True, ascii_only=True).encode()
+    ).hexdigest()
     steps = {manifest.stage: manifest.fingerprint, **manifest.steps}
     return replace(manifest, fingerprint=fingerprint, steps=steps, details={**manifest.details, **details})

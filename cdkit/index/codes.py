@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -17,6 +16,7 @@ from cdkit.index.inverted_lists import CodeShard, code_shard_done, write_code_sh
 from cdkit.index.plan import Layout
 from cdkit.index.records import read_embeddings
 from cdkit.index.sampling import TRAINING, sampled
+from cdkit.json_text import json_text
 from cdkit.protocols import Context
 from cdkit.storage import Folder, atomic_path, read_json, write_json
 
@@ -199,4 +199,4 @@ def _check_finite(vectors: np.ndarray, where: str) -> None:
 
 
 def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json_text(value, sort_keys=True, ascii_only=True).encode()).hexdigest()

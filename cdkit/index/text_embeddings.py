@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from cdkit.datasets import Dataset, finished_facts, part_name, parts
 from cdkit.errors import InputError
 from cdkit.index.embedding_files import embedding_shard
 from cdkit.index.records import read_embeddings
+from cdkit.json_text import json_text
 from cdkit.manifest import Counts
 from cdkit.protocols import Context, Engine, TextEncoder
 from cdkit.storage import Folder, SourceFile, content_fingerprint, writing
@@ -125,7 +125,7 @@ def describe_encoder(encoder: TextEncoder) -> dict[str, Any]:
 def shard_fingerprint(captions: Path, weights: str, precision: str) -> str:
     """What decides the bytes of one shard of embeddings, in hex."""
     content = content_fingerprint(SourceFile(str(captions), captions.name, captions.stat().st_size))
-    return hashlib.sha256(json.dumps([FORMAT, content, weights, precision]).encode()).hexdigest()
+    return hashlib.sha256(json_text([FORMAT, content, weights, precision], ascii_only=True).encode()).hexdigest()
 
 
 @lru_cache(maxsize=1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 from cdkit.errors import CdkitError
 from cdkit.evaluation.charts import Series, Strip, line_chart, strip_chart
 from cdkit.evaluation.references import read_pictures
+from cdkit.json_text import json_text
 from cdkit.publishing.pictures import PictureBox, Shown
 from cdkit.publishing.run_folder import RunFolder, StepFolder
 from cdkit.storage import read_json
@@ -195,8 +195,7 @@ def merge_section(step: StepFolder) -> MergeSection:
         "rank": details.get("rank"),
     }
     conflicts = [
-        json.dumps(item, ensure_ascii=False) if isinstance(item, Mapping) else str(item)
-        for item in details.get("conflicts") or []
+        json_text(item) if isinstance(item, Mapping) else str(item) for item in details.get("conflicts") or []
     ]
     return MergeSection(
         step.name,

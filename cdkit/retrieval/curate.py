@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from cdkit.json_text import json_text
 from cdkit.protocols import Progress, SilentProgress
 from cdkit.retrieval.candidates import Candidate
 from cdkit.retrieval.content import FetchedImage
@@ -75,7 +76,7 @@ class Curator:
         ):
             for place, found in self._inspectors.inspect(contents):
                 self._known[names[place]] = found
-                journal.write(json.dumps({"image": names[place]} | found.as_json()) + "\n")
+                journal.write(json_text({"image": names[place]} | found.as_json()) + "\n")
                 journal.flush()
                 task.advance()
 

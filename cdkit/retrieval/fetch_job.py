@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import cdkit
 from cdkit.errors import ConfigError
+from cdkit.json_text import json_text
 from cdkit.retrieval.web_urls import AllowedHosts
 from cdkit.storage import read_json, write_json, write_text
 
@@ -126,7 +127,7 @@ class Journal:
 
     def write(self, key: int, event: str, **facts: Any) -> None:
         """Record what happened to a key: `started`, `fetched`, `deferred` or a failure kind."""
-        line = json.dumps({"key": key, "event": event, "at": time.time(), **facts}) + "\n"
+        line = json_text({"key": key, "event": event, "at": time.time(), **facts}) + "\n"
         with self._lock:
             os.write(self._descriptor, line.encode())
 

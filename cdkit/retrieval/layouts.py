@@ -7,12 +7,12 @@ for their captions, line by line with `str.splitlines`, so that no caption may h
 from __future__ import annotations
 
 import io
-import json
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+from cdkit.json_text import json_text
 from cdkit.retrieval.captioned_folder import CAPTIONS_NAME, METADATA_NAME, PATHS_NAME, URLS_NAME
 from cdkit.retrieval.regularization_set import SetRow
 from cdkit.storage import Folder, atomic_path
@@ -55,7 +55,7 @@ def _write_imagefolder(folder: Path, final: Path, rows: Sequence[SetRow]) -> Non
     lines = []
     for row in rows:
         (folder / row.file_name).write_bytes(row.path.read_bytes())
-        lines.append(json.dumps({"file_name": row.file_name, "text": row.caption} | _facts(row), ensure_ascii=False))
+        lines.append(json_text({"file_name": row.file_name, "text": row.caption} | _facts(row)))
     (folder / METADATA_NAME).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
@@ -64,7 +64,7 @@ def _write_webdataset(folder: Path, final: Path, rows: Sequence[SetRow]) -> None
     for number, start in enumerate(range(0, len(rows), TAR_IMAGES)):
         with tarfile.open(folder / f"{number:05d}.tar", "w", format=tarfile.USTAR_FORMAT) as archive:
             for row in rows[start : start + TAR_IMAGES]:
-                facts = json.dumps({"key": row.key, "caption": row.caption} | _facts(row), ensure_ascii=False)
+                facts = json_text({"key": row.key, "caption": row.caption} | _facts(row))
                 _add(archive, row.file_name, row.path.read_bytes())
                 _add(archive, f"{row.key}.txt", row.caption.encode())
                 _add(archive, f"{row.key}.json", facts.encode())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cdkit.datasets import part_name, parts, schema, write_shard
 from cdkit.errors import InputError
+from cdkit.json_text import json_text
 from cdkit.manifest import read_manifest
 from cdkit.storage import Folder
 
@@ -118,7 +118,7 @@ def write_images(out: Folder, rows: Iterable[SetRow], fingerprint: str) -> None:
 
     fields = schema("regularization_images")
     features = {name: _FEATURES.get(name) or _value(fields.field(name).type) for name in fields.names}
-    metadata = {_HUGGING_FACE_KEY: json.dumps({"info": {"features": features}})}
+    metadata = {_HUGGING_FACE_KEY: json_text({"info": {"features": features}})}
     folder = out.sub(IMAGES)
     iterator = iter(rows)
     for number, block in enumerate(_blocks(iterator)):

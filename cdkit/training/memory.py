@@ -17,6 +17,7 @@ import torch
 
 from cdkit.errors import ConfigError
 from cdkit.inputs import EMBEDDED
+from cdkit.json_text import json_text
 from cdkit.storage import read_json
 from cdkit.training.base_facts import AUTOENCODER
 from cdkit.training.plan import Plan
@@ -222,7 +223,7 @@ class UnetRun:
 
 
 def _unet_run(config: TrainConfig, plan: Plan, models: ModelConfigs) -> UnetRun:
-    text = json.dumps(dict(models.unet), sort_keys=True, default=list)
+    text = json_text(dict(models.unet), sort_keys=True, default=list)
     cells = plan.resolution // int(2 ** (len(models.vae["block_out_channels"]) - 1))
     run = run_unet(text, config.method, cells)
     if not config.gradient_checkpointing:

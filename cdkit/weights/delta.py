@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import cdkit
 from cdkit.errors import InputError, pip_install
+from cdkit.json_text import json_text
 from cdkit.weights.tensor_file import write_tensors
 
 if TYPE_CHECKING:
@@ -112,9 +113,9 @@ def _header(delta: Delta) -> dict[str, str]:
         "method": delta.method,
         "base": delta.base,
         "base_hash": delta.base_hash,
-        "tokens": json.dumps(tokens, ensure_ascii=False),
-        "prompts": json.dumps(list(delta.prompts), ensure_ascii=False),
-        "settings": json.dumps(dict(delta.settings), ensure_ascii=False, sort_keys=True),
+        "tokens": json_text(tokens),
+        "prompts": json_text(list(delta.prompts)),
+        "settings": json_text(dict(delta.settings), sort_keys=True),
         "made_by": delta.made_by,
     }
 

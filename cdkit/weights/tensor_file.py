@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cdkit.errors import InputError
+from cdkit.json_text import json_text
 from cdkit.storage import atomic_path
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def _sort_header(path: Path) -> None:
         header = json.loads(file.read(length))
         texts = header.pop("__metadata__", {})
         ordered = {"__metadata__": dict(sorted(texts.items())), **header}
-        content = json.dumps(ordered, ensure_ascii=False, separators=(",", ":")).encode()
+        content = json_text(ordered, compact=True).encode()
         # Spaces fill a header up; where the tensors lie is counted from its end.
         if len(content) <= length:
             file.seek(8)

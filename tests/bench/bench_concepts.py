@@ -14,7 +14,6 @@ made again.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from typing import Any
 import yaml
 
 from cdkit.embedded.concepts import concept
+from cdkit.json_text import json_text
 from tests.embedded.quality import GUIDANCE, PLACES, STEPS, words
 from tests.support.concept_measures import drift, pictures, share, stage
 
@@ -142,11 +142,11 @@ def main() -> None:
         for seed in arguments.seeds:
             for name in arguments.alone:
                 rows.append(alone(bench, name, seed))
-                print(json.dumps(rows[-1]), flush=True)
+                print(json_text(rows[-1]), flush=True)
             for names in arguments.pairs:
                 rows.append(pair(bench, names.split("+"), seed))
-                print(json.dumps(rows[-1]), flush=True)
-    print(json.dumps({"benchmark": "concepts", "steps": arguments.steps, "rows": rows}))
+                print(json_text(rows[-1]), flush=True)
+    print(json_text({"benchmark": "concepts", "steps": arguments.steps, "rows": rows}))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ drawn more often. One host in twenty is hostile: it never answers, drips, or nev
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import random
 import resource
@@ -22,6 +21,7 @@ from typing import Any
 import psutil
 
 from cdkit.engines.local import LocalEngine
+from cdkit.json_text import json_text
 from cdkit.protocols import Context
 from cdkit.retrieval.acceptance import Limits
 from cdkit.retrieval.candidates import Candidate
@@ -138,9 +138,9 @@ def main() -> None:
     results = []
     for survival in arguments.survival:
         results.append(measure(survival, arguments))
-        print(json.dumps(results[-1]), flush=True)
+        print(json_text(results[-1]), flush=True)
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"benchmark": "fetch", "wanted": arguments.wanted, "own_peak_bytes": own, "results": results}))
+    print(json_text({"benchmark": "fetch", "wanted": arguments.wanted, "own_peak_bytes": own, "results": results}))
 
 
 if __name__ == "__main__":

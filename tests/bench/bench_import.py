@@ -22,6 +22,8 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cdkit.json_text import json_text
+
 WORDS = 20_000
 DUPLICATE_SHARE = 0.3
 NON_ASCII_SHARE = 0.03
@@ -217,13 +219,13 @@ def main() -> None:
         clock = time.monotonic()
         run = run_import if given.side == "cdkit" else run_plain_duckdb
         found = run(given.pool, given.out, given.workers)
-        print(json.dumps({**found, "seconds": time.monotonic() - clock}))
+        print(json_text({**found, "seconds": time.monotonic() - clock}))
         return
     if given.work is not None:
-        print(json.dumps(compare(given.work, given.rows, given.files, given.rounds, given.workers)))
+        print(json_text(compare(given.work, given.rows, given.files, given.rounds, given.workers)))
         return
     with tempfile.TemporaryDirectory() as work:
-        print(json.dumps(compare(Path(work), given.rows, given.files, given.rounds, given.workers)))
+        print(json_text(compare(Path(work), given.rows, given.files, given.rounds, given.workers)))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ noise. Noise and skew are calibrated so that the neighbours of at least 0.85 per
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import resource
 import subprocess
@@ -33,6 +32,7 @@ from cdkit.index.plan import CODE_BYTES, choose_layout
 from cdkit.index.recall import measure
 from cdkit.index.records import Records
 from cdkit.index.search import similar
+from cdkit.json_text import json_text
 from cdkit.manifest import Manifest
 from cdkit.protocols import Context
 from tests.support import material
@@ -181,9 +181,9 @@ def main() -> None:
             command = [sys.executable, "-m", "tests.bench.bench_index", "--vectors", str(arguments.vectors)]
             subprocess.run([*command, "--generate", str(folder)], check=True)
         built = build(folder, arguments.vectors, arguments.threads)
-        print(json.dumps(built), flush=True)
+        print(json_text(built), flush=True)
         asked = query(folder, arguments.queries, built["lists"], arguments.threads)
-        print(json.dumps({"benchmark": "index", "vectors": arguments.vectors, **built, **asked}))
+        print(json_text({"benchmark": "index", "vectors": arguments.vectors, **built, **asked}))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ figures without the ridge stand beside. Residuals are measured in fp64 on the me
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import time
@@ -19,6 +18,7 @@ import numpy as np
 import scipy.linalg
 import torch
 
+from cdkit.json_text import json_text
 from cdkit.merging.closed_form import factorise, residual, solve
 from cdkit.merging.merge import MergeConfig
 from tests.support.real_names import cross_attention_shapes
@@ -151,7 +151,7 @@ def main() -> None:
         "threads": arguments.threads,
         "trials": found,
     }
-    print(json.dumps(figures))
+    print(json_text(figures))
 
 
 if __name__ == "__main__":

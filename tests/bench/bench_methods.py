@@ -12,7 +12,6 @@ is not made again.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cdkit.embedded.concepts import concept
+from cdkit.json_text import json_text
 from cdkit.weights.select import METHODS
 from tests.support.concept_measures import drift, pictures, share, stage
 
@@ -65,7 +65,7 @@ def measure(name: str, work: Path, arguments: argparse.Namespace) -> list[dict[s
                 "seconds": round(result.manifest.details["seconds"], 1),
             }
         )
-        print(json.dumps(rows[-1]), flush=True)
+        print(json_text(rows[-1]), flush=True)
     return rows
 
 
@@ -96,7 +96,7 @@ def main() -> None:
         work = arguments.work or Path(scratch)
         rows = [row for name in arguments.concepts for row in measure(name, work, arguments)]
     show(rows)
-    print(json.dumps({"benchmark": "methods", "steps": arguments.steps, "samples": arguments.samples, "rows": rows}))
+    print(json_text({"benchmark": "methods", "steps": arguments.steps, "samples": arguments.samples, "rows": rows}))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import multiprocessing
 import random
 import resource
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cdkit import encoders
+from cdkit.json_text import json_text
 from cdkit.retrieval.content import FileContent
 from cdkit.retrieval.inspection import InspectionRules
 from cdkit.retrieval.inspectors import Inspectors
@@ -172,9 +172,9 @@ def main() -> None:
     photos = real_photos()
     with tempfile.TemporaryDirectory() as folder:
         retrieval = measure_retrieval(photos, arguments, Path(folder))
-        print(json.dumps(retrieval), flush=True)
+        print(json_text(retrieval), flush=True)
         curation = measure_curation(photos, arguments.rounds, Path(folder))
-    print(json.dumps({"benchmark": "retrieve", "wanted": arguments.wanted, **retrieval, "curation": curation}))
+    print(json_text({"benchmark": "retrieve", "wanted": arguments.wanted, **retrieval, "curation": curation}))
 
 
 if __name__ == "__main__":

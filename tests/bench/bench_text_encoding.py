@@ -7,7 +7,6 @@ turns chunk by chunk so that other load on the machine meets both. The embedding
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from cdkit.json_text import json_text
 from tests.support import material
 
 SHORT_CAPTIONS = ("coco_val2017_captions", "cc3m_validation", "laion_img2dataset_10k", "flickr30k_multi30k_en")
@@ -46,7 +46,7 @@ def main() -> None:
     }
     drawn = sides.compare(_draw(options.draw, generator), options.chunk)
     result |= {f"{key}_all_files": value for key, value in drawn.items()}
-    print(json.dumps(result))
+    print(json_text(result))
 
 
 class Sides:

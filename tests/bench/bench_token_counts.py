@@ -8,7 +8,6 @@ beside wall time, for machines that do other work.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import statistics
@@ -22,6 +21,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from cdkit.embedded.tokens import load_tokenizer
+from cdkit.json_text import json_text
 from cdkit.text import clean_captions
 from cdkit.tokens.count import count_tokens
 from cdkit.tokens.vocabulary import Tower, tower_of
@@ -112,7 +112,7 @@ def main() -> None:
     }
     if arguments.also_fast:
         figures["speedup_vs_encode_batch_fast"] = ratio(clocks["encode_batch_fast"].wall, clocks["ours"].wall)
-    print(json.dumps(figures))
+    print(json_text(figures))
 
 
 if __name__ == "__main__":

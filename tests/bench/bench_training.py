@@ -12,7 +12,6 @@ large matrix product's FLOP/s that training reaches.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from typing import Any
 import torch
 
 from cdkit.engines import create_engine
+from cdkit.json_text import json_text
 from cdkit.protocols import Context
 from cdkit.storage import Folder
 from cdkit.training.base_facts import facts_of_pipeline
@@ -51,7 +51,7 @@ def main() -> None:
         result = on_cpu(images, options.batch_size, options.steps)
         if torch.cuda.is_available():
             result |= on_cuda(images, options.batch_size, options.cuda_steps)
-    print(json.dumps(result))
+    print(json_text(result))
 
 
 def write_scenes(folder: Path, count: int) -> None:

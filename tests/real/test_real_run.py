@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from cdkit.json_text import json_text
 from tests.cli.running import ran
 from tests.real.checks import (
     check_delta,
@@ -109,7 +109,7 @@ def test_two_concepts_on_all_real_captions(tmp_path: Path, web: RealWeb) -> None
         "scores": scores,
         "seconds": {"all": round(time.monotonic() - clock, 1), **seconds},
     }
-    print(f"\n{json.dumps(figures)}")
+    print(f"\n{json_text(figures)}")
 
 
 def _figures_of_set(folder: Path) -> dict[str, Any]:

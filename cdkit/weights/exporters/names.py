@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from cdkit.json_text import json_text
 from cdkit.weights.delta import Delta
 
 if TYPE_CHECKING:
@@ -108,6 +108,6 @@ def header(delta: Delta, **more: str) -> dict[str, str]:
         "cdkit_base": delta.base,
         "cdkit_base_hash": delta.base_hash,
         "cdkit_method": delta.method,
-        "cdkit_prompts": json.dumps(list(delta.prompts), ensure_ascii=False),
+        "cdkit_prompts": json_text(list(delta.prompts)),
         **more,
     }

@@ -13,6 +13,7 @@ from pydantic_core import PydanticUndefined
 from cdkit.errors import ConfigError
 
 InputKind = Literal["files", "folder", "model", "encoder", "run"]
+MOST_NAMES, LONGEST_NAME = 40, 100  # in suggestions
 
 
 @dataclass(frozen=True)
@@ -128,9 +129,12 @@ def describe_mistakes(error: ValidationError, config: type[BaseModel], *, where:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` for a close match, else the list of what is known."""
-    names = list(known)
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else f" (known: {', '.join(sorted(names))})"
+    names = sorted(known)
+    close = difflib.get_close_matches(word[:LONGEST_NAME], names, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return f" (known: {', '.join(names[:MOST_NAMES])}{more})"
 
 
 def _short(value: Any) -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import typer
-import yaml
 from rich.console import Console
 
 from cdkit.cli.options import command, end_short
@@ -20,6 +19,7 @@ from cdkit.pipeline.plan import Planned, plan
 from cdkit.pipeline.runner import RunResult, forced_steps
 from cdkit.pipeline.runner import run as run_pipeline
 from cdkit.storage import atomic_path, writing
+from cdkit.yaml_files import parse_yaml, read_yaml_text
 
 pipeline_app = typer.Typer(help="List, show, check and copy pipelines.", no_args_is_help=True)
 
@@ -55,7 +55,7 @@ def _run(
     stop_after: str | None = typer.Option(None, "--stop-after", metavar="STAGE", help="Stop when this stage is done."),
 ) -> None:
     path = spec.find(pipeline)
-    folder = out or Path("runs") / _run_name(path)
+    folder = out or spec.run_folder(path)
     loaded = spec.load(path, parse_overrides(set), folder)
     forced = forced_steps(loaded, force=force, from_step=from_stage)
     if dry_run:
@@ -68,24 +68,18 @@ def _run(
     end_short("\n".join(result.shortfalls), hint="What was found is kept; the manifests count the reasons.")
 
 
-def _run_name(path: Path) -> str:
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return str(document["name"])
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError, RecursionError):
-        return path.stem  # spec.load says what is wrong with the file
-
-
 def parse_overrides(entries: Sequence[str]) -> dict[str, Any]:
-    """`key=value` options as a mapping; values are read as YAML scalars, so that numbers are numbers."""
+    """`key=value` options as a mapping; values are read as YAML, so that numbers are numbers; else they are texts."""
     found: dict[str, Any] = {}
     for entry in entries:
         key, separator, text = entry.partition("=")
         if not separator or not key:
             raise ConfigError(f"--set takes KEY=VALUE, not {entry!r}.", hint="Example: --set category=dog")
+        if any("\ud800" <= character <= "\udfff" for character in entry):
+            raise ConfigError(f"--set {entry!r} holds bytes that are not UTF-8.", hint="Give text in UTF-8.")
         try:
-            found[key] = yaml.safe_load(text)
-        except yaml.YAMLError:
+            found[key] = parse_yaml(text).value
+        except ConfigError:
             found[key] = text
     return found
 
@@ -128,18 +122,18 @@ def _list(output: Output) -> None:
 
 
 def _description(path: Path) -> str:
-    return " ".join(str(yaml.safe_load(path.read_text(encoding="utf-8")).get("description", "")).split())
+    return " ".join(str(spec.read_document(path).value.get("description", "")).split())
 
 
 def _show(output: Output, pipeline: str = PIPELINE) -> None:
     path = spec.find(pipeline)
-    text = path.read_text(encoding="utf-8")
+    text = read_yaml_text(path)
     output.result({"path": str(path), "yaml": text}, human=lambda _: print(text, end=""), quiet=path)
 
 
 def _validate(output: Output, pipeline: str = PIPELINE, set: list[str] = SET) -> None:
     path = spec.find(pipeline)
-    loaded = spec.load(path, parse_overrides(set), Path("runs") / _run_name(path))
+    loaded = spec.load(path, parse_overrides(set), spec.run_folder(path))
     steps = [{"name": step.name, "run": step.stage, "needs": list(step.needs)} for step in loaded.steps]
     output.result(
         {"pipeline": loaded.name, "valid": True, "stages": steps, "vars": dict(loaded.variables)},

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from cdkit.config import describe_mistakes, did_you_mean
-from cdkit.errors import ConfigError, InputError
+from cdkit.errors import ConfigError
+from cdkit.yaml_files import read_yaml
 
 
 class Expected(BaseModel):
@@ -60,13 +60,11 @@ class Recipe(BaseModel):
 
 def read_recipe(path: Path) -> Recipe:
     """The recipe in a YAML file; raises InputError when it cannot be read, ConfigError that lists every mistake."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path} cannot be read: {error}", hint="Give a recipe file, or the name of one.") from error
-    if not isinstance(content, dict):
+    document = read_yaml(path)
+    if not isinstance(document.value, dict):
         raise ConfigError(f"{path} is not a recipe.", hint="It must be a mapping with name, settings and expected.")
     try:
-        return Recipe.model_validate(content)
+        return Recipe.model_validate(document.value)
     except ValidationError as error:
-        raise ConfigError(f"{path} has mistakes:", problems=describe_mistakes(error, Recipe)) from error
+        problems = [document.located(line) for line in describe_mistakes(error, Recipe)]
+        raise ConfigError(f"{path} has mistakes:", problems=problems) from error

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 import cdkit
 from cdkit.config import StageConfig, describe_mistakes, did_you_mean, field_settings
 from cdkit.errors import ConfigError, InputError
-from cdkit.pipeline.variables import Body, Mistakes, interpolate, repeat_stages, resolve_variables
+from cdkit.pipeline.variables import CHOICE, Body, Mistakes, interpolate, repeat_stages, resolve_variables
 from cdkit.stages import STAGES
+from cdkit.yaml_files import Document, read_yaml
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 _TOP_KEYS = ("name", "description", "vars", "stages")
 WHEN_NEEDED = "when_needed"
 
@@ -77,10 +78,14 @@ def find(name: str, kind: str = "pipelines") -> Path:
     known = shipped(kind)
     if path.stem in known and (path.name == path.stem or path.parent.name in ("", kind)):
         return known[path.stem]
+    if path.exists():
+        raise ConfigError(f"{path} is not a file.", hint=f"Give a YAML file, or the name of a {kind[:-1]}.")
     raise InputError(
         f"There is no {kind[:-1]} {name!r}: it is neither a file nor one that ships with cdkit"
         f"{did_you_mean(path.stem, known)}.",
-        hint="cdkit pipeline list shows what ships with cdkit.",
+        hint="cdkit pipeline list shows what ships with cdkit."
+        if kind == "pipelines"
+        else f"These ship with cdkit: {', '.join(known)}.",
     )
 
 
@@ -89,8 +94,8 @@ def load(path: Path, overrides: Mapping[str, Any], folder: Path) -> Pipeline:
 
     overrides: `variable` or `step.key` → value, as given with --set.
     """
-    document = _parse(path)
-    mistakes = Mistakes()
+    parsed = read_document(path)
+    document, mistakes = parsed.value, Mistakes(path, parsed)
     _check_top(document, mistakes)
     variables = resolve_variables(_mapping(document.get("vars")), overrides, mistakes)
     bodies = repeat_stages(_mapping(document.get("stages")), variables, mistakes)
@@ -101,34 +106,38 @@ def load(path: Path, overrides: Mapping[str, Any], folder: Path) -> Pipeline:
         if (step := _step(name, body, list(bodies), folder, mistakes)) is not None
     ]
     ordered = _order(_complete(steps), mistakes)
-    if mistakes.lines:
-        raise ConfigError(
-            f"{path}: {len(mistakes.lines)} mistake(s):", problems=mistakes.lines, hint="Mend them and run again."
-        )
+    mistakes.raise_any()
     name = str(document.get("name", path.stem))
     return Pipeline(name, str(document.get("description", "")).strip(), variables, tuple(ordered))
 
 
-def _parse(path: Path) -> dict[str, Any]:
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error}", hint="Check the path and the permissions.") from error
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}", hint="Check indentation and quotes.") from error
-    if not isinstance(document, dict):
+def read_document(path: Path) -> Document:
+    """A pipeline's YAML, of which no more is known than that it is a mapping; raises ConfigError."""
+    document = read_yaml(path, scalar_keys_beside=CHOICE)
+    if not isinstance(document.value, dict):
         raise ConfigError(
             f"{path} is not a pipeline: it must be a mapping with `stages:`.", hint="See cdkit pipeline show."
         )
     return document
 
 
+def run_folder(path: Path) -> Path:
+    """Where a pipeline's run goes when nothing else is said; raises ConfigError for what is no pipeline."""
+    name = read_document(path).value.get("name", path.stem)
+    # `load` says what is wrong with a name that is none.
+    return Path("runs") / (name if _is_name(name) else path.stem)
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and _NAME.fullmatch(value) is not None
+
+
 def _check_top(document: Mapping[str, Any], mistakes: Mistakes) -> None:
     for key in document:
         if key not in _TOP_KEYS:
             mistakes.add(str(key), f"unknown key{did_you_mean(str(key), _TOP_KEYS)}")
-    if "name" in document and not (isinstance(document["name"], str) and _NAME.fullmatch(document["name"])):
-        mistakes.add("name", "must be letters, digits, '-' and '_'")
+    if "name" in document and not _is_name(document["name"]):
+        mistakes.add("name", "must be letters, digits, '-' and '_', at most 100")
     if not isinstance(document.get("stages"), dict) or not document["stages"]:
         mistakes.add("stages", "missing, empty or not a mapping of stage names")
     if not isinstance(document.get("vars") or {}, dict):
@@ -147,18 +156,22 @@ def _override(
         step, dot, name = key.partition(".")
         if dot and step in bodies and isinstance(bodies[step].values, dict):
             bodies[step] = replace(bodies[step], values={**bodies[step].values, name: value})
-        elif dot or key not in variables:
-            known = [*variables, *(f"{body}.KEY" for body in bodies)]
-            mistakes.add(f"--set {key}", f"there is no such variable{did_you_mean(key, known)}")
+        elif dot:
+            mistakes.add(f"--set {key}", f"there is no stage {step!r}{did_you_mean(step, bodies)}")
+        elif key not in variables:
+            mistakes.add(f"--set {key}", f"there is no such variable{did_you_mean(key, variables)}")
 
 
 def _step(name: str, body: Body, names: Sequence[str], folder: Path, mistakes: Mistakes) -> Step | None:
     where = f"stages.{name}"
-    if not _NAME.fullmatch(name):
-        mistakes.add(where, "a stage name must be letters, digits, '-' and '_'")
+    if not _is_name(name):
+        mistakes.add(where, "a stage name must be letters, digits, '-' and '_', at most 100")
         return None
     if not isinstance(body.values, dict) or "run" not in body.values:
         mistakes.add(where, "must be a mapping with `run: STAGE`")
+        return None
+    if CHOICE in body.values:
+        mistakes.add(f"{where}.{CHOICE}", "chooses the value of a setting or a variable, not a whole stage")
         return None
     before = len(mistakes.lines)
     values = interpolate(body.values, body.variables, where, mistakes)
@@ -178,7 +191,8 @@ def _step(name: str, body: Body, names: Sequence[str], folder: Path, mistakes: M
     try:
         config = config_class.model_validate(linked)
     except ValidationError as error:
-        mistakes.lines.extend(describe_mistakes(error, config_class, where=where))
+        for line in describe_mistakes(error, config_class, where=where):
+            mistakes.add(*line.split(": ", 1))
         return None
     return Step(name, stage, values, config, tuple(needs), whole_run, when_needed)
 
@@ -234,22 +248,22 @@ def _complete(steps: Sequence[Step]) -> list[Step]:
 def _order(steps: Sequence[Step], mistakes: Mistakes) -> list[Step]:
     """Steps in file order, moved behind what they need; a cycle is a mistake."""
     by_name = {step.name: step for step in steps}
-    ordered: list[Step] = []
-    state: dict[str, str] = {}
-
-    def visit(step: Step, trail: tuple[str, ...]) -> Iterator[None]:
-        if state.get(step.name) == "done":
-            return
-        if state.get(step.name) == "open":
-            mistakes.add(f"stages.{step.name}", f"needs itself: {' → '.join([*trail, step.name])}")
-            return
-        state[step.name] = "open"
-        for need in step.needs:
-            if need in by_name:
-                yield from visit(by_name[need], (*trail, step.name))
-        state[step.name] = "done"
-        ordered.append(step)
-
+    needs = {step.name: [need for need in step.needs if need in by_name] for step in steps}
+    try:
+        TopologicalSorter(needs).prepare()
+    except CycleError as error:
+        # Every name in it is needed by the one before.
+        cycle = error.args[1][::-1]
+        mistakes.add(f"stages.{cycle[0]}", f"needs itself: {' → '.join(cycle)}")
+        return []
+    ordered: dict[str, Step] = {}
     for step in steps:
-        list(visit(step, ()))
-    return ordered
+        waiting = [step.name]
+        while waiting:
+            missing = next((need for need in needs[waiting[-1]] if need not in ordered), None)
+            if missing is not None:
+                waiting.append(missing)
+            else:
+                name = waiting.pop()
+                ordered[name] = by_name[name]
+    return list(ordered.values())

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cdkit.config import parse_config
-from cdkit.errors import ConfigError, InputError
+from cdkit.errors import ConfigError
 from cdkit.index.build import IndexConfig
 from cdkit.index.recipes import read_recipe
 
@@ -48,7 +48,7 @@ def test_a_wrong_recipe_says_what_is_wrong(tmp_path: Path, text: str, message: s
         read_recipe(path)
 
 
-def test_an_unreadable_recipe_is_an_input_error(tmp_path: Path) -> None:
-    (tmp_path / "r.yaml").write_text("a: [")
-    with pytest.raises(InputError):
+def test_a_recipe_that_is_no_yaml_says_where(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("a: 1\nb: ]")
+    with pytest.raises(ConfigError, match="line 2: "):
         read_recipe(tmp_path / "r.yaml")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import shlex
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,34 +40,47 @@ SESSION: ContextVar[Session | None] = ContextVar("session", default=None)
 
 
 LONGEST_CHOICES = 40
+TEXTS = ("prompts",)  # positional arguments that are never paths, beside options that take some
 
 
 class ManyValuesCommand(NarrowHelpCommand):
-    """Lets a repeatable option take several values at once, as shells expand globs: `--captions a.csv b.csv`."""
+    """Lets a repeatable option take several values at once, as shells expand globs: `--captions a.csv b.csv`.
+
+    Only where they can be nothing else: behind all positional arguments that the command takes. A command that takes
+    any number of those, such as merge, has one value per option.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        repeatable = {
-            name
-            for option in self.params
-            if getattr(option, "multiple", False)
-            for name in getattr(option, "opts", ())
-        }
-        return super().parse_args(ctx, list(_spread(args, repeatable)))
+        return super().parse_args(ctx, list(_spread(args, self.params)))
 
 
-def _spread(arguments: Sequence[str], repeatable: set[str]) -> Iterator[str]:
-    current, fresh = "", False
-    for position, argument in enumerate(arguments):
-        if argument == "--":
-            yield from arguments[position:]
+def _spread(arguments: Sequence[str], parameters: Sequence[Any]) -> Iterator[str]:
+    options = {name: option for option in parameters for name in (*option.opts, *option.secondary_opts)}
+    positional = [parameter for parameter in parameters if parameter.param_type_name == "argument"]
+    fixed = sum(parameter.nargs for parameter in positional if parameter.nargs > 0)
+    open_ended = next((parameter for parameter in positional if parameter.nargs < 0), None)
+    current, wants_value, taken = "", False, 0
+    for place, argument in enumerate(arguments):
+        if wants_value:
+            wants_value = False
+        elif argument == "--":
+            yield from arguments[place:]
             return
-        if argument.startswith("-") and argument != "-":
+        elif argument.startswith("-") and argument != "-":
             name, _, value = argument.partition("=")
-            current, fresh = (name, not value) if name in repeatable else ("", False)
-        elif current and not fresh:
-            yield current
+            option = options.get(name)
+            wants_value = option is not None and not value and not getattr(option, "is_flag", False)
+            current = name if getattr(option, "multiple", False) else ""
+        elif current and taken >= fixed:
+            if open_ended is None:
+                yield current
+            elif open_ended.name in TEXTS and Path(argument).exists():
+                raise ConfigError(
+                    f"{argument!r} would be one of {open_ended.name.upper()}: here each option takes one value.",
+                    hint=f"Repeat the option: {current} {shlex.quote(argument)}",
+                )
         else:
-            fresh = False
+            taken += 1
         yield argument
 
 

@@ -130,11 +130,18 @@ def describe_mistakes(error: ValidationError, config: type[BaseModel], *, where:
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` for a close match, else the list of what is known."""
     names = sorted(known)
-    close = difflib.get_close_matches(word[:LONGEST_NAME], names, n=1, cutoff=0.6)
-    if close:
-        return f"; did you mean {close[0]!r}?"
+    close = nearest(word, names)
+    if close is not None:
+        return f"; did you mean {close!r}?"
     more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
     return f" (known: {', '.join(names[:MOST_NAMES])}{more})"
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known name that `word` may have been meant to be, whatever its case."""
+    names = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(word[:LONGEST_NAME].lower(), names, n=1, cutoff=0.6)
+    return names[close[0]] if close else None
 
 
 def _short(value: Any) -> str:

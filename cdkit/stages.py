@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from cdkit.config import ParallelConfig, StageConfig, canonical, field_settings
+from cdkit.config import ParallelConfig, StageConfig, canonical, did_you_mean, field_settings
 from cdkit.datasets import Dataset
 from cdkit.engines import create_engine
 from cdkit.errors import CdkitError, ConfigError, OutputError
@@ -237,6 +237,15 @@ class Result:
     seconds: float
 
 
+def stage_named(name: str) -> Stage:
+    """The row of the stage called `name`; raises ConfigError that suggests the right one."""
+    if name not in STAGES:
+        raise ConfigError(
+            f"There is no stage {name!r}{did_you_mean(str(name), STAGES)}.", hint="See cdkit.stages.STAGES."
+        )
+    return STAGES[name]
+
+
 def identity_of(stage: Stage, config: StageConfig, inputs: Mapping[str, Input]) -> Identity:
     """What `stage` would make from this config and these inputs."""
     return Identity(stage.name, stage.version, canonical(config), {name: i.fingerprint for name, i in inputs.items()})
@@ -274,7 +283,7 @@ def execute(
     (pipelines own their folders). Raises OutputError when the folder holds something else or is in use, ConfigError
     for another stage's config.
     """
-    stage = STAGES[name]
+    stage = stage_named(name)
     if not isinstance(config, stage.config_class()):
         takes, given = stage.config.replace(":", "."), type(config).__name__
         raise ConfigError(f"The stage {name!r} does not take a {given}.", hint=f"It takes a {takes}.")

@@ -30,6 +30,16 @@ def test_every_stage_names_a_config_class_and_a_function(name: str) -> None:
     importlib.import_module(stage.config.split(":")[0])
 
 
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [("trian", "train"), ("retreive", "retrieve"), ("class_images", "class-images"), ("", None), ("zzz", None)],
+)
+def test_a_stage_that_is_not_there_is_a_configuration_error(name: str, nearest: str | None, out: Path) -> None:
+    with pytest.raises(ConfigError, match=f"There is no stage {name!r}") as caught:
+        execute(name, AddingConfig(), out)
+    assert (f"did you mean {nearest!r}?" if nearest else "(known: ") in str(caught.value)
+
+
 def test_an_output_that_is_an_input_or_holds_one_is_refused(out: Path) -> None:
     first, second = out / "one", out / "two"
     execute("adding", AddingConfig(), first)

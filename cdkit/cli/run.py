@@ -59,7 +59,7 @@ def _run(
     loaded = spec.load(path, parse_overrides(set), folder)
     forced = forced_steps(loaded, force=force, from_step=from_stage)
     if dry_run:
-        _print_plan(output, plan(loaded, folder, forced))
+        _print_plan(output, plan(loaded.up_to(stop_after) if stop_after else loaded, folder, forced))
         return
     result = run_pipeline(loaded, folder, forced=forced, stop_after=stop_after, progress=progress_for(output))
     output.result(result.as_json(), human=lambda console: _print_run(console, result), quiet=folder)
@@ -134,6 +134,7 @@ def _show(output: Output, pipeline: str = PIPELINE) -> None:
 def _validate(output: Output, pipeline: str = PIPELINE, set: list[str] = SET) -> None:
     path = spec.find(pipeline)
     loaded = spec.load(path, parse_overrides(set), spec.run_folder(path))
+    spec.check_inputs(loaded)
     steps = [{"name": step.name, "run": step.stage, "needs": list(step.needs)} for step in loaded.steps]
     output.result(
         {"pipeline": loaded.name, "valid": True, "stages": steps, "vars": dict(loaded.variables)},

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cdkit.errors import CdkitError, ConfigError, OutputError
+from cdkit.errors import CdkitError, OutputError
 from cdkit.manifest import read_manifest
 from cdkit.pipeline.plan import Planned, plan
 from cdkit.pipeline.spec import Pipeline
@@ -43,23 +42,20 @@ class RunResult:
 
 def forced_steps(pipeline: Pipeline, *, force: bool, from_step: str | None) -> set[str]:
     """The steps to run again although they are done; raises ConfigError for a step that is not there."""
-    _check_step(pipeline, from_step)
-    if force:
-        return {step.name for step in pipeline.steps}
-    return pipeline.descendants(from_step) if from_step else set()
+    descendants = pipeline.descendants(from_step) if from_step else set()
+    return {step.name for step in pipeline.steps} if force else descendants
 
 
 def run(
     pipeline: Pipeline, folder: Path, *, forced: set[str], stop_after: str | None, progress: Progress
 ) -> RunResult:
-    """Run what the plan says, in order. A step that falls short does not stop the rest; an error does."""
-    _check_step(pipeline, stop_after)
+    """Run what the plan says, in order. A step that falls short does not stop the rest; an error does.
+
+    stop_after: run only this step and what it needs. Raises ConfigError when there is no such step.
+    """
+    chosen = pipeline.up_to(stop_after) if stop_after else pipeline
     _check_folder(folder)
-    planned = plan(pipeline, folder, forced)
-    if stop_after:
-        # A step may stand behind others it does not need: only what `stop_after` needs and itself is run.
-        names = [entry.step.name for entry in planned]
-        planned = planned[: names.index(stop_after) + 1]
+    planned = plan(chosen, folder, forced)
     with Folder(folder).lock(), writing(folder):
         write_json(folder / RECORD_NAME, _record(pipeline))
         results = [_run_step(entry, forced, progress) for entry in planned]
@@ -92,12 +88,6 @@ def _record(pipeline: Pipeline) -> dict[str, Any]:
         "vars": dict(pipeline.variables),
         "stages": {step.name: {"run": step.stage, **dict(step.values)} for step in pipeline.steps},
     }
-
-
-def _check_step(pipeline: Pipeline, name: str | None) -> None:
-    names: Sequence[str] = [step.name for step in pipeline.steps]
-    if name is not None and name not in names:
-        raise ConfigError(f"The pipeline has no stage {name!r}.", hint=f"Its stages are {', '.join(names)}.")
 
 
 def _check_folder(folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -12,8 +12,9 @@ from typing import Any
 from pydantic import ValidationError
 
 import cdkit
-from cdkit.config import StageConfig, describe_mistakes, did_you_mean, field_settings
+from cdkit.config import InputKind, StageConfig, describe_mistakes, did_you_mean, field_settings, nearest
 from cdkit.errors import ConfigError, InputError
+from cdkit.inputs import EMBEDDED
 from cdkit.pipeline.variables import CHOICE, Body, Mistakes, interpolate, repeat_stages, resolve_variables
 from cdkit.stages import STAGES
 from cdkit.yaml_files import Document, read_yaml
@@ -50,12 +51,30 @@ class Pipeline:
     steps: tuple[Step, ...]
 
     def descendants(self, name: str) -> set[str]:
-        """The step called `name` and every step that depends on it."""
-        found = {name}
+        """The step called `name` and every step that depends on it; raises ConfigError when there is none."""
+        found = {self.named(name)}
         for step in self.steps:
             if found & set(step.needs):
                 found.add(step.name)
         return found
+
+    def up_to(self, name: str) -> Pipeline:
+        """The step called `name` and what it needs, without the rest; raises ConfigError when there is none."""
+        needed = {self.named(name)}
+        for step in reversed(self.steps):
+            if step.name in needed:
+                needed |= set(step.needs)
+        return replace(self, steps=tuple(step for step in self.steps if step.name in needed))
+
+    def named(self, name: str) -> str:
+        """`name`, when a step is called that; raises ConfigError that suggests the right one."""
+        names = [step.name for step in self.steps]
+        if name not in names:
+            raise ConfigError(
+                f"The pipeline has no stage {name!r}{did_you_mean(name, names)}.",
+                hint=f"Its stages are {', '.join(names)}.",
+            )
+        return name
 
 
 def shipped_folder(kind: str) -> Path:
@@ -188,6 +207,9 @@ def _step(name: str, body: Body, names: Sequence[str], folder: Path, mistakes: M
             mistakes.add(f"{where}.{key}", f"unknown key{did_you_mean(key, config_class.model_fields)}")
         return None
     linked, needs, whole_run = _link(values, config_class, names, folder)
+    for key, _, value in _bare_inputs(values, config_class):
+        if value not in names and nearest(value, names):
+            mistakes.add(f"{where}.{key}", f"{value!r} is no stage and no path{did_you_mean(value, names)}")
     try:
         config = config_class.model_validate(linked)
     except ValidationError as error:
@@ -226,6 +248,36 @@ def _link(
         elif extra.input is not None and key in linked:
             linked[key] = replaced(linked[key])
     return linked, list(dict.fromkeys(needs)), whole_run
+
+
+def _bare_inputs(values: Mapping[str, Any], config: type[StageConfig]) -> Iterator[tuple[str, InputKind, str]]:
+    """Inputs that look like the name of a step and are no path that is there: key, kind, value."""
+    for key, extra in field_settings(config).items():
+        if extra.input is None:
+            continue
+        for value in _texts(values.get(key)):
+            if _is_name(value) and value != EMBEDDED and not Path(value).exists():
+                yield key, extra.input, value
+
+
+def _texts(value: Any) -> list[str]:
+    """Every text in a value."""
+    if isinstance(value, list | dict):
+        return [text for item in (value.values() if isinstance(value, dict) else value) for text in _texts(item)]
+    return [value] if isinstance(value, str) else []
+
+
+def check_inputs(pipeline: Pipeline) -> None:
+    """Raise ConfigError for inputs that are neither a step nor a path that is there, though they look like a name."""
+    names = [step.name for step in pipeline.steps]
+    problems = [
+        f"stages.{step.name}.{key}: {value!r} is no stage and no path{did_you_mean(value, names)}"
+        for step in pipeline.steps
+        for key, kind, value in _bare_inputs(step.config.model_dump(), type(step.config))
+        if kind not in ("model", "encoder")  # on the hub, models may have such a name
+    ]
+    if problems:
+        raise ConfigError("Inputs that are not there:", problems=problems, hint="Name a stage, or give a path.")
 
 
 def _complete(steps: Sequence[Step]) -> list[Step]:

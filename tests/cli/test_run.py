@@ -82,6 +82,64 @@ def test_validate_show_and_copy(pipeline: str, capsys: pytest.CaptureFixture[str
     assert execute_command(["pipeline", "copy", pipeline, "mine.yaml"]) == 7
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("source: a,", "source: aa,", "stages.b.source: 'aa' is no stage and no path; did you mean 'a'? (line 7)"),
+        ("source: a,", "source: B,", "did you mean 'b'?"),
+        ("source: a,", "source: nowhere,", "stages.b.source: 'nowhere' is no stage and no path (known: a, b)"),
+        (
+            "b: {run: adding, source: a,",
+            'b: {run: adding, source: "${plsu}",',
+            "unknown variable ${plsu}; did you mean",
+        ),
+        ("a: {run: adding,", "a: {run: ading,", "did you mean 'adding'?"),
+    ],
+)
+def test_validate_finds_misspelt_names(
+    old: str, new: str, words: str, pipeline: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(pipeline).write_text(PIPELINE.replace(old, new))
+    error = _run(capsys, "pipeline", "validate", pipeline, code=2)["error"]
+    assert isinstance(error, dict)
+    assert words in error["message"]
+
+
+def test_a_path_without_a_folder_is_an_input(pipeline: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path(pipeline).write_text(PIPELINE.replace("source: a,", "source: aa,"))
+    Path("aa").mkdir()
+    assert _run(capsys, "pipeline", "validate", pipeline)["valid"] is True
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (["run", "sums.yaml", "--from", "bb"], "no stage 'bb'; did you mean 'b'?"),
+        (["run", "sums.yaml", "--stop-after", "aa"], "no stage 'aa'; did you mean 'a'?"),
+        (["run", "sums.yaml", "--stop-after", "aa", "--dry-run"], "no stage 'aa'; did you mean 'a'?"),
+        (["run", "sums.yaml", "--from", "x", "--force"], "no stage 'x'"),
+        (["run", "sums.yaml", "--set", "plsu=2"], "--set plsu: there is no such variable; did you mean 'plus'?"),
+        (["run", "sums.yaml", "--set", "aa.plus=2"], "--set aa.plus: there is no stage 'aa'; did you mean 'a'?"),
+        (["run", "sums.yaml", "--set", "a.plsu=2"], "stages.a.plsu: unknown key; did you mean 'plus'?"),
+        (["pipeline", "validate", "sums.yaml", "--set", "plsu=2"], "did you mean 'plus'?"),
+    ],
+)
+def test_typos_get_a_suggestion(
+    line: list[str], words: str, pipeline: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = _run(capsys, *line, code=2)["error"]
+    assert isinstance(error, dict)
+    assert words in error["message"]
+    assert not Path("runs").exists()
+
+
+def test_a_misspelt_pipeline_gets_a_suggestion(pipeline: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("show", "validate"):
+        error = _run(capsys, "pipeline", command, "qiuckstart", code=3)["error"]
+        assert isinstance(error, dict)
+        assert "did you mean 'quickstart'?" in error["message"]
+
+
 def test_list_names_what_ships(capsys: pytest.CaptureFixture[str]) -> None:
     found = _run(capsys, "pipeline", "list")["pipelines"]
     assert isinstance(found, list)

@@ -84,6 +84,38 @@ def test_from_and_stop_after(chain: Path) -> None:
         forced_steps(pipeline, force=False, from_step="x")
 
 
+def test_stop_after_runs_only_what_it_needs(chain: Path) -> None:
+    folder = chain.parent / "run"
+    pipeline = _load(chain)
+    assert _run(pipeline, folder, stop_after="d").names == ("a", "b", "d")
+    assert not (folder / "c").exists()
+    assert _run(pipeline, folder, stop_after="c").names == ("c",)
+    # What the others lack, or what is forced of them, does not concern it.
+    assert _run(_load(chain, c__source=str(chain.parent / "gone")), folder, stop_after="b").names == ("a", "b")
+    forced = forced_steps(pipeline, force=False, from_step="c")
+    assert [entry.state for entry in _run(pipeline, folder, forced=forced, stop_after="b").results] == ["cached"] * 2
+    assert [entry.step.name for entry in plan(pipeline.up_to("b"), folder)] == ["a", "b"]
+
+
+def test_a_whole_run_step_needs_all_the_others(chain: Path) -> None:
+    chain.write_text(CHAIN + "  page: {run: report}\n")
+    assert [step.name for step in _load(chain).up_to("page").steps] == ["a", "b", "c", "d", "page"]
+    assert [step.name for step in _load(chain).up_to("b").steps] == ["a", "b"]
+
+
+@pytest.mark.parametrize("name", ["bb", "B", "a-b", ""])
+def test_a_stage_that_is_not_there_is_named_with_the_nearest(chain: Path, name: str) -> None:
+    for refused in (
+        lambda: forced_steps(_load(chain), force=False, from_step=name or "x"),
+        lambda: _run(_load(chain), chain.parent / "run", forced=set(), stop_after=name or "x"),
+    ):
+        with pytest.raises(ConfigError, match="The pipeline has no stage") as caught:
+            refused()
+        assert "did you mean 'b'" in str(caught.value) or "known: a, b, c, d" in str(caught.value)
+        assert caught.value.hint == "Its stages are a, b, c, d."
+    assert not (chain.parent / "run").exists()
+
+
 def test_a_shortfall_does_not_stop_the_rest(chain: Path) -> None:
     result = _run(_load(chain, a__wanted=99), chain.parent / "run")
     assert [entry.state for entry in result.results] == ["partial", "done", "done", "done"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import cdkit
 from cdkit.config import InputKind, StageConfig, field_settings
 from cdkit.errors import CdkitError, InputError, OutputError
+from cdkit.file_kinds import require_file
 from cdkit.json_text import json_text
 from cdkit.manifest import STARTED_NAME, read_manifest
 from cdkit.storage import SourceFile, atomic_path, cache_folder, content_fingerprint, find_files, writing
@@ -105,8 +107,9 @@ def _one(kind: InputKind, value: str, planned: Mapping[Path, str]) -> str:
 
 def _folder_fingerprint(path: Path, planned: Mapping[Path, str]) -> str:
     """A cdkit folder counts by its manifest, any other by the names and contents of its files."""
-    if path.resolve() in planned:
-        return planned[path.resolve()]
+    there = Path(os.path.realpath(path))  # a loop of links is no error here
+    if there in planned:
+        return planned[there]
     if not path.exists():
         raise InputError(f"{path} does not exist.", hint="Check the path, or run the stage that makes it first.")
     if path.is_dir():
@@ -188,6 +191,8 @@ def _embedded_pool() -> Path:
 
 
 def _listing(path: Path) -> list[tuple[str, str]]:
+    if not path.is_dir():
+        require_file(path)
     files = [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.is_file())
     visible = [item for item in files if not item.name.startswith(".")]
     if not visible:

@@ -7,6 +7,9 @@
 from __future__ import annotations
 
 import json
+import math
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import cdkit
 from cdkit.errors import InputError, pip_install
+from cdkit.file_kinds import require_file
 from cdkit.json_text import json_text
-from cdkit.weights.tensor_file import write_tensors
+from cdkit.weights.tensor_file import read_tensor_header, read_tensors, write_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -23,16 +27,32 @@ if TYPE_CHECKING:
 DELTA_NAME = "delta.safetensors"
 DELTA_FORMAT = "cdkit-delta-1"
 UP, DOWN = ".up", ".down"
+# A few bytes of factors can stand for any number of values. The largest matrix of SDXL's U-Net, a convolution, has
+# 29 million, the whole U-Net 2.6 thousand million.
+LARGEST_MATRIX, LARGEST_CHANGE = 1 << 26, 3 << 30
+MOST_TOKENS = 1000
+DEEPEST = 20
+_PARAMETER = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 # The setting of a delta that was trained with other deltas applied: without them it is not what was trained.
 ON_TOP_OF = "on_top_of"
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """A change of a matrix as a product: up (outputs, rank) times down (rank, inputs)."""
+    """A change of a matrix as a product: up (outputs, rank) times down (rank, inputs).
+
+    Raises ValueError when the two do not fit, or stand for a matrix larger than any U-Net has.
+    """
 
     up: torch.Tensor
     down: torch.Tensor
+
+    def __post_init__(self) -> None:
+        up, down = tuple(self.up.shape), tuple(self.down.shape)
+        if len(up) != 2 or len(down) != 2 or up[1] != down[0] or 0 in (*up, *down):
+            raise ValueError(f"factors of the shapes {up} and {down} do not fit")
+        if up[0] * down[1] > LARGEST_MATRIX:
+            raise ValueError(f"factors of the shapes {up} and {down} stand for {up[0] * down[1]:,} values")
 
     @property
     def rank(self) -> int:
@@ -75,6 +95,27 @@ def matrix(change: torch.Tensor | LowRank) -> torch.Tensor:
     return change.up @ change.down if isinstance(change, LowRank) else change
 
 
+def norm(change: torch.Tensor | LowRank) -> float:
+    """‖ΔW‖ (Frobenius) in fp64; of a product from its factors: the trace of (UᵀU)(DDᵀ)."""
+    import torch
+
+    if isinstance(change, LowRank) and change.rank <= min(change.shape):
+        up, down = change.up.double(), change.down.double()
+        return math.sqrt(max(float(((up.T @ up) * (down @ down.T)).sum()), 0.0))
+    return float(torch.linalg.norm(matrix(change).double()))
+
+
+def check_changes(changes: Mapping[str, torch.Tensor | LowRank]) -> None:
+    """Raise ValueError for a name or shape that no parameter has, or more values in all than any U-Net has."""
+    for name, change in changes.items():
+        shape = tuple(change.shape)
+        if not _PARAMETER.fullmatch(name) or not shape or 0 in shape:
+            raise ValueError(f"{name[:80]!r} of the shape {shape} is no change of a parameter")
+    total = sum(math.prod(change.shape) for change in changes.values())
+    if total > LARGEST_CHANGE:
+        raise ValueError(f"its changes stand for {total:,} values, more than any U-Net has")
+
+
 def delta_path(path: Path | str) -> Path:
     """The delta file that a path means: a .safetensors file, or a folder that holds delta.safetensors.
 
@@ -82,9 +123,10 @@ def delta_path(path: Path | str) -> Path:
     """
     given = Path(path)
     found = given / DELTA_NAME if given.is_dir() else given
-    if not found.is_file():
+    if not found.exists():
         what = f"holds no {DELTA_NAME}" if given.is_dir() else "does not exist"
         raise InputError(f"{given} {what}.", hint="Give a folder that cdkit train or cdkit merge made, or its file.")
+    require_file(found)
     return found
 
 
@@ -126,45 +168,37 @@ def load_delta(path: Path | str) -> Delta:
     Raises InputError for a file that is damaged, of another kind, or has missing, unknown or misshapen entries.
     """
     file = delta_path(path)
-    header, tensors = _read(file)
+    header, tensors = read_tensors(file)
     if header.get("format") != DELTA_FORMAT:
         kind = header.get("format", "no cdkit delta")
         hint = pip_install(upgrade=True) if kind.startswith("cdkit-delta-") else "cdkit delta import reads others."
-        raise InputError(f"{file} is {kind}, not {DELTA_FORMAT}.", hint=hint)
+        raise InputError(f"{file} is {kind[:40]!r}, not {DELTA_FORMAT}.", hint=hint)
     try:
-        named = _token_entries(header)
+        parts = _parts({name: _numbers(name, tensor) for name, tensor in tensors.items()})
         delta = Delta(
-            method=header["method"],
-            base=header["base"],
-            base_hash=header["base_hash"],
-            changes=_changes(tensors),
-            tokens=tuple(_token(position, entry, tensors) for position, entry in enumerate(named)),
-            prompts=tuple(str(prompt) for prompt in json.loads(header["prompts"])),
-            settings=dict(json.loads(header["settings"])),
-            made_by=header.get("made_by", ""),
+            method=_line(header, "method"),
+            base=_line(header, "base"),
+            base_hash=_line(header, "base_hash"),
+            changes=_changes(parts.pop("unet", {})),
+            tokens=tuple(_tokens(_token_entries(header), parts.pop("token", {}))),
+            prompts=tuple(str(prompt) for prompt in _json(header, "prompts")),
+            settings=dict(_json(header, "settings")),
+            made_by=_line(header, "made_by") if "made_by" in header else "",
         )
+        check_changes(delta.changes)
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{file} is damaged: {error}", hint="Make it again.") from error
-    if tensors:
+    unknown = [f"{part}.{name}"[:80] for part, entries in parts.items() for name in entries]
+    if unknown:
         raise InputError(
-            f"{file} has entries that no delta has: {', '.join(sorted(tensors)[:3])}.", hint="Make it again."
+            f"{file} has entries that no delta has: {', '.join(sorted(unknown)[:3])}.", hint="Make it again."
         )
     return delta
 
 
 def read_header(path: Path | str) -> dict[str, str]:
     """The header of a delta file, without its tensors; raises InputError when it cannot be read."""
-    from safetensors import SafetensorError, safe_open
-
-    file = delta_path(path)
-    try:
-        with safe_open(str(file), framework="np") as handle:
-            return dict(handle.metadata() or {})
-    except (OSError, SafetensorError, ValueError) as error:
-        raise InputError(
-            f"{file} cannot be read: {error}",
-            hint="It may be truncated; make it again. Files of other tools come in with cdkit delta import.",
-        ) from error
+    return read_tensor_header(delta_path(path))[0]
 
 
 def delta_tokens(paths: Sequence[Path | str]) -> list[str]:
@@ -178,64 +212,115 @@ def delta_tokens(paths: Sequence[Path | str]) -> list[str]:
     return found
 
 
+def _line(header: Mapping[str, str], name: str) -> str:
+    """A header's text of one line: it is shown in terminals."""
+    text = header[name]
+    if not text.isprintable():
+        raise ValueError(f"its {name} is no line of text")
+    return text
+
+
+def _json(header: Mapping[str, str], name: str) -> Any:
+    """A header's value in JSON, no deeper than settings are, its numbers finite."""
+    try:
+        value = json.loads(header[name], parse_constant=_refuse_constant)
+        too_deep = _depth(value) > DEEPEST
+    except RecursionError:
+        too_deep = True
+    if too_deep:
+        raise ValueError(f"its {name} are nested too deeply")
+    return value
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number")
+
+
+def _depth(value: Any) -> int:
+    """How deep lists and mappings nest; raises ValueError for half of a surrogate pair, which nothing can write."""
+    if isinstance(value, str):
+        value.encode()
+    inner = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(_depth, inner), default=0)
+
+
 def _token_entries(header: Mapping[str, str]) -> list[dict[str, str]]:
     """The tokens a header names: text and initializer, texts distinct."""
-    entries = json.loads(header["tokens"])
-    texts = [entry["text"] for entry in entries]
-    for text in texts:
-        if not isinstance(text, str) or not text.strip() or text != text.strip():
-            raise ValueError(f"{text!r} cannot be a token")
-        if texts.count(text) > 1:
+    entries = _json(header, "tokens")
+    if len(entries) > MOST_TOKENS:
+        raise ValueError(f"it names {len(entries):,} tokens")
+    times = Counter(entry["text"] for entry in entries)
+    for text, number in times.items():
+        if not isinstance(text, str) or not text.isprintable() or not text or text != text.strip():
+            raise ValueError(f"{str(text)[:80]!r} cannot be a token")
+        if number > 1:
             raise ValueError(f"it has the token {text!r} twice")
     return list(entries)
 
 
-def _read(file: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    header = read_header(file)
-    try:
-        tensors = load_file(str(file))
-    except (OSError, SafetensorError, ValueError) as error:
-        raise InputError(f"{file} cannot be read: {error}", hint="It may be truncated; make it again.") from error
-    for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
-            raise InputError(f"{file} holds {tensor.dtype} in {name}, not numbers.", hint="Make it again.")
-        if not tensor.isfinite().all():
-            raise InputError(f"{file} holds NaN or infinite values in {name}.", hint="Make it again.")
-    return header, {name: tensor.float() for name, tensor in tensors.items()}
+def _numbers(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """A stored tensor as fp32."""
+    if not tensor.is_floating_point() or tensor.itemsize < 2:
+        raise ValueError(f"it holds {tensor.dtype} in {name[:80]}, not numbers")
+    if not tensor.isfinite().all():
+        raise ValueError(f"it holds NaN or infinite values in {name[:80]}")
+    return tensor.float()
 
 
-def _changes(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor | LowRank]:
-    """Take the U-Net's entries out of `tensors`."""
-    own = {key.removeprefix("unet."): tensors.pop(key) for key in sorted(tensors) if key.startswith("unet.")}
+def _parts(tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    """The entries by the first word of their names: `unet`, `token`."""
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for key in sorted(tensors):
+        part, _, name = key.partition(".")
+        found.setdefault(part, {})[name] = tensors[key]
+    return found
+
+
+def _changes(own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor | LowRank]:
+    """The U-Net's entries as changes by parameter name."""
     found: dict[str, torch.Tensor | LowRank] = {}
     for key, tensor in own.items():
         name, _, end = key.rpartition(".")
         if end in ("up", "down") and f"{name}{UP}" in own and f"{name}{DOWN}" in own:
-            up, down = own[f"{name}{UP}"], own[f"{name}{DOWN}"]
             if name in own:
-                raise ValueError(f"{name} stands there both whole and as up and down")
-            if up.ndim != 2 or down.ndim != 2 or up.shape[1] != down.shape[0]:
-                raise ValueError(f"{name}: up {tuple(up.shape)} and down {tuple(down.shape)} do not fit")
-            found[name] = LowRank(up, down)
+                raise ValueError(f"{name[:80]} stands there both whole and as up and down")
+            if end == "up":
+                found[name] = _product(name, own[f"{name}{UP}"], own[f"{name}{DOWN}"])
         elif end in ("up", "down"):
-            raise ValueError(f"{name} has only one of up and down")
+            raise ValueError(f"{name[:80]} has only one of up and down")
         else:
             found[key] = tensor
+    return dict(sorted(found.items()))
+
+
+def _product(name: str, up: torch.Tensor, down: torch.Tensor) -> LowRank:
+    try:
+        return LowRank(up, down)
+    except ValueError as error:
+        raise ValueError(f"{name[:80]}: {error}") from error
+
+
+def _tokens(entries: Sequence[Mapping[str, str]], own: Mapping[str, torch.Tensor]) -> list[ModifierToken]:
+    """The tokens with their rows, `<number>.<text encoder>` each; every row belongs to one of them."""
+    rows: dict[str, dict[str, torch.Tensor]] = {}
+    for key, row in own.items():
+        position, _, tower = key.partition(".")
+        rows.setdefault(position, {})[tower] = row
+    found = [_token(entry, rows.pop(str(position), {})) for position, entry in enumerate(entries)]
+    if rows:
+        raise ValueError(f"it has entries that no delta has: token.{next(iter(rows))[:80]}")
     return found
 
 
-def _token(position: int, entry: Mapping[str, str], tensors: dict[str, torch.Tensor]) -> ModifierToken:
-    """Take one token's rows out of `tensors`."""
-    prefix = f"token.{position}."
-    rows = {key.removeprefix(prefix): tensors.pop(key) for key in sorted(tensors) if key.startswith(prefix)}
+def _token(entry: Mapping[str, str], rows: Mapping[str, torch.Tensor]) -> ModifierToken:
     if not rows:
         raise ValueError(f"the token {entry['text']!r} has no rows")
     for tower, row in rows.items():
         if row.ndim != 2 or not row.numel() or tower not in ("text_encoder", "text_encoder_2"):
-            raise ValueError(f"the token {entry['text']!r} has rows {tuple(row.shape)} for {tower}")
+            raise ValueError(f"the token {entry['text']!r} has rows {tuple(row.shape)} for {tower[:80]}")
     if len({len(row) for row in rows.values()}) > 1:
         raise ValueError(f"the token {entry['text']!r} has different numbers of rows for its text encoders")
-    return ModifierToken(str(entry["text"]), str(entry.get("initializer", "")), rows)
+    initializer = str(entry.get("initializer", ""))
+    if not initializer.isprintable():
+        raise ValueError(f"{initializer[:80]!r} cannot be an initializer")
+    return ModifierToken(str(entry["text"]), initializer, rows)

@@ -20,7 +20,7 @@ from cdkit.protocols import Context
 from cdkit.storage import TEMPORARY_PREFIX, Folder
 from cdkit.weights.apply import check_fit
 from cdkit.weights.base_model import choose_device, load_base_model
-from cdkit.weights.delta import ON_TOP_OF, Delta, LowRank, load_delta, matrix
+from cdkit.weights.delta import ON_TOP_OF, Delta, LowRank, load_delta, matrix, norm
 from cdkit.weights.exporters.embeddings import write_embeddings
 from cdkit.weights.exporters.full_matrices import write_full_matrices
 from cdkit.weights.exporters.lora import DIFFUSERS_LORA_NAME, write_diffusers_lora, write_kohya_lora
@@ -30,6 +30,9 @@ from cdkit.weights.low_rank import approximate, relative_error
 
 Format = Literal["diffusers-lora", "kohya-lora", "webui-diff", "textual-inversion", "diffusers-pipeline"]
 LORAS, EMBEDDINGS = "loras", "embeddings"
+# Products that stand for more than this, 2 GB, are written as whole matrices only when a base model shows that such
+# matrices exist.
+LARGEST_UNCHECKED = 1 << 29
 # What a LoRA of a full change may be off by when nothing is asked for.
 DEFAULT_ERROR = 0.1
 SDXL_POOLING = (
@@ -130,6 +133,7 @@ def _write(config: ExportConfig, delta: Delta, out: Folder, name: str, context: 
     elif not delta.changes:
         raise ConfigError("This delta changed no weights.", hint="Export its tokens: --to textual-inversion.")
     elif config.to == "webui-diff":
+        _check_unpacked(config, delta)
         write_full_matrices(delta, out / LORAS / f"{name}.safetensors", half=config.half)
         details["error"] = max(_stored_error(change, change, config.half) for change in delta.changes.values())
     else:
@@ -140,6 +144,16 @@ def _write(config: ExportConfig, delta: Delta, out: Folder, name: str, context: 
         if any("text_encoder_2" in token.rows for token in delta.tokens):
             context.progress.note(SDXL_POOLING)
     return details
+
+
+def _check_unpacked(config: ExportConfig, delta: Delta) -> None:
+    """Raise ConfigError when a small file's factors stand for matrices that no base model was asked about."""
+    values = sum(change.shape[0] * change.shape[1] for change in delta.changes.values() if isinstance(change, LowRank))
+    if config.base is None and values > LARGEST_UNCHECKED:
+        raise ConfigError(
+            f"As whole matrices the changes of {config.delta} take {values * 4 / 1e9:.1f} GB.",
+            hint="Add --base MODEL, which shows that they have its shapes; or use --to kohya-lora, which is small.",
+        )
 
 
 def _write_lora(config: ExportConfig, delta: Delta, out: Folder, name: str, context: Context) -> dict[str, Any]:
@@ -182,8 +196,8 @@ def _matrices(delta: Delta, context: Context) -> dict[str, Any]:
             f"{next(iter(delta.changes))} is no matrix: a LoRA cannot hold it.", hint="Use --to webui-diff."
         )
     if any(change.any() for change in left):
-        whole = sum(float(matrix(change).norm()) ** 2 for change in (*held.values(), *left)) ** 0.5
-        share = sum(float(change.norm()) ** 2 for change in left) ** 0.5 / whole
+        whole = sum(norm(change) ** 2 for change in (*held.values(), *left)) ** 0.5
+        share = sum(norm(change) ** 2 for change in left) ** 0.5 / whole
         context.progress.note(
             f"{len(left)} biases and norms changed too, which a LoRA cannot hold: left out, {share:.1%} of the whole "
             "change. --to webui-diff or diffusers-pipeline has everything."

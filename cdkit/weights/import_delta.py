@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +17,10 @@ from cdkit.protocols import Context
 from cdkit.storage import Folder
 from cdkit.weights.apply import check_fit
 from cdkit.weights.base_model import base_hash, choose_device, load_base_model
-from cdkit.weights.delta import DELTA_NAME, Delta, LowRank, ModifierToken, matrix, save_delta
+from cdkit.weights.delta import DELTA_NAME, Delta, LowRank, ModifierToken, check_changes, norm, save_delta
 from cdkit.weights.exporters.names import SDXL_WIDTH, kohya_module, module_of
 from cdkit.weights.importers.found import Found
+from cdkit.weights.importers.reading import shown
 from cdkit.weights.importers.recognition import read_foreign
 from cdkit.weights.importers.textual_inversion import stored_prompts
 
@@ -60,17 +62,18 @@ def import_delta(config: ImportDeltaConfig, inputs: Mapping[str, Input], out: Fo
         )
     needing = [one for one in sources if one.full or one.named]
     if needing and config.base is None:
-        recorded = needing[0].header.get("cdkit_base")
+        recorded = _stated(needing[0].header, "cdkit_base")
         raise ConfigError(
             f"{needing[0].path.name} can be told apart from its base model only with it.",
-            hint=f"Add --base {recorded or 'MODEL, the model it was trained on'}.",
+            hint=f"Add --base {shlex.quote(recorded) if recorded else 'MODEL, the model it was trained on'}.",
         )
     pipeline = load_base_model(config.base, device=choose_device("cpu")) if config.base is not None else None
-    changes = _changes(sources[0], pipeline, context) if sources else {}
+    changes = _changes(sources[0], pipeline) if sources else {}
     tokens = _tokens(found, config.tokens)
     delta = _delta(config, sources[0] if sources else found[0], changes, tokens, pipeline)
     if pipeline is not None:
         check_fit(pipeline, delta)
+        _note_size(sources[0] if sources else found[0], changes, pipeline, context)
     save_delta(delta, out / DELTA_NAME)
     details = {
         "kind": (sources or found)[0].kind,
@@ -97,25 +100,29 @@ def gather_files(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
-def _changes(source: Found, pipeline: DiffusionPipeline | None, context: Context) -> dict[str, torch.Tensor | LowRank]:
+def _changes(source: Found, pipeline: DiffusionPipeline | None) -> dict[str, torch.Tensor | LowRank]:
     """Differences from the base by its parameter names; raises ConfigError for what the base does not have."""
     changes: dict[str, torch.Tensor | LowRank] = dict(source.changes)
-    if pipeline is None:
-        return changes
-    parameters = dict(pipeline.unet.named_parameters())
+    parameters = dict(pipeline.unet.named_parameters()) if pipeline is not None else {}
     names = _kohya_names(parameters) if source.named else {}
     for (module, kind), change in source.named.items():
-        changes[names.get((module, kind), f"{module}.{kind}")] = change
+        name = names.get((module, kind), f"{module}.{kind}")
+        if name in changes:
+            raise InputError(f"{source.path} changes {name} twice, under two names.", hint="Damaged file.")
+        changes[name] = change
     for name, weight in source.full.items():
         base = parameters.get(name)
         if base is None or base.shape != weight.shape:
             shape = "no such parameter" if base is None else f"the shape {tuple(base.shape)}"
             raise ConfigError(
-                f"{source.path.name} has {name} of shape {tuple(weight.shape)}; the base model has {shape}.",
+                f"{source.path.name} has {shown(name)} of shape {tuple(weight.shape)}; the base model has {shape}.",
                 hint="Give the base model it was trained on.",
             )
         changes[name] = weight - base.detach().float().cpu()
-    _check_size(source, changes, parameters, context)
+    try:
+        check_changes(changes)
+    except ValueError as error:
+        raise InputError(f"{source.path}: {error}.", hint="Damaged file.") from error
     return changes
 
 
@@ -129,13 +136,13 @@ def _kohya_names(parameters: Mapping[str, Any]) -> dict[tuple[str, str], str]:
     return found
 
 
-def _check_size(
-    source: Found, changes: Mapping[str, torch.Tensor | LowRank], parameters: Mapping[str, Any], context: Context
+def _note_size(
+    source: Found, changes: Mapping[str, torch.Tensor | LowRank], pipeline: DiffusionPipeline, context: Context
 ) -> None:
+    """Say so when a change is larger than a fine-tuning makes."""
+    parameters = dict(pipeline.unet.named_parameters())
     ratios = [
-        float(matrix(change).norm() / parameters[name].detach().float().norm().cpu().clamp_min(1e-12))
-        for name, change in changes.items()
-        if name in parameters
+        norm(change) / max(float(parameters[name].detach().float().norm()), 1e-12) for name, change in changes.items()
     ]
     if ratios and max(ratios) > SUSPICIOUS:
         context.progress.note(
@@ -158,6 +165,12 @@ def _tokens(found: Sequence[Found], names: Sequence[str]) -> list[ModifierToken]
     return tokens
 
 
+def _stated(header: Mapping[str, str], name: str) -> str:
+    """What a file says of itself in one line; empty when it does not, or not in one."""
+    text = header.get(name, "")
+    return text if text.isprintable() else ""
+
+
 def _delta(
     config: ImportDeltaConfig,
     source: Found,
@@ -173,9 +186,9 @@ def _delta(
     if config.category:
         settings["concepts"] = {config.category: ""}
     return Delta(
-        method=source.header.get("cdkit_method", source.kind),
-        base=config.base or source.header.get("cdkit_base", ""),
-        base_hash=base_hash(pipeline) if pipeline is not None else source.header.get("cdkit_base_hash", ""),
+        method=_stated(source.header, "cdkit_method") or source.kind,
+        base=config.base or _stated(source.header, "cdkit_base"),
+        base_hash=base_hash(pipeline) if pipeline is not None else _stated(source.header, "cdkit_base_hash"),
         changes=dict(changes),
         tokens=tuple(tokens),
         prompts=tuple(prompts),

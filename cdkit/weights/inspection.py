@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from cdkit.weights.delta import Delta, LowRank, matrix
+from cdkit.weights.delta import Delta, LowRank, norm
 
 
 def describe(delta: Delta) -> dict[str, Any]:
     """Method, base, tokens, prompts, settings, and of every changed parameter ‖ΔW‖, shape and rank as stored."""
-    norms = {name: float(matrix(change).norm()) for name, change in delta.changes.items()}
+    norms = {name: norm(change) for name, change in delta.changes.items()}
     layers = [
         {
             "layer": name,

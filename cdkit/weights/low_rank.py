@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from cdkit.errors import ConfigError
-from cdkit.weights.delta import LowRank, matrix
+from cdkit.weights.delta import LowRank, matrix, norm
 
 if TYPE_CHECKING:
     import torch
@@ -71,12 +71,20 @@ def rank_for(values: torch.Tensor, max_error: float) -> int:
 
 
 def relative_error(change: torch.Tensor | LowRank, approximation: torch.Tensor | LowRank) -> float:
-    """‖ΔW − BA‖_F / ‖ΔW‖_F; 0 for a change that is zero itself."""
+    """‖ΔW − BA‖_F / ‖ΔW‖_F; 0 for a change that is zero itself. Two products are compared by their factors."""
+    size = norm(change)
+    return _distance(change, approximation) / size if size else 0.0
+
+
+def _distance(one: torch.Tensor | LowRank, other: torch.Tensor | LowRank) -> float:
     import torch
 
-    whole = matrix(change).double()
-    size = float(torch.linalg.norm(whole))
-    return float(torch.linalg.norm(whole - matrix(approximation).double())) / size if size else 0.0
+    if not isinstance(one, LowRank) or not isinstance(other, LowRank) or one.rank + other.rank > min(one.shape):
+        return float((matrix(one).double() - matrix(other).double()).norm())
+    # one − other is itself a product: its norm is that of the two triangles, exact also where the two are near.
+    left = torch.linalg.qr(torch.cat([one.up.double(), -other.up.double()], dim=1), mode="r").R
+    right = torch.linalg.qr(torch.cat([one.down.double(), other.down.double()]).T, mode="r").R
+    return float((left @ right.T).norm())
 
 
 def approximate(

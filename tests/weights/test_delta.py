@@ -163,7 +163,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, kept: float) -> None:
     save_delta(_delta(), tmp_path / DELTA_NAME)
     whole = (tmp_path / DELTA_NAME).read_bytes()
     (tmp_path / DELTA_NAME).write_bytes(whole[: int(kept * len(whole)) if kept < 1 else int(kept)])
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match=r"is empty|no weight file|cut short"):
         load_delta(tmp_path)
 
 
@@ -171,7 +171,8 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "huge header.safetensors").write_bytes((2**60).to_bytes(8, "little") + b"{}")
     torch.save({"a": torch.ones(3)}, tmp_path / "pickle.safetensors")
     save_file({"a": torch.ones(3)}, str(tmp_path / "plain.safetensors"))
-    for name, words in (("huge header", "cannot be read"), ("pickle", "cannot be read"), ("plain", "no cdkit delta")):
+    cases = (("huge header", "no weight file"), ("pickle", "no safetensors"), ("plain", "no cdkit delta"))
+    for name, words in cases:
         with pytest.raises(InputError, match=words):
             load_delta(tmp_path / f"{name}.safetensors")
     with pytest.raises(InputError, match="damaged"):

@@ -88,6 +88,7 @@ def _saved(folder: Path, values: Any) -> Path:
 
 def _huge(folder: Path) -> Path:
     with open(folder / "huge.bin", "wb") as handle:
+        handle.write(b"\x80\x02")
         handle.truncate(5 << 30)
     return folder / "huge.bin"
 
@@ -95,9 +96,9 @@ def _huge(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (_expanded, "larger than the file holds"),
+        (_expanded, "its tensors say"),
         (_truncated, "damaged archive|no weight file"),
-        (_truncated_safetensors, "cannot be read"),
+        (_truncated_safetensors, "cut short"),
         (_huge, "too large"),
         (lambda at: _saved(at, [1, 2]), "holds a list"),
         (lambda at: _saved(at, {1: torch.ones(2)}), "no name"),
@@ -106,11 +107,11 @@ def _huge(folder: Path) -> Path:
         (lambda at: _saved(at, {"<new1>": torch.full((4,), float("nan"))}), "NaN"),
         (lambda at: _saved(at, {"<new1>": torch.ones(2, 2, 2)}), "no known kind"),
         (lambda at: _saved(at, {"<new1>": torch.ones(4).to_sparse()}), "plain tensor|refused"),
-        (lambda at: _saved(at, {"<new1>": torch.ones(4, dtype=torch.int64)}), "no embedding"),
+        (lambda at: _saved(at, {"<new1>": torch.ones(4, dtype=torch.int64)}), "no tensor of weights"),
         (lambda at: _saved(at, {"state_dict": {"../../x.attn2.to_k.weight": torch.ones(2, 2)}}), "no cross-attention"),
         (lambda at: _saved(at, {"unet": {"a": torch.ones(2)}, "text_encoder": {"b": torch.ones(2)}}), "text encoder"),
         (lambda at: _saved(at, {"unet": {"a": {"u": torch.ones(4, 0), "v": torch.ones(0, 3)}}}), "do not fit"),
-        (lambda at: _saved(at, {"unet": {"a": {"u": torch.ones(4, 2)}}}), "not u and v"),
+        (lambda at: _saved(at, {"unet": {"a": {"u": torch.ones(4, 2)}}}), "does not hold u and v"),
         (lambda at: _saved(at, {"unet": {"a": "b"}}), "no tensor of weights"),
         (
             lambda at: _saved(at, {"x.attn2.processor.to_z_custom_diffusion.weight": torch.ones(2, 2)}),
@@ -131,7 +132,7 @@ def _huge(folder: Path) -> Path:
                     "lora_unet_a.lora_down.weight": torch.ones(3, 2),
                 },
             ),
-            "not of a matrix",
+            "no matrix of a U-Net",
         ),
         (lambda at: _saved(at, {}), "no known kind"),
     ],

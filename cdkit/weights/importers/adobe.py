@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from cdkit.errors import InputError
 from cdkit.weights.delta import LowRank, ModifierToken
-from cdkit.weights.importers.found import Found, make_token
-from cdkit.weights.importers.reading import Contents
+from cdkit.weights.importers.found import Found, make_product, make_token, require_tensor
+from cdkit.weights.importers.reading import Contents, shown
 
 if TYPE_CHECKING:
     import torch
 
 _COMPVIS = re.compile(
-    r"(?:model\.)?diffusion_model\.(input_blocks|middle_block|output_blocks)\.(?:(\d+)\.)?1\."
-    r"(transformer_blocks\.\d+\.attn2\.(?:to_[qkv]\.weight|to_out\.0\.(?:weight|bias)))"
+    r"(?:model\.)?diffusion_model\.(input_blocks|middle_block|output_blocks)\.(?:([0-9]{1,2})\.)?1\."
+    r"(transformer_blocks\.[0-9]{1,2}\.attn2\.(?:to_[qkv]\.weight|to_out\.0\.(?:weight|bias)))"
 )
 TOWERS = ("text_encoder", "text_encoder_2")
 
@@ -26,10 +26,13 @@ def read_compvis(contents: Contents) -> Found:
     """`{'state_dict': {…attn2.to_k.weight…, 'embed': (n, width)}}`; its tokens have no names: `<new1>`, `<new2>`, …"""
     state = dict(contents.values["state_dict"])
     rows = state.pop("embed", None)
-    full, changes = _weights(contents, {_parameter(contents, key): value for key, value in state.items()})
+    named = {_parameter(contents, key): value for key, value in state.items()}
+    if len(named) != len(state):
+        raise InputError(f"{contents.path} holds a matrix twice, under two names.", hint="Damaged file.")
+    full, changes = _weights(contents, named)
     tokens: list[ModifierToken] = []
     if rows is not None:
-        _require_tensor(contents, "embed", rows)
+        require_tensor(contents.path, "embed", rows)
         table = rows.reshape(-1, rows.shape[-1])
         tokens = [make_token(contents.path, f"<new{n}>", {TOWERS[0]: row}) for n, row in enumerate(table, start=1)]
     return Found("adobe-compvis", contents.path, full, changes, tokens=tuple(tokens))
@@ -37,19 +40,22 @@ def read_compvis(contents: Contents) -> Found:
 
 def read_diffusers(contents: Contents) -> Found:
     """`{'unet': {parameter: weight}, 'modifier_token': {token: row, or one row per text encoder}}`."""
-    if contents.values.get("text_encoder"):
+    text_encoder = contents.values.get("text_encoder")
+    if text_encoder is not None and not (isinstance(text_encoder, dict) and not text_encoder):
         raise InputError(
             f"{contents.path} holds a fine-tuned text encoder, which a delta cannot.",
             hint="Only U-Net changes and modifier tokens can be imported.",
         )
     full, changes = _weights(contents, contents.values["unet"])
     tokens = []
-    for text, value in (contents.values.get("modifier_token") or {}).items():
+    words = contents.values.get("modifier_token")
+    words = {} if words is None else words
+    if not isinstance(words, dict):
+        raise InputError(f"{contents.path}: 'modifier_token' names no tokens.", hint="Damaged file.")
+    for text, value in words.items():
         rows = value if isinstance(value, list) else [value]
-        for row in rows:
-            _require_tensor(contents, text, row)
-        if len(rows) > len(TOWERS):
-            raise InputError(f"{contents.path}: {text} has {len(rows)} embeddings.", hint="Damaged file.")
+        if not 1 <= len(rows) <= len(TOWERS):
+            raise InputError(f"{contents.path}: {shown(text)} has {len(rows)} embeddings.", hint="Damaged file.")
         tokens.append(make_token(contents.path, text, dict(zip(TOWERS, rows, strict=False))))
     return Found("adobe-diffusers", contents.path, full, changes, tokens=tuple(tokens))
 
@@ -59,7 +65,7 @@ def _parameter(contents: Contents, key: str) -> str:
     found = _COMPVIS.fullmatch(key)
     if found is None:
         raise InputError(
-            f"{contents.path} holds {key[:120]!r}, which is no cross-attention weight.",
+            f"{contents.path} holds {shown(key)}, which is no cross-attention weight.",
             hint="A whole checkpoint is no delta; Adobe's get_deltas.py takes the delta out of one.",
         )
     place, number, rest = found[1], int(found[2] or 0), found[3]
@@ -80,27 +86,13 @@ def _weights(
         if isinstance(value, Mapping):
             changes[name] = _product(contents, name, value)
         else:
-            _require_tensor(contents, name, value)
+            require_tensor(contents.path, name, value)
             full[name] = value
     return full, changes
 
 
 def _product(contents: Contents, name: str, value: Mapping[str, Any]) -> LowRank:
     if set(value) != {"u", "v"}:
-        raise InputError(f"{contents.path}: {name} holds {', '.join(value)}, not u and v.", hint="Damaged file.")
-    for part in value.values():
-        _require_tensor(contents, name, part)
-    up, down = value["u"], value["v"]
-    if up.ndim != 2 or down.ndim != 2 or up.shape[1] != down.shape[0] or not up.numel():
-        raise InputError(
-            f"{contents.path}: {name} has u {tuple(up.shape)} and v {tuple(down.shape)}, which do not fit.",
-            hint="Adobe's compress.py writes rank 0 where a change is small: import the uncompressed delta instead.",
-        )
-    return LowRank(up, down)
-
-
-def _require_tensor(contents: Contents, name: str, value: Any) -> None:
-    import torch
-
-    if not isinstance(value, torch.Tensor) or not value.is_floating_point() or value.ndim == 0:
-        raise InputError(f"{contents.path}: {name[:120]!r} is no tensor of weights.", hint="Damaged file.")
+        raise InputError(f"{contents.path}: {shown(name)} does not hold u and v.", hint="Damaged file.")
+    hint = "Adobe's compress.py writes rank 0 where a change is small: import the uncompressed delta instead."
+    return make_product(contents.path, name, value["u"], value["v"], hint)

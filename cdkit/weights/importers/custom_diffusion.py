@@ -6,8 +6,8 @@ import re
 from typing import TYPE_CHECKING
 
 from cdkit.errors import InputError
-from cdkit.weights.importers.found import Found
-from cdkit.weights.importers.reading import Contents
+from cdkit.weights.importers.found import Found, require_tensor
+from cdkit.weights.importers.reading import Contents, shown
 
 if TYPE_CHECKING:
     import torch
@@ -23,9 +23,10 @@ def read_processors(contents: Contents) -> Found:
         if isinstance(value, dict) and not value:
             continue
         found = _KEY.fullmatch(key)
-        if found is None or isinstance(value, dict) or not hasattr(value, "ndim"):
+        if found is None:
             raise InputError(
-                f"{contents.path} holds {key[:120]!r}, which is no Custom Diffusion weight.", hint="Damaged file."
+                f"{contents.path} holds {shown(key)}, which is no Custom Diffusion weight.", hint="Damaged file."
             )
+        require_tensor(contents.path, key, value)
         full[f"{found[1]}.{found[2]}.{found[3]}"] = value
     return Found("diffusers", contents.path, full, header=contents.header)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from cdkit.errors import InputError
 from cdkit.weights.delta import LowRank
-from cdkit.weights.importers.found import Found
-from cdkit.weights.importers.reading import Contents
+from cdkit.weights.importers.found import Found, make_product, require_tensor
+from cdkit.weights.importers.reading import Contents, shown
 
 if TYPE_CHECKING:
     import torch
 
 _PEFT = (".lora_A.weight", ".lora_B.weight")
 _KOHYA = (".lora_down.weight", ".lora_up.weight", ".alpha")
+_CONVOLUTION = "LoRAs of convolutions cannot be imported."
 _WHOLE = {".diff": "weight", ".diff_b": "bias"}
 
 
@@ -58,7 +60,7 @@ def _peft(contents: Contents) -> dict[str, torch.Tensor | LowRank]:
             _refuse(contents, key)
         parts.setdefault(key.removeprefix("unet.").removesuffix(str(end)), {})[str(end)] = value
     return {
-        f"{module}.weight": _product(contents, module, one.get(_PEFT[1]), one.get(_PEFT[0]))
+        f"{module}.weight": make_product(contents.path, module, one.get(_PEFT[1]), one.get(_PEFT[0]), _CONVOLUTION)
         for module, one in parts.items()
     }
 
@@ -71,34 +73,37 @@ def _kohya(contents: Contents) -> dict[tuple[str, str], torch.Tensor | LowRank]:
         if not module.startswith("lora_unet_"):
             _refuse(contents, key)
         if f".{end}" in _WHOLE:
+            require_tensor(contents.path, key, value)
             found[module, _WHOLE[f".{end}"]] = value
         elif f".{end}" in _KOHYA:
             parts.setdefault(module, {})[f".{end}"] = value
         else:
             _refuse(contents, key)
     for module, one in parts.items():
-        product = _product(contents, module, one.get(_KOHYA[1]), one.get(_KOHYA[0]))
-        alpha = one.get(_KOHYA[2])
-        strength = 1.0 if alpha is None else float(alpha.reshape(-1)[0]) / product.rank
-        found[module, "weight"] = LowRank(product.up * strength, product.down)
+        if (module, "weight") in found:
+            raise InputError(f"{contents.path}: {shown(module)} has a whole change and factors.", hint="Damaged file.")
+        product = make_product(contents.path, module, one.get(_KOHYA[1]), one.get(_KOHYA[0]), _CONVOLUTION)
+        up = product.up * _strength(contents, module, one.get(_KOHYA[2]), product.rank)
+        if not up.isfinite().all():
+            raise InputError(f"{contents.path}: {shown(module)} has an absurd alpha.", hint="Damaged file.")
+        found[module, "weight"] = LowRank(up, product.down)
     return found
 
 
-def _product(contents: Contents, module: str, up: Any, down: Any) -> LowRank:
-    if up is None or down is None:
-        raise InputError(f"{contents.path}: {module} has only one of its two factors.", hint="Damaged file.")
-    if up.ndim != 2 or down.ndim != 2 or up.shape[1] != down.shape[0] or not up.numel():
-        raise InputError(
-            f"{contents.path}: {module} has factors {tuple(up.shape)} and {tuple(down.shape)}, not of a matrix.",
-            hint="LoRAs of convolutions cannot be imported.",
-        )
-    return LowRank(up, down)
+def _strength(contents: Contents, module: str, alpha: Any, rank: int) -> float:
+    """What the product counts: alpha over rank, 1 without an alpha."""
+    if alpha is None:
+        return 1.0
+    value = alpha.item() if hasattr(alpha, "numel") and alpha.numel() == 1 else alpha
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise InputError(f"{contents.path}: the alpha of {shown(module)} is no number.", hint="Damaged file.")
+    return value / rank
 
 
 def _refuse(contents: Contents, key: str) -> None:
     if key.startswith(("text_encoder", "lora_te")):
         raise InputError(
-            f"{contents.path} also changes the text encoder ({key[:80]}), which a delta cannot hold.",
+            f"{contents.path} also changes the text encoder ({shown(key)}), which a delta cannot hold.",
             hint="Only changes of the U-Net's matrices can be imported.",
         )
-    raise InputError(f"{contents.path} holds {key[:120]!r}, which cannot be imported.", hint="Damaged file, or DoRA.")
+    raise InputError(f"{contents.path} holds {shown(key)}, which cannot be imported.", hint="Damaged file, or DoRA.")

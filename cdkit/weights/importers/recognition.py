@@ -8,7 +8,7 @@ from cdkit.errors import ConfigError, InputError
 from cdkit.weights.delta import DELTA_FORMAT
 from cdkit.weights.importers import adobe, custom_diffusion, lora, textual_inversion
 from cdkit.weights.importers.found import Found
-from cdkit.weights.importers.reading import Contents, read_contents
+from cdkit.weights.importers.reading import Contents, read_contents, shown
 
 
 def read_foreign(path: Path) -> Found:
@@ -39,4 +39,4 @@ def _impression(contents: Contents) -> str:
         return "is a whole Stable Diffusion checkpoint, not a delta"
     if any(key.startswith(("down_blocks.", "encoder.down_blocks.", "text_model.")) for key in keys):
         return "is a whole model, not a delta"
-    return f"is of no known kind: it holds {', '.join(repr(key[:60]) for key in keys[:3]) or 'nothing'}"
+    return f"is of no known kind: it holds {', '.join(map(shown, keys[:3])) or 'nothing'}"

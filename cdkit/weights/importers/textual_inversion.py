@@ -52,6 +52,7 @@ def stored_prompts(header: Any) -> list[str]:
     """The prompts that cdkit's exports carry along."""
     try:
         prompts = json.loads(header.get("cdkit_prompts", "[]"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
-    return [prompt for prompt in prompts if isinstance(prompt, str)] if isinstance(prompts, list) else []
+    texts = prompts if isinstance(prompts, list) else []
+    return [text for text in texts if isinstance(text, str) and text.isprintable()]

@@ -11,7 +11,19 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "cdkit"
 LAYERS = [
-    ("errors", "json_text", "storage", "config", "manifest", "datasets", "protocols", "inputs", "text", "file_kinds"),
+    (
+        "errors",
+        "json_text",
+        "storage",
+        "config",
+        "manifest",
+        "datasets",
+        "protocols",
+        "inputs",
+        "text",
+        "file_kinds",
+        "credentials",
+    ),
     ("engines",),
     ("embedded",),
     ("encoders",),

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
+from cdkit.credentials import without_userinfo
 from cdkit.datasets import parts, read_parts
 from cdkit.evaluation.charts import bar_chart, histogram
 from cdkit.publishing.pictures import PictureBox, Shown
 from cdkit.publishing.run_folder import StepFolder
+from cdkit.retrieval.web_urls import split_url
 from cdkit.storage import read_json
 
 SHEET_IMAGES = 60
@@ -134,7 +135,7 @@ def _add_images(section: RegularizationSection, folder: Path, pictures: PictureB
                 Source(
                     section.name,
                     str(row.get("key") or ""),
-                    str(row.get("url") or ""),
+                    without_userinfo(str(row.get("url") or "")),
                     str(row.get("source") or ""),
                     caption,
                     str(row.get("sha256") or ""),
@@ -150,10 +151,8 @@ def _add_images(section: RegularizationSection, folder: Path, pictures: PictureB
 def _host(source: Source) -> str:
     if source.source == GENERATED:
         return GENERATED_HOST
-    try:
-        host = urlsplit(source.url).hostname or source.source or "not recorded"
-    except ValueError:
-        return "not recorded"
+    parts = split_url(source.url)
+    host = (parts.hostname if parts is not None else None) or source.source or "not recorded"
     return RENDERED_HOST if host == EMBEDDED_HOST else host
 
 

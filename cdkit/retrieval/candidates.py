@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from cdkit.credentials import without_userinfo
 from cdkit.datasets import schema
 from cdkit.errors import ConfigError, InputError
 from cdkit.index.search import Match, search
@@ -210,6 +211,9 @@ def _row_order(row: Mapping[str, Any]) -> tuple[float, int, str, str]:
 
 def _candidate(query: str, match: Match, row: Mapping[str, Any]) -> Candidate:
     facts = {name: row.get(name) for name in ("url", "width", "height", "md5", "source")}
+    if facts["url"]:
+        # Fetched without them anyway; indexes of earlier versions, and folders at hand, may have some.
+        facts["url"] = without_userinfo(facts["url"])
     return Candidate(query, match.caption_id, match.caption, round(match.similarity, DIGITS), **facts)
 
 

@@ -19,6 +19,7 @@ from cdkit.retrieval.addresses import WEB_PORTS, is_public
 from cdkit.retrieval.deadline import Deadline
 from cdkit.retrieval.failures import FetchFailure
 from cdkit.retrieval.network_guard import vetted
+from cdkit.retrieval.responses import BoundedResponse
 
 Place = tuple[str, int]
 MAX_ADDRESSES = 4
@@ -76,11 +77,15 @@ def trusted_certificates() -> ssl.SSLContext:
 
 @dataclass(frozen=True)
 class Visit:
-    """One hop of a fetch: where it may connect to. exempt: the place that the address checks leave alone."""
+    """One hop of a fetch: where it may connect to. exempt: the place that the address checks leave alone.
+
+    max_bytes: of the answer's body.
+    """
 
     resolver: Resolver
     deadline: Deadline
     exempt: Place | None
+    max_bytes: int
 
     def dial(self, place: Place, timeout: object = None, source_address: object = None) -> socket.socket:
         """Connect to a host and port, in the signature of socket.create_connection.
@@ -119,11 +124,12 @@ class Visit:
 
 
 class _Guarded:
-    """Makes a connection class dial through its visit."""
+    """Makes a connection class dial through its visit, and read no more than it allows."""
 
     def __init__(self, host: str, *, visit: Visit, **settings: Any) -> None:
         super().__init__(host, **settings)  # type: ignore[call-arg]
         self._create_connection = visit.dial
+        self.response_class = functools.partial(BoundedResponse, max_bytes=visit.max_bytes)
 
 
 class GuardedHTTPConnection(_Guarded, http.client.HTTPConnection):

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cdkit.credentials import without_credentials
 from cdkit.errors import NetworkError
 from cdkit.protocols import Context, Task
 from cdkit.retrieval.acceptance import AcceptAll, Judge, Limits, Standing, stand
@@ -75,7 +76,8 @@ def download(
     chosen.check()
     if chosen.proxy is not None:
         context.progress.note(
-            f"Everything is fetched through the proxy {chosen.proxy}: checking where names lead is now its duty."
+            f"Everything is fetched through the proxy {without_credentials(chosen.proxy)}: checking where names lead "
+            "is now its duty."
         )
     return _Download(candidates, folder, context, limits, chosen, judge or AcceptAll(), blocklist or Blocklist()).run()
 

@@ -25,7 +25,10 @@ FAILURE_KINDS = (
     "http_4xx",
     "http_5xx",
     "opt_out",
+    "protocol",
+    "encoding",
     "too_large",
+    "memory",
     "hash_mismatch",
     "blocklisted",
     "lost",
@@ -103,6 +106,8 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _kind(error: BaseException) -> str | None:
+    if isinstance(error, MemoryError) or "can't start new thread" in str(error):
+        return "memory"
     # Order matters: TLS and DNS errors are OSErrors too, and a timeout inside TLS is a timeout.
     if isinstance(error, TimeoutError):
         return "timeout"
@@ -122,10 +127,13 @@ def _kind(error: BaseException) -> str | None:
 
 
 def is_retryable(kind: str, status: int | None, retry_after: float | None) -> bool:
-    """Whether another try may end differently: timeouts, resets, 429 and 5xx, unless the server asks for too long."""
+    """Whether another try may end differently: timeouts, resets, 429, 5xx and memory that others took.
+
+    Not when the server asks for too long a wait.
+    """
     if retry_after is not None and retry_after > LONGEST_RETRY_AFTER:
         return False
-    return kind in {"timeout", "reset", "http_5xx"} or status == 429
+    return kind in {"timeout", "reset", "http_5xx", "memory"} or status == 429
 
 
 def backoff_seconds(tries: int, retry_after: float | None) -> float:

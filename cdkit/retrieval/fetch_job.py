@@ -10,18 +10,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import cdkit
 from cdkit.errors import ConfigError
 from cdkit.json_text import json_text
-from cdkit.retrieval.web_urls import AllowedHosts
+from cdkit.retrieval.web_urls import AllowedHosts, proxy_place
 from cdkit.storage import read_json, write_json, write_text
 
 JOB_NAME = "job.json"
 URLS_NAME = "urls.parquet"
 IMAGES_NAME = "images"
 BLOCKED_NAME = "blocked.txt"
+# A proxy's password is handed to the program by this variable, and stands in no file.
+PROXY_VARIABLE = "CDKIT_FETCH_PROXY"
 MAX_THREADS = 32
 AGENT_TOKEN = "cdkit"
 USER_AGENT = f"{AGENT_TOKEN}/{cdkit.__version__} (image fetcher; respects X-Robots-Tag: noai and TDM-Reservation)"
@@ -63,21 +64,14 @@ class FetchSettings:
             )
             if not low <= value <= high
         ]
-        if self.proxy is not None and not _is_proxy(self.proxy):
-            problems.append(f"proxy: http://HOST:PORT (got {self.proxy})")
+        if self.proxy is not None and proxy_place(self.proxy) is None:
+            # Not quoted: it may hold a password in a place where nobody would look for one.
+            problems.append("proxy: http://HOST:PORT, or http://USER:PASSWORD@HOST:PORT")
         if not self.user_agent.isascii() or not self.user_agent.isprintable():
             problems.append(f"user_agent: printable ASCII (got {self.user_agent!r})")
         if problems:
             raise ConfigError("Images cannot be fetched with these settings:", problems=problems)
         AllowedHosts.parse(list(self.allow_hosts))
-
-
-def _is_proxy(text: str) -> bool:
-    try:
-        parts = urlsplit(text)
-        return parts.scheme == "http" and bool(parts.hostname) and parts.port is not None
-    except ValueError:
-        return False
 
 
 @dataclass(frozen=True)
@@ -93,8 +87,12 @@ class Job:
     hashes: Mapping[int, str] = field(default_factory=dict)
     blocked: frozenset[str] = frozenset()
 
+    def through(self, proxy: str | None) -> Job:
+        """The same job by this proxy, or by none."""
+        return replace(self, settings=replace(self.settings, proxy=proxy))
+
     def write(self, folder: Path) -> None:
-        """Write the job and the table that img2dataset reads; each URL's fragment is its key."""
+        """Write the job without its proxy, and the table that img2dataset reads; a URL's fragment is its key."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -104,7 +102,8 @@ class Job:
         # Lists of hashes can be long, and need not be parsed with the rest.
         if self.blocked:
             write_text(folder / BLOCKED_NAME, "\n".join(sorted(self.blocked)))
-        write_json(folder / JOB_NAME, asdict(replace(self, blocked=frozenset())) | {"blocked": bool(self.blocked)})
+        written = replace(self.through(None), blocked=frozenset())
+        write_json(folder / JOB_NAME, asdict(written) | {"blocked": bool(self.blocked)})
 
     @classmethod
     def read(cls, folder: Path) -> Job:

@@ -18,14 +18,18 @@ import urllib.request
 from multiprocessing.connection import wait
 from pathlib import Path
 
-from cdkit.retrieval.fetch_job import IMAGES_NAME, URLS_NAME, Job, Journal
+from cdkit.retrieval.fetch_job import IMAGES_NAME, PROXY_VARIABLE, URLS_NAME, FetchSettings, Job, Journal
 from cdkit.retrieval.network_guard import install_audit_hook
 from cdkit.retrieval.opener import GuardedOpener
+from cdkit.retrieval.process_limits import limit_memory
 
 # What img2dataset imports at start and does not use to fetch and store bytes. Some of it phones home, all of it takes
 # seconds; without ray, its own ray distributor cannot run; without cv2, nothing here can decode what a server sent.
 _EMPTY_MODULES = ("wandb", "albumentations", "cv2", "fire", "pandas")
 _ABSENT_MODULES = ("torch", "ray")
+# Address space of the program beyond what it takes to start, and beyond two bodies for each thread.
+MEMORY_BYTES = 1 << 30
+STACK_BYTES = 1 << 20
 # Of img2dataset's shards; every wave is one.
 SHARD_SIZE = 10_000
 
@@ -39,11 +43,19 @@ class _EmptyModule(types.ModuleType):
         return 0
 
 
-def install() -> None:
-    """Put this process under the guard for good."""
+def install() -> FetchSettings:
+    """Put this process under the guard for good; returns the job's settings."""
     folder = Path.cwd()
     install_audit_hook()
-    urllib.request.install_opener(GuardedOpener(Job.read(folder), Journal(folder)))
+    job = Job.read(folder).through(os.environ.get(PROXY_VARIABLE))
+    urllib.request.install_opener(GuardedOpener(job, Journal(folder)))
+    return job.settings
+
+
+def bound_memory(settings: FetchSettings) -> None:
+    """Bound the address space by what the threads may hold: whatever a server sends, no more can be taken."""
+    threading.stack_size(STACK_BYTES)
+    limit_memory(MEMORY_BYTES + 2 * settings.threads * settings.max_bytes)
 
 
 def import_img2dataset() -> None:
@@ -111,8 +123,9 @@ def fetch() -> None:
 
 if __name__ in ("__main__", "__mp_main__"):
     end_with_parent()
-    install()
+    chosen = install()
     import_img2dataset()
+    bound_memory(chosen)
 
 if __name__ == "__main__":
     fetch()

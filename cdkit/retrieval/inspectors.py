@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import signal
 import time
 from collections import deque
@@ -18,6 +17,7 @@ from typing import Any
 from cdkit.errors import CdkitError
 from cdkit.retrieval.content import Content, FileContent
 from cdkit.retrieval.inspection import Inspection, InspectionRules, inspect
+from cdkit.retrieval.process_limits import limit_memory, limit_time
 from cdkit.storage import write_problem
 
 START_SECONDS = 60.0
@@ -164,13 +164,13 @@ def work(pipe: Connection, rules: InspectionRules, store: Path, limits: Inspecti
     """A worker's life: inspect what comes through the pipe, contents of the sample's kind, until it closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _warm_up(sample)
-    _limit_memory(limits.memory)
+    limit_memory(limits.memory)
     pipe.send(True)
     # The pipe closes when the parent ends, however it does.
     with suppress(EOFError, OSError):
         while True:
             content = pipe.recv()
-            _limit_time(limits.seconds)
+            limit_time(limits.seconds)
             pipe.send(_inspected(content, rules, store))
 
 
@@ -199,20 +199,3 @@ def _warm_up(sample: Content) -> None:
         # Reading a Parquet cell, or drawing a picture, takes libraries of its own.
         with suppress(CdkitError):
             sample.read()
-
-
-def _limit_memory(beyond: int) -> None:
-    import psutil
-
-    # macOS knows no such limit; there only the number of pixels bounds an image.
-    with suppress(ValueError, OSError, AttributeError):
-        _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + beyond, hard))
-
-
-def _limit_time(seconds: int) -> None:
-    used = time.process_time()
-    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    # Counted in whole seconds of the process; SIGXCPU ends it.
-    resource.setrlimit(resource.RLIMIT_CPU, (int(used) + seconds + 1, hard))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import http.client
 import io
 import urllib.request
 import urllib.response
-import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 from email.message import Message
 from ipaddress import ip_address
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin
 
 from cdkit.retrieval.addresses import WEB_PORTS, is_public
 from cdkit.retrieval.blocklist import digests
@@ -26,12 +24,14 @@ from cdkit.retrieval.connections import (
     VisitRequest,
     trusted_certificates,
 )
+from cdkit.retrieval.content_encodings import decoded
 from cdkit.retrieval.deadline import Deadline
 from cdkit.retrieval.failures import DEFERRED, FetchFailure, classify, status_failure
 from cdkit.retrieval.fetch_job import AGENT_TOKEN, Job, Journal
 from cdkit.retrieval.host_turns import HostTurns
 from cdkit.retrieval.opt_out import opts_out
-from cdkit.retrieval.web_urls import AllowedHosts, WebUrl, parse_url
+from cdkit.retrieval.responses import BoundedResponse
+from cdkit.retrieval.web_urls import AllowedHosts, WebUrl, parse_url, proxy_place
 
 MAX_REDIRECTS = 5
 BLOCK = 1 << 16
@@ -64,8 +64,7 @@ class GuardedOpener(urllib.request.OpenerDirector):
         self.proxy: Place | None = None
         if job.settings.proxy is not None:
             self.add_handler(urllib.request.ProxyHandler(dict.fromkeys(("http", "https"), job.settings.proxy)))
-            parts = urlsplit(job.settings.proxy)
-            self.proxy = (parts.hostname or "", parts.port or 80)
+            self.proxy = proxy_place(job.settings.proxy)
 
     def open(self, fullurl: Any, data: Any = None, timeout: Any = None) -> urllib.response.addinfourl:
         """Fetch one URL of the job (its fragment is its key), whole; raises FetchFailure.
@@ -154,7 +153,7 @@ class GuardedOpener(urllib.request.OpenerDirector):
             "Accept": "image/*,*/*;q=0.5",
             "Accept-Encoding": "identity",
         }
-        request = VisitRequest(url.text, headers, Visit(self.resolver, deadline, exempt))
+        request = VisitRequest(url.text, headers, Visit(self.resolver, deadline, exempt, self.settings.max_bytes))
         with super().open(request, timeout=deadline.remaining()) as response:
             opted_out = opts_out(response.headers, AGENT_TOKEN)
             if opted_out:
@@ -166,10 +165,9 @@ class GuardedOpener(urllib.request.OpenerDirector):
             content = self._read(response, deadline)
             return Body(content, response.headers, url.text, response.status)
 
-    def _read(self, response: http.client.HTTPResponse, deadline: Deadline) -> bytes:
+    def _read(self, response: BoundedResponse, deadline: Deadline) -> bytes:
+        response.check_promises()
         limit = self.settings.max_bytes
-        if response.length is not None and response.length > limit:
-            raise FetchFailure("too_large", f"{response.length} bytes announced", status=response.status)
         content = bytearray()
         while block := response.read(BLOCK):
             content += block
@@ -179,7 +177,7 @@ class GuardedOpener(urllib.request.OpenerDirector):
             raise FetchFailure("timeout", "the body did not end", status=response.status)
         if response.length or not content:
             raise FetchFailure("reset", f"the body ended after {len(content)} bytes", status=response.status)
-        return decoded(bytes(content), response.headers.get("Content-Encoding", ""), limit)
+        return decoded(bytes(content), ", ".join(response.headers.get_all("Content-Encoding", [])), limit)
 
     def _verify(self, key: int, body: Body) -> None:
         if self.job.blocked and not self.job.blocked.isdisjoint(digests(body.content)):
@@ -202,17 +200,3 @@ def _redirected(url: WebUrl, location: str) -> WebUrl:
         return parse_url(urljoin(url.text, location))
     except ValueError as error:
         raise FetchFailure("redirect", str(error)) from error
-
-
-def decoded(content: bytes, encoding: str, limit: int) -> bytes:
-    """Undo gzip or deflate that a server applied unasked; raises FetchFailure(too_large) beyond `limit` bytes."""
-    if encoding.strip().lower() not in {"gzip", "x-gzip", "deflate"}:
-        return content
-    decoder = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
-    try:
-        plain = decoder.decompress(content, limit + 1)
-    except zlib.error:
-        return content
-    if len(plain) > limit:
-        raise FetchFailure("too_large", f"more than {limit} bytes after {encoding}")
-    return plain

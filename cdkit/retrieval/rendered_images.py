@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from cdkit.errors import InputError
 from cdkit.retrieval.candidates import Candidate
 from cdkit.retrieval.content import FailedFetch, FetchedImage
+from cdkit.retrieval.web_urls import split_url
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,10 @@ def is_embedded_pool(candidates: Sequence[Candidate]) -> bool:
     """Whether all URLs are the embedded pool's own, at an address where nobody serves them unless asked to."""
     from cdkit.embedded.pool import DEFAULT_HOST
 
-    parts = [urlsplit(candidate.url or "") for candidate in candidates]
+    parts = [split_url(candidate.url or "") for candidate in candidates]
     return bool(parts) and all(
-        part.netloc == DEFAULT_HOST and part.path.startswith(("/scene/", "/gone/")) for part in parts
+        part is not None and part.netloc == DEFAULT_HOST and part.path.startswith(("/scene/", "/gone/"))
+        for part in parts
     )
 
 
@@ -61,7 +62,8 @@ def _content(url: str | None) -> RenderedContent | None:
     from cdkit.embedded.pool_server import ADDRESS, LARGEST_SIZE
     from cdkit.embedded.world import IMAGE_SIZE
 
-    match = ADDRESS.fullmatch(urlsplit(url or "").path)
+    parts = split_url(url or "")
+    match = ADDRESS.fullmatch(parts.path) if parts is not None else None
     if match is None or not IMAGE_SIZE <= int(match[2]) <= LARGEST_SIZE:
         return None
     return RenderedContent(int(match[1]), int(match[2]), match[3])

@@ -81,7 +81,9 @@ class RetrieveConfig(ParallelConfig):
     allow_host: list[str] = setting([], "HOST[:PORT] exempt from the checks of address and port. Repeatable.")
     also_write: list[str] = setting([], "Also write the set as diffusers, imagefolder or webdataset. Repeatable.")
     seed: int = setting(0, "Seed of select spread.", ge=0)
-    proxy: str | None = setting(None, "http://HOST:PORT that everything is fetched through.")
+    proxy: str | None = setting(
+        None, "http://[USER:PASSWORD@]HOST:PORT that everything is fetched through.", execution=True
+    )
     threads: int = setting(MAX_THREADS, "Downloads at once.", execution=True, ge=1, le=MAX_THREADS)
 
     @field_validator("exclude_like", mode="before")

@@ -16,7 +16,7 @@ from typing import Literal
 
 import cdkit
 from cdkit.errors import CdkitError, OutputError
-from cdkit.retrieval.fetch_job import IMAGES_NAME, Job, journal_events
+from cdkit.retrieval.fetch_job import IMAGES_NAME, PROXY_VARIABLE, Job, journal_events
 from cdkit.retrieval.waves import wave_bound
 from cdkit.storage import write_json
 
@@ -53,7 +53,7 @@ def run_wave(folder: Path, job: Job, advance: Callable[[float], None] | None = N
         program = subprocess.Popen(
             [sys.executable, "-P", "-m", PROGRAM],
             cwd=folder,
-            env=_environment(),
+            env=_environment(job.settings.proxy),
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -123,17 +123,24 @@ def _exit_status(program: subprocess.Popen[bytes]) -> int | None:
     return int(state.si_status) if state.si_code == os.CLD_EXITED else -1
 
 
-def _environment() -> dict[str, str]:
-    """The program's environment: no proxies, no calls home, and this very cdkit."""
+def _environment(proxy: str | None) -> dict[str, str]:
+    """The program's environment: no proxy but the one chosen, no calls home, and this very cdkit."""
     kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     root = str(Path(cdkit.__file__).parents[1])
     search = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return kept | {
-        "PYTHONPATH": os.pathsep.join(search),
-        "NO_ALBUMENTATIONS_UPDATE": "1",
-        "WANDB_MODE": "disabled",
-        "OMP_NUM_THREADS": "1",
-    }
+    return (
+        kept
+        | ({PROXY_VARIABLE: proxy} if proxy else {})
+        | {
+            "PYTHONPATH": os.pathsep.join(search),
+            "NO_ALBUMENTATIONS_UPDATE": "1",
+            "WANDB_MODE": "disabled",
+            "OMP_NUM_THREADS": "1",
+            # Address space is bounded there, and these would reserve gigabytes of it in advance.
+            "ARROW_DEFAULT_MEMORY_POOL": "system",
+            "MALLOC_ARENA_MAX": "2",
+        }
+    )
 
 
 def _check(folder: Path, end: WaveEnd) -> None:

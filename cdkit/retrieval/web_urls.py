@@ -6,8 +6,9 @@ import html
 import re
 from dataclasses import dataclass
 from ipaddress import IPv6Address
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, quote, urlsplit, urlunsplit
 
+from cdkit.credentials import without_userinfo
 from cdkit.errors import ConfigError
 from cdkit.retrieval.failures import FetchFailure
 
@@ -15,9 +16,13 @@ DEFAULT_PORTS = {"http": 80, "https": 443}
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*\.?")
 _PATH_SAFE = "/%:@!$&'()*+,;=~-._|"
 _QUERY_SAFE = _PATH_SAFE + "?"
+_BRACKETED = re.compile(r"\[[^\[\]]*\](:[0-9]*)?")
 MAX_URL = 8192
 # A browser takes a reference without `;` for text inside an address, so that `?a=1&copy=2` keeps its parameter.
 _REFERENCE = re.compile(r"&(?:[a-zA-Z][a-zA-Z0-9]*|#[0-9]+|#[xX][0-9a-fA-F]+);")
+LONGEST_HOST, LONGEST_LABEL = 253, 63
+# Characters of a URL that a failure quotes.
+DETAIL = 100
 
 
 @dataclass(frozen=True)
@@ -34,25 +39,34 @@ class WebUrl:
         return self.host, self.port
 
 
+def split_url(text: str) -> SplitResult | None:
+    """The parts of a URL; None for a text that Python's parser refuses. Nothing else calls `urlsplit`."""
+    try:
+        return urlsplit(text)
+    except ValueError:
+        return None
+
+
 def parse_url(text: str) -> WebUrl:
     """Normalise a URL; raises FetchFailure (scheme, port or dns) when it can name nothing on the web."""
-    try:
-        parts = urlsplit(text.strip())
-        host, port = parts.hostname or "", parts.port
-    except ValueError as error:
-        raise FetchFailure("port" if "port" in str(error).lower() else "dns", str(error)) from error
+    plain = without_userinfo(text.strip())
+    if len(plain) > MAX_URL:
+        raise FetchFailure("scheme", f"a URL of {len(plain)} characters")
+    parts = split_url(plain)
+    if parts is None:
+        raise FetchFailure("dns", "not a host: brackets or characters that no host has")
     if parts.scheme not in DEFAULT_PORTS:
         raise FetchFailure("scheme", f"{parts.scheme or 'no'} scheme")
-    if len(text) > MAX_URL:
-        raise FetchFailure("scheme", f"a URL of {len(text)} characters")
     default = DEFAULT_PORTS[parts.scheme]
-    port = default if port is None else port
-    if port == 0:
-        raise FetchFailure("port", "port 0")
-    name = _host(host)
+    name, port = _host(parts), _port(parts, default)
     bracketed = f"[{name}]" if ":" in name else name
     netloc = bracketed if port == default else f"{bracketed}:{port}"
-    path, query = quote(parts.path or "/", safe=_PATH_SAFE), quote(parts.query, safe=_QUERY_SAFE)
+    try:
+        # Half of a surrogate pair stands for a byte that is no UTF-8, as in file names.
+        path = quote(parts.path or "/", safe=_PATH_SAFE, errors="surrogateescape")
+        query = quote(parts.query, safe=_QUERY_SAFE, errors="surrogateescape")
+    except UnicodeError as error:
+        raise FetchFailure("scheme", "characters that no URL has") from error
     return WebUrl(urlunsplit((parts.scheme, netloc, path, query, "")), parts.scheme, name, port)
 
 
@@ -82,20 +96,44 @@ def spellings(text: str) -> list[WebUrl]:
     return list(found.values())
 
 
-def _host(host: str) -> str:
-    """The host in ASCII and lower case: an IPv6 literal or a name."""
-    if ":" in host:
-        try:
-            return str(IPv6Address(host.partition("%")[0]))
-        except ValueError as error:
-            raise FetchFailure("dns", f"not a host: {host!r}") from error
+def _port(parts: SplitResult, default: int | None) -> int:
     try:
-        name = host if host.isascii() else host.encode("idna").decode("ascii")
-    except UnicodeError as error:
-        raise FetchFailure("dns", f"not a host: {host!r}") from error
-    if not _HOST.fullmatch(name.lower()):
-        raise FetchFailure("dns", f"not a host: {host!r}")
-    return name.lower()
+        port = default if parts.port is None else parts.port
+    except ValueError as error:
+        raise FetchFailure("port", str(error)[:DETAIL]) from error
+    if not port:
+        raise FetchFailure("port", f"port {port}")
+    return port
+
+
+def _host(parts: SplitResult) -> str:
+    """The host in ASCII and lower case: an IPv6 literal without its zone, or a name."""
+    host = parts.hostname or ""
+    failure = FetchFailure("dns", f"not a host: {host[:DETAIL]!r}")
+    # Only IPv6 addresses stand in brackets, and nothing but a port beside them.
+    bracketed = _BRACKETED.fullmatch(parts.netloc.rpartition("@")[2]) is not None
+    if bracketed != (":" in host) or (not bracketed and set("[]") & set(parts.netloc)):
+        raise failure
+    try:
+        if bracketed:
+            return str(IPv6Address(host.partition("%")[0]))
+        name = (host if host.isascii() else host.encode("idna").decode("ascii")).lower()
+    except ValueError as error:
+        raise failure from error
+    if not _HOST.fullmatch(name) or len(name) > LONGEST_HOST or max(map(len, name.split("."))) > LONGEST_LABEL:
+        raise failure
+    return name
+
+
+def proxy_place(text: str) -> tuple[str, int] | None:
+    """Host and port of a proxy's `http://[USER:PASSWORD@]HOST:PORT`; None when it is something else."""
+    parts = split_url(text)
+    if parts is None or parts.scheme != "http":
+        return None
+    try:
+        return _host(parts), _port(parts, None)
+    except FetchFailure:
+        return None
 
 
 def host_of(text: str) -> str:
@@ -132,14 +170,12 @@ class AllowedHosts:
 
 
 def _allowed_place(value: str) -> tuple[str, int | None] | None:
-    if "/" in value or "@" in value:
+    if "/" in value or "@" in value or value.endswith(":"):
         return None
     try:
         # A bare IPv6 address would read as HOST:PORT.
         text = f"[{IPv6Address(value)}]" if value.count(":") > 1 and not value.startswith("[") else value
         parts = urlsplit(f"//{text}")
-        if parts.port == 0 or text.endswith(":"):
-            return None
-        return _host(parts.hostname or ""), parts.port
+        return _host(parts), None if parts.port is None else _port(parts, None)
     except (ValueError, FetchFailure):
         return None

@@ -59,7 +59,7 @@ def test_every_status_has_a_kind(status: int) -> None:
 
 def test_only_what_can_change_is_tried_again() -> None:
     retryable = {kind for kind in FAILURE_KINDS if is_retryable(kind, None, None)}
-    assert retryable == {"timeout", "reset", "http_5xx"}
+    assert retryable == {"timeout", "reset", "http_5xx", "memory"}
     assert is_retryable("http_4xx", 429, None)
     assert is_retryable("http_4xx", 429, 60.0)
     assert not is_retryable("http_4xx", 429, 86_400.0)

@@ -19,6 +19,10 @@ from tests.support.hostile_server import Canary, HostileServer, SilentListener, 
 PRIVATE = "127.0.0.9"
 
 
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+OK = b"HTTP/1.1 200 OK\r\n\r\n"
+
+
 def hostile_urls(server: HostileServer, canary: Canary, stalled_tls: str, bad_tls: str) -> dict[str, str]:
     """URL → how it must end: `fetched` or a failure kind."""
     port = server.place.split(":")[1]
@@ -64,6 +68,9 @@ def hostile_urls(server: HostileServer, canary: Canary, stalled_tls: str, bad_tl
         f"http://changing.test:{port}/redirect?to=http://changing.test:{port}/ok/changing": "fetched",
         server.url("gzip"): "fetched",
         server.url("gzip-bomb"): "too_large",
+        server.url("wire/chunk-of-minus-one"): "protocol",
+        server.url("wire/early-hints"): "fetched",
+        server.url("wire/compress"): "encoding",
         server.url("noai"): "opt_out",
         server.url("noai-for-others"): "fetched",
         server.url("tdm"): "opt_out",
@@ -80,6 +87,9 @@ def hostile_urls(server: HostileServer, canary: Canary, stalled_tls: str, bad_tl
         "": "scheme",
         "http://127.0.0.1:22/": "port",
         "http://exa mple/": "dns",
+        "http://[photo.jpg": "dns",
+        "http://a.test:port/": "port",
+        "http:////a.test/": "dns",
     }
 
 
@@ -93,6 +103,11 @@ def test_every_candidate_ends_once_and_the_canary_is_never_asked(
         Canary(PRIVATE) as canary,
         Canary(PRIVATE, int(server.place.split(":")[1])) as same_port,
     ):
+        server.wire = {
+            "/wire/chunk-of-minus-one": (CHUNKED + b"-1\r\n", b"." * 65536),
+            "/wire/early-hints": (b"HTTP/1.1 103 Early Hints\r\n\r\n" + OK + picture("/early"), b""),
+            "/wire/compress": (OK[:-2] + b"Content-Encoding: compress\r\n\r\n\x1f\x9d", b""),
+        }
         port = server.place.split(":")[1]
         expected = hostile_urls(server, canary, f"127.0.0.1:{silent.port}", bad_tls.place)
         urls = list(expected)

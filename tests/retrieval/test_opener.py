@@ -22,7 +22,8 @@ from cdkit.errors import ConfigError
 from cdkit.retrieval.deadline import Deadline
 from cdkit.retrieval.failures import FetchFailure
 from cdkit.retrieval.fetch_job import FetchSettings, Job, Journal, journal_events
-from cdkit.retrieval.opener import GuardedOpener, decoded
+from cdkit.retrieval.opener import GuardedOpener
+from cdkit.retrieval.wave_run import run_wave
 from tests.support.hostile_server import Canary, HostileServer, SilentListener, picture
 
 
@@ -175,16 +176,6 @@ def test_a_proxy_is_asked_instead_and_only_for_the_web(tmp_path: Path, server: H
     assert kind_of(guarded, "http://images.test:22/") == "port"
 
 
-def test_gzip_is_undone_within_bounds() -> None:
-    import gzip
-
-    assert decoded(gzip.compress(b"picture"), "gzip", 100) == b"picture"
-    assert decoded(b"not gzip at all", "gzip", 100) == b"not gzip at all"
-    assert decoded(b"picture", "br", 100) == b"picture"
-    with pytest.raises(FetchFailure, match="too_large"):
-        decoded(gzip.compress(bytes(1 << 20)), "gzip", 1000)
-
-
 def test_a_deadline_ends_a_connection_that_waits() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs, Deadline(0.2) as deadline:
@@ -238,3 +229,50 @@ def test_nothing_in_a_guarded_process_gets_past_the_audit_hook(tmp_path: Path) -
             *("scheme", "port", "scheme"),
         ]
         assert canary.connections == 0
+
+
+HUNGRY = """
+import sys, urllib.request
+from dataclasses import replace
+from cdkit.retrieval import fetch_program
+settings = fetch_program.install()
+fetch_program.MEMORY_BYTES = 64 << 20
+fetch_program.bound_memory(replace(settings, threads=1, max_bytes=1))
+try:
+    urllib.request.urlopen(sys.argv[1])
+except Exception as error:
+    print(error)
+"""
+
+
+def test_what_a_fetching_process_may_take_is_bounded_and_the_reason_is_named(
+    tmp_path: Path, server: HostileServer
+) -> None:
+    settings = FetchSettings(deadline=20.0, max_bytes=1 << 30, allow_hosts=(server.place,))
+    Job(settings, ()).write(tmp_path)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", HUNGRY, server.url("endless#0")]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("memory: MemoryError")
+    assert [event["event"] for event in journal_events(tmp_path)] == ["started", "memory"]
+
+
+def test_a_proxys_password_stands_in_no_file(tmp_path: Path, server: HostileServer) -> None:
+    proxy = f"http://user:secret@{server.place}"
+    job = Job(FetchSettings(proxy=proxy), ("http://images.test/ok/1",))
+    end = run_wave(tmp_path / "wave", job)
+    assert end.cause == "finished"
+    assert dict(server.hits) == {"http://images.test/ok/1": 1}
+    written = [path for path in (tmp_path / "wave").rglob("*") if path.is_file()]
+    assert len(written) > 3
+    assert not any(b"secret" in path.read_bytes() for path in written)
+
+
+@pytest.mark.parametrize(
+    "proxy", ["socks5://user:secret@a:1", "http://user:secret@a", "http://user:secret@[a", "user:secret@a:1 http://"]
+)
+def test_a_proxy_that_is_refused_is_not_quoted_with_its_password(proxy: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        FetchSettings(proxy=proxy).check()
+    assert "proxy: http://HOST:PORT" in str(caught.value)
+    assert "secret" not in str(caught.value)

@@ -168,6 +168,13 @@ class Hostile(BaseHTTPRequestHandler):
         """Knows nothing but the escaped form."""
         self.answer(*(200, picture(self.path)) if "amp;" in self.path else (404, b"no"))
 
+    def act_wire(self, visit: int) -> None:
+        """`/wire/...`: the bytes that the test wants on the wire, and then one piece of them over and over."""
+        start, again = self.server.wire[self.path]
+        self.wfile.write(start)
+        while again and not self.server.closing.is_set():
+            self.wfile.write(again)
+
     def act_noai(self, visit: int) -> None:
         self.answer(200, picture(self.path), {"X-Robots-Tag": "noai, noimageai"})
 
@@ -190,6 +197,7 @@ class HostileServer(ThreadingHTTPServer):
         self.hits: Counter[str] = Counter()
         self.agents: set[str | None] = set()
         self.files: dict[str, bytes] = {}
+        self.wire: dict[str, tuple[bytes, bytes]] = {}
         self._lock = threading.Lock()
         if certificate is not None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -208,9 +208,9 @@ def _expand(pattern: str, suffixes: Sequence[str]) -> list[SourceFile]:
         sources = []
         for name in sorted(matches):
             url = str(name) if local else filesystem.unstrip_protocol(name)
-            sources.append(
-                SourceFile(url=url, name=str(name).rsplit("/", 1)[-1], size=int(filesystem.size(name) or 0))
-            )
+            # What follows a question mark in a web address may be a key to it, and the name is kept with every row.
+            path = str(name) if local else str(name).partition("?")[0]
+            sources.append(SourceFile(url=url, name=path.rsplit("/", 1)[-1], size=int(filesystem.size(name) or 0)))
     except (ImportError, ValueError) as error:
         raise InputError(f"{pattern}: {error}", hint="Install the fsspec driver for this kind of URL.") from error
     except OSError as error:

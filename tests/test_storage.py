@@ -91,6 +91,14 @@ def test_files_folders_globs_and_urls_expand_in_a_fixed_order(tmp_path: Path) ->
     memory.rm("/storage-test", recursive=True)
 
 
+def test_a_name_of_a_remote_file_has_no_key_in_it() -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/storage-test/one.csv?signature=secret", b"x")
+    [found] = find_files(["memory://storage-test/one.csv?signature=secret"], [".csv"])
+    assert (found.name, found.url) == ("one.csv", "memory:///storage-test/one.csv?signature=secret")
+    memory.rm("/storage-test", recursive=True)
+
+
 def test_paths_with_spaces_and_accents_are_plain_paths(tmp_path: Path) -> None:
     _touch(tmp_path, "mes légendes/été 1.csv")
     assert [source.name for source in find_files([str(tmp_path / "mes légendes")], [".csv"])] == ["été 1.csv"]

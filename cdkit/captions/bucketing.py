@@ -17,6 +17,7 @@ from cdkit.captions.reject_files import RejectsWriter, rejects_writer
 from cdkit.captions.repair import NeedsRepairError, reading_error, repaired_copy
 from cdkit.captions.row_query import CHECKED, impossible_counts, rated_sql, rows_sql
 from cdkit.captions.source_reading import SourceTable, inspect, local_copy
+from cdkit.credentials import URL_USERINFO
 from cdkit.datasets import finished_facts, part_name, schema
 from cdkit.errors import CdkitError, InputError
 from cdkit.storage import TEMPORARY_PREFIX, SourceFile, write_problem, writing
@@ -70,6 +71,7 @@ class FileTally:
     read: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     impossible: list[int] = field(default_factory=lambda: [0] * (1 << len(CHECKED)))
+    credentials: int = 0
 
     def facts(self, table: SourceTable, label: str, *, rated: bool) -> dict[str, Any]:
         return {
@@ -80,6 +82,7 @@ class FileTally:
             "kept": self.read - sum(self.rejected.values()),
             "rejected": dict(sorted(self.rejected.items())),
             "impossible": impossible_counts(self.impossible),
+            "credentials": self.credentials,
             "repaired": table.repaired,
         }
 
@@ -216,13 +219,22 @@ class _FileReader:
             value = pc.if_else(pa.array(blank), batch.column("caption"), value)
         kept = pc.is_null(reason)
         numbers = np.full(batch.num_rows, self._number, np.int32)
-        columns = {"caption_id": pa.array(ids), "check": pa.array(checks), "file": pa.array(numbers)}
+        url = self._without_userinfo(batch.column("url"))
+        columns = {"caption_id": pa.array(ids), "check": pa.array(checks), "file": pa.array(numbers), "url": url}
         arrays = [columns[name] if name in columns else batch.column(name) for name in bucket_schema().names]
         bucket.add(pa.RecordBatch.from_arrays(arrays, schema=bucket_schema()).filter(kept))
-        self._reject(batch.column("row"), reason, value, pc.invert(kept), rejects)
+        self._reject(batch.column("row"), reason, self._without_userinfo(value), pc.invert(kept), rejects)
         self._tally.read += batch.num_rows
         found = np.bincount(batch.column("impossible").to_numpy(), minlength=1 << len(CHECKED)).tolist()
         self._tally.impossible = [old + new for old, new in zip(self._tally.impossible, found, strict=True)]
+
+    def _without_userinfo(self, urls: pa.Array) -> pa.Array:
+        """URLs without user names and passwords: a picture is fetched without them, so that no download is lost."""
+        import pyarrow.compute as pc
+
+        number = pc.sum(pc.match_substring_regex(urls, URL_USERINFO)).as_py() or 0
+        self._tally.credentials += number
+        return pc.replace_substring_regex(urls, URL_USERINFO, r"\1") if number else urls
 
     def _reject(
         self, row: pa.Array, reason: pa.Array, value: pa.Array, rejected: pa.Array, rejects: RejectsWriter

@@ -93,6 +93,9 @@ def import_captions(config: ImportConfig, inputs: Mapping[str, Input], out: Fold
     work = partial(deduplicate_shard, job=replace(second, buckets=buckets))
     shard_facts.update(_run(context, work, pending, "deduplicating", [1.0] * len(pending), "shards"))
     out.remove(["buckets"])
+    credentials = sum(facts["credentials"] for facts in file_facts)
+    if credentials:
+        context.progress.note(f"{credentials:,} URLs held a user name or password: they are kept without.")
     return _dataset(out, file_facts, [facts for facts in shard_facts.values() if facts is not None])
 
 
@@ -236,6 +239,7 @@ def _dataset(out: Folder, file_facts: Sequence[dict[str, Any]], shard_facts: Seq
         "rows": rows,
         "shards": len(shard_facts),
         "impossible": merge_counts([facts["impossible"] for facts in files]),
+        "credentials": sum(facts["credentials"] for facts in files),
         "files": files,
     }
     return Dataset("captions", out.path, counts, details)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cdkit.credentials import without_userinfo
 from cdkit.datasets import part_name, parts, write_shard
 from cdkit.errors import ConfigError, InputError
 from cdkit.index.change import Change, changed_manifest
@@ -39,7 +40,9 @@ def remove(folder: Path, *, captions: Sequence[str] = (), urls: Sequence[str] = 
     import numpy as np
 
     cleaned = [text for text in clean_captions(list(captions)) if text]
-    gone = frozenset(url.strip() for url in urls if url.strip())
+    named = {url.strip(): without_userinfo(url.strip()) for url in urls if url.strip()}
+    # As it is stored now, and as an earlier version may have stored it.
+    gone = frozenset({*named, *named.values()})
     if not cleaned and not gone:
         raise ConfigError("There is nothing to remove.", hint="Name captions or URLs, one per line.")
     index_manifest(folder)
@@ -54,9 +57,11 @@ def remove(folder: Path, *, captions: Sequence[str] = (), urls: Sequence[str] = 
         rows, touched, seen = _rows_with(folder, known, gone)
         orphaned = _orphaned(folder, touched, gone)
         ids = sorted({*asked.tolist(), *orphaned})
-        removal = Removal(len(set(known.tolist()) | orphaned), rows, len(asked) - len(known) + len(gone) - len(seen))
-        table = tombstone_table(ids, sorted(gone))
-        mark = hashlib.sha256(repr((ids, sorted(gone))).encode()).hexdigest()
+        unknown = len(asked) - len(known) + sum(seen.isdisjoint(pair) for pair in named.items())
+        removal = Removal(len(set(known.tolist()) | orphaned), rows, unknown)
+        kept_out = sorted({*named.values(), *seen})
+        table = tombstone_table(ids, kept_out)
+        mark = hashlib.sha256(repr((ids, kept_out)).encode()).hexdigest()
         name = part_name(len(parts(folder / REMOVED_NAME)))
         write_shard(change.path(f"{REMOVED_NAME}/{name}"), table, fingerprint=mark)
         totals = {
@@ -70,12 +75,13 @@ def remove(folder: Path, *, captions: Sequence[str] = (), urls: Sequence[str] = 
 def read_lines(path: Path) -> list[str]:
     """The lines of a captions or URLs file that are not blank; raises InputError when it cannot be read as text."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        # Captions hold characters that end a line for str.splitlines.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"{path} cannot be read: {error}", hint="Give a UTF-8 text file, one entry a line."
         ) from error
-    return [line for line in lines if line.strip()]
+    return [line.strip() for line in lines if line.strip()]
 
 
 def _present(folder: Path, ids: np.ndarray) -> np.ndarray:

@@ -71,6 +71,20 @@ def test_every_reason_to_reject(tmp_path: Path, out: Path) -> None:
     assert {"unsure", "unsafe", "probably", "unrated", "small", "long"} <= set(lenient.captions)
 
 
+def test_urls_are_kept_without_user_names_and_passwords(tmp_path: Path, out: Path) -> None:
+    urls = [
+        *("http://user:secret@x/1", "https://x/@user/2", "HTTP://secret@x:80/3", "ftp://user:secret@x/4", None),
+        *("http://user:se@cret@x/6", "http://user:secret@[x/7"),
+    ]
+    pool = write_parquet(tmp_path / "pool.parquet", TEXT=[f"caption {n}" for n in range(len(urls))], URL=urls)
+    found = run_import(out, pool)
+    assert {row["url"] for row in found.image_rows} == {
+        *("http://x/1", "https://x/@user/2", "HTTP://x:80/3", None, "http://x/6", "http://[x/7")
+    }
+    assert found.manifest.details["credentials"] == 5
+    assert not any(b"cret" in path.read_bytes() for path in out.rglob("*") if path.is_file())
+
+
 def test_a_pool_that_rates_nothing_is_not_a_rated_pool(tmp_path: Path, out: Path) -> None:
     pool = write_parquet(
         tmp_path / "p.parquet", TEXT=["a", "b"], NSFW=pa.array(["", None]), punsafe=pa.nulls(2, pa.float32())

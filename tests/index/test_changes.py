@@ -66,6 +66,22 @@ def test_removed_urls_take_their_caption_along_when_nothing_is_left(
     assert [row["url"] for row in result.results[0].rows] == [f"http://host/{half}-1.jpg"]
 
 
+def test_a_url_is_removed_whatever_the_takedown_request_writes_before_its_host(
+    folder: Path, captions: list[str]
+) -> None:
+    whole = caption_id(captions[0])
+    urls = [f"http://user:secret@host/{whole}-0.jpg", "http://[photo.jpg", "http://user:secret@[x"]
+    removal = remove(folder, urls=urls)
+    assert (removal.rows, removal.unknown) == (1, 2)
+    assert read_tombstones(folder).urls == {f"http://host/{whole}-0.jpg", "http://[photo.jpg", "http://[x"}
+
+
+def test_a_line_of_a_captions_file_ends_at_a_newline_only(tmp_path: Path) -> None:
+    path = tmp_path / "captions.txt"
+    path.write_bytes("one\r\ntwo\u2028three\x0bfour\n\n  \n five \x85six".encode())
+    assert read_lines(path) == ["one", "two\u2028three\x0bfour", "five \x85six"]
+
+
 def test_a_removal_changes_the_fingerprint_but_keeps_the_build_known(folder: Path, captions: list[str]) -> None:
     before = read_manifest(folder)
     remove(folder, captions=captions[:1])

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
+from cdkit.credentials import without_credentials
 from cdkit.errors import CdkitError
 from cdkit.json_text import json_text
 
@@ -38,23 +39,24 @@ class Output:
 
     def note(self, message: str) -> None:
         """One line the user should know."""
-        self.words.print(message, markup=False)
+        self.words.print(without_credentials(message), markup=False)
 
     def hint(self, message: str) -> None:
         """What to do next."""
-        self.words.print(f"→ {message}", markup=False, style="cyan")
+        self.words.print(f"→ {without_credentials(message)}", markup=False, style="cyan")
 
     def error(self, error: CdkitError) -> None:
         """Report an error: message and hint on stderr; with JSON also one object on stdout."""
+        message, hint = without_credentials(error.message), without_credentials(error.hint)
         if self.format == "json":
-            body = {"code": error.code, "message": error.message, "hint": error.hint}
+            body = {"code": error.code, "message": message, "hint": hint}
             print(json_text({"error": body}))
         console = Console(stderr=True, highlight=False, soft_wrap=True)
         console.print("Error:", style="bold red", end=" ")
-        console.print(error.message, markup=False)
-        if error.hint:
+        console.print(message, markup=False)
+        if hint:
             console.print("Hint:", style="bold", end="  ")
-            console.print(error.hint, markup=False)
+            console.print(hint, markup=False)
 
 
 def data_console() -> Console:

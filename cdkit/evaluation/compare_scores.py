@@ -23,6 +23,7 @@ from cdkit.evaluation.paper_table import (
 )
 from cdkit.inputs import Input
 from cdkit.manifest import Counts
+from cdkit.markdown import markdown_text
 from cdkit.protocols import Context
 from cdkit.storage import Folder, atomic_path, read_json, write_json, write_text
 
@@ -82,7 +83,7 @@ def compare(config: CompareConfig, inputs: Mapping[str, Input], out: Folder, con
     notes = order_differences(rows)
     details = {"encoder": encoders[0], "rows": [row.as_json() for row in rows], "notes": notes}
     write_json(out / TABLE_NAME, details)
-    text = "\n".join(f"- {note}" for note in notes)
+    text = "\n".join(f"- {markdown_text(note)}" for note in notes)
     write_text(
         out / "table.md",
         f"{markdown_table(rows)}\n{_legend(encoders[0])}\n{text}\n" if notes else markdown_table(rows),
@@ -93,9 +94,9 @@ def compare(config: CompareConfig, inputs: Mapping[str, Input], out: Folder, con
 
 def _legend(encoder: str) -> str:
     return (
-        f"Scores with the encoder {encoder}; text alignment is 2.5 · max(cosine, 0), as in the paper. The paper's KID "
-        "is of Inception features, ours of the encoder's, so only their order compares. Brackets: 95 % intervals by "
-        "bootstrap over prompts.\n"
+        f"Scores with the encoder {markdown_text(encoder)}; text alignment is 2.5 · max(cosine, 0), as in the paper. "
+        "The paper's KID is of Inception features, ours of the encoder's, so only their order compares. Brackets: "
+        "95 % intervals by bootstrap over prompts.\n"
     )
 
 

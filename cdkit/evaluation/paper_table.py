@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+from cdkit.markdown import markdown_text
+
 # Custom Diffusion (Kumari et al. 2023), Tables 1, 3 and 5: text alignment as CLIPScore, image alignment, KID × 10³.
 PAPER_SINGLE: Mapping[str, tuple[float, float, float | None]] = {
     "textual-inversion": (0.670, 0.827, 22.27),
@@ -106,12 +108,12 @@ def markdown_table(rows: Sequence[TableRow]) -> str:
     heads = [head for column in shown for head in (COLUMN_NAMES[column], "paper")]
     lines = [f"| | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
     for group in dict.fromkeys(row.group for row in rows):
-        lines.append(f"| **{GROUP_NAMES.get(group, group)}** |{' |' * len(heads)}")
+        lines.append(f"| **{markdown_text(GROUP_NAMES.get(group, group))}** |{' |' * len(heads)}")
         for row in (row for row in rows if row.group == group):
             cells = [
                 text for column in shown for text in (interval_text(row.ours.get(column)), _paper_text(row, column))
             ]
-            lines.append(f"| {row.method} | {' | '.join(cells)} |")
+            lines.append(f"| {markdown_text(row.method)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

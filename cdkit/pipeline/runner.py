@@ -6,7 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+<<<<<<< HEAD
 from cdkit.errors import CdkitError, OutputError
+=======
+from cdkit.credentials import redacted
+from cdkit.errors import CdkitError, ConfigError, OutputError
+>>>>>>> 48f9246 (Prompts, names and captions are text in every Markdown that is written; a run's record and every printed line are free of passwords)
 from cdkit.manifest import read_manifest
 from cdkit.pipeline.plan import Planned, plan
 from cdkit.pipeline.spec import Pipeline
@@ -57,7 +62,7 @@ def run(
     _check_folder(folder)
     planned = plan(chosen, folder, forced)
     with Folder(folder).lock(), writing(folder):
-        write_json(folder / RECORD_NAME, _record(pipeline))
+        write_json(folder / RECORD_NAME, redacted(_record(pipeline)))
         results = [_run_step(entry, forced, progress) for entry in planned]
     report = next((path for entry in reversed(planned) if (path := entry.out / "report.html").exists()), None)
     return RunResult(folder, tuple(results), tuple(entry.step.name for entry in planned), report)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cdkit.errors import CdkitError
 from cdkit.evaluation.prompts import find_tokens
+from cdkit.markdown import command_line
 from cdkit.publishing.run_folder import RunFolder, StepFolder
 from cdkit.publishing.training import DELTA_NAME, token_texts
 from cdkit.storage import Folder, atomic_path, write_text
@@ -47,6 +48,14 @@ class Card:
     step: str
     licence: str
     delta_there: bool
+
+    @property
+    def commands(self) -> str:
+        """How the delta is drawn with and exported, as lines for a shell."""
+        prompt, delta = (self.prompts or ["a photo"])[0], DELTA_NAME
+        sample = ["cdkit", "sample", "--base", self.base, "--delta", delta, "--prompt", prompt, "--out", "samples"]
+        export = ["cdkit", "export", delta, "--to", "diffusers-lora", "--base", self.base, "--out", "lora"]
+        return f"{command_line(sample)}\n{command_line(export)}"
 
 
 def write_model_card(page: Page, licence: str, out: Folder) -> None:

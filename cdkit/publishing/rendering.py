@@ -7,6 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cdkit.markdown import code_block, code_span, markdown_text
+
 if TYPE_CHECKING:
     from jinja2 import Environment
 
@@ -17,7 +19,7 @@ TEMPLATES = Path(__file__).parent
 
 @cache
 def environment() -> Environment:
-    """Jinja with autoescape for .html templates; Markdown templates escape with the `md` filter."""
+    """Jinja with autoescape for .html templates; Markdown templates escape with `md`, `code` and `fenced`."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
     made = Environment(
@@ -29,6 +31,8 @@ def environment() -> Environment:
     )
     made.filters |= {
         "md": markdown_text,
+        "code": code_span,
+        "fenced": code_block,
         "seconds": duration_text,
         "size": size_text,
         "value": value_text,
@@ -46,12 +50,6 @@ def render_text(page: Page) -> str:
     """The same in Markdown, without pictures."""
     text = environment().get_template("report.md.jinja").render(page=page, run=page.run)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
-
-
-def markdown_text(value: Any) -> str:
-    """Text that Markdown shows as it is: on one line, markup and HTML escaped."""
-    line = " ".join(str(value).split())
-    return re.sub(r"([\\`*_\[\]|#~$])", r"\\\1", line).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def value_text(value: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from cdkit.markdown import markdown_text
 from cdkit.retrieval.funnel import Funnel
 from cdkit.storage import write_text
 
@@ -34,7 +35,7 @@ The images belong to whoever made them: that a picture can be fetched grants no 
 def write_card(path: Path, prompts: Sequence[str], counted: Funnel) -> None:
     """Write the card."""
     text = _CARD.format(
-        prompts=", ".join(prompts).replace("\n", " "),
+        prompts=markdown_text(", ".join(prompts)),
         accepted=counted.accepted,
         asked=counted.asked,
         threshold=counted.threshold,

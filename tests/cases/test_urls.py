@@ -30,7 +30,7 @@ FORMS = {
     "http://user:p@ss@example.com:80:80/": "port",
     f"http://example.com:{'1' * 6000}/": "port",
     "http://:80/photo.jpg": "dns",
-    "http://user:pass@:80/photo.jpg": "dns",
+    "http://user:pass@/photo.jpg": "dns",
     "http://exam%70le.com/photo.jpg": "dns",
     "http://example\\photo.jpg": "dns",
     f"http://{'ö' * 80}.example/": "dns",

@@ -10,6 +10,7 @@ from cdkit.pipeline.plan import plan
 from cdkit.pipeline.runner import RunResult, forced_steps, run
 from cdkit.pipeline.spec import Pipeline, load
 from cdkit.protocols import SilentProgress
+from cdkit.storage import read_json
 
 pytestmark = pytest.mark.usefixtures("adding")
 
@@ -43,6 +44,13 @@ def _run(pipeline: Pipeline, folder: Path, **options: Any) -> RunResult:
 
 def _states(pipeline: Pipeline, folder: Path) -> dict[str, str]:
     return {entry.step.name: entry.state for entry in plan(pipeline, folder)}
+
+
+def test_a_runs_record_holds_no_passwords(chain: Path) -> None:
+    chain.write_text(CHAIN.replace("plus: 1", "plus: 1, mirror: 'http://user:secret@a.test/x'"))
+    _run(_load(chain), chain.parent / "run")
+    record = read_json(chain.parent / "run" / "run.json")
+    assert record["vars"] == {"plus": 1, "mirror": "http://a.test/x"}
 
 
 def test_the_second_run_is_cached_and_a_change_reruns_exactly_its_descendants(chain: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from cdkit.publishing.images import ROWS_SHOWN, images_section
 from cdkit.publishing.pictures import PictureBox
 from cdkit.publishing.regularization import Source, regularization_section
-from cdkit.publishing.rendering import duration_text, markdown_text, size_text, value_text
+from cdkit.publishing.rendering import duration_text, size_text, value_text
 from cdkit.publishing.run_folder import StepFolder, read_run
 from cdkit.publishing.training import token_texts, training_section
 from tests.support.pretend_run import write_manifest, write_retrieved, write_trained
@@ -90,19 +90,6 @@ def test_tokens_of_every_kind_of_manifest() -> None:
     assert token_texts([{"token": "<new2>", "was": "<new1>", "delta": "x"}]) == ["<new2>"]
     assert token_texts({"dog": "<new1>"}) == ["<new1>"]
     assert token_texts(None) == []
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("a | b", r"a \| b"),
-        ("<b>&\n`x`", r"&lt;b&gt;&amp; \`x\`"),
-        ("![x](http://a)", r"!\[x\](http://a)"),
-        ("# no heading", r"\# no heading"),
-    ],
-)
-def test_markdown_shows_text_as_it_is(text: str, shown: str) -> None:
-    assert markdown_text(text) == shown
 
 
 def test_numbers_for_people() -> None:

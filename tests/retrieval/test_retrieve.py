@@ -17,6 +17,7 @@ from cdkit import encoders
 from cdkit.cli.app import execute_command
 from cdkit.datasets import parts
 from cdkit.embedded.pool import DEFAULT_HOST, pool_rows
+from cdkit.index.removal import remove
 from cdkit.retrieval.duplicates import NEAR, perceptual_hash
 from cdkit.retrieval.regularization_set import read_regularization_set
 from tests.retrieval.test_decoding import png_header, saved
@@ -251,6 +252,32 @@ def test_blocklisted_images_are_known_by_hash_only(
         assert "sha256" in row["detail"]
     text = b"".join(path.read_bytes() for path in tmp_path.glob("set/**/*") if path.is_file())
     assert web.url("file/0").encode() not in text
+
+
+def test_a_set_says_nothing_of_user_names_and_passwords(
+    tmp_path: Path, web: HostileServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(2):
+        web.files[f"http://images.test/file/{number}"] = picture(number)
+    # As an index of an earlier version holds them.
+    paths = ("file/0", "file/1", "404")
+    rows = [PoolPicture(f"a dog {n}", f"http://user:secret@images.test/{path}") for n, path in enumerate(paths)]
+    index = index_of(tmp_path / "index", rows, ENCODER)
+    command = (index, "a dog", "--proxy", f"http://user:secret@{web.place}", "--count", 3, "--out", tmp_path / "set")
+    code, data, words = retrieve(capsys, *command, "--also-write", "diffusers", "imagefolder", "webdataset")
+    assert (code, data["accepted"]) == (5, 2)
+    assert f"the proxy http://{web.place}:" in words
+    written = [path for path in (tmp_path / "set").rglob("*") if path.is_file()]
+    assert len(written) > 10
+    assert not any(b"secret" in path.read_bytes() for path in written)
+    # The same set without the proxy's password is the same set.
+    web.hits.clear()
+    layouts = ("--also-write", "diffusers", "imagefolder", "webdataset")
+    again = retrieve(capsys, *command[:2], "--proxy", f"http://{web.place}", *command[4:], *layouts)
+    assert again[:2] == (code, data)
+    assert not web.hits
+    removal = remove(index, urls=[str(rows[0].url)])
+    assert (removal.rows, removal.unknown) == (1, 0)
 
 
 @pytest.mark.real

@@ -6,12 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-<<<<<<< HEAD
-from cdkit.errors import CdkitError, OutputError
-=======
 from cdkit.credentials import redacted
-from cdkit.errors import CdkitError, ConfigError, OutputError
->>>>>>> 48f9246 (Prompts, names and captions are text in every Markdown that is written; a run's record and every printed line are free of passwords)
+from cdkit.errors import CdkitError, OutputError
 from cdkit.manifest import read_manifest
 from cdkit.pipeline.plan import Planned, plan
 from cdkit.pipeline.spec import Pipeline

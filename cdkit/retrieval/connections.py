@@ -129,7 +129,9 @@ class _Guarded:
     def __init__(self, host: str, *, visit: Visit, **settings: Any) -> None:
         super().__init__(host, **settings)  # type: ignore[call-arg]
         self._create_connection = visit.dial
-        self.response_class = functools.partial(BoundedResponse, max_bytes=visit.max_bytes)
+        # http.client makes its answers by this, and hands over the socket alone.
+        bounded = functools.partial(BoundedResponse, max_bytes=visit.max_bytes)
+        self.response_class: Any = bounded
 
 
 class GuardedHTTPConnection(_Guarded, http.client.HTTPConnection):

@@ -54,7 +54,7 @@ class BoundedResponse(http.client.HTTPResponse):
         super().__init__(sock, *arguments, **settings)
         self._max_bytes = max_bytes
         # A chunk of one byte takes six on the wire.
-        raw = self.fp.detach()  # type: ignore[attr-defined]
+        raw = self.fp.detach()
         self.fp = io.BufferedReader(Metered(raw, 2 * max_bytes + OVERHEAD_BYTES))
 
     def _read_status(self) -> tuple[str, int, str]:

@@ -12,8 +12,11 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "cdkit"
 LAYERS = [
     (
+        "credentials",
         "errors",
+        "file_kinds",
         "json_text",
+        "markdown",
         "storage",
         "config",
         "manifest",
@@ -21,7 +24,7 @@ LAYERS = [
         "protocols",
         "inputs",
         "text",
-        ("file_kinds", "credentials", "markdown"),
+        "yaml_files",
     ),
     ("engines",),
     ("embedded",),

@@ -133,7 +133,7 @@ STAGES: dict[str, Stage] = {
             config="cdkit.sampling.sample:SampleConfig",
             function="cdkit.sampling.sample:sample",
             version=2,
-            owns=("images", "samples.parquet", "grid.png"),
+            owns=("images", "samples.parquet", "grid.png", "grids"),
         ),
         Stage(
             name="evaluate",

@@ -28,6 +28,7 @@ LAYERS = [
     ),
     ("engines",),
     ("embedded",),
+    ("pictures",),
     ("encoders",),
     ("captions",),
     ("index",),

@@ -13,18 +13,20 @@ from cdkit.config import StageConfig, setting
 from cdkit.datasets import Dataset, write_shard
 from cdkit.errors import InputError
 from cdkit.evaluation.protocol import PAPER_ENCODER, deviations
-from cdkit.evaluation.references import read_pictures
 from cdkit.evaluation.samples import SampleSet, read_sample_set
 from cdkit.inputs import EMBEDDED, Input
 from cdkit.manifest import Counts
+from cdkit.pictures.folder import shown
+from cdkit.pictures.formats import SUFFIXES
+from cdkit.pictures.reading import read_pictures
 from cdkit.protocols import Context, ImageEncoder, Progress, TextEncoder
 from cdkit.storage import Folder, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cdkit.evaluation.pictures import Picture
     from cdkit.evaluation.scoring import Embedded, SetScores
+    from cdkit.pictures.picture import Picture
 
 MAIN = "samples"
 SCORES_NAME = "scores.parquet"
@@ -100,7 +102,7 @@ def evaluate(config: EvaluateConfig, inputs: Mapping[str, Input], out: Folder, c
     """Score every set; scores.parquet has one row per image and score, summary.json the estimates."""
     from cdkit.evaluation.scoring import score_set
 
-    material = _read(config)
+    material = _read(config, context.progress)
     embedded = _embed(config, material, context.progress)
     scored = {
         name: score_set(samples, embedded[name], resamples=config.resamples, seed=config.seed)
@@ -123,14 +125,29 @@ def evaluate(config: EvaluateConfig, inputs: Mapping[str, Input], out: Folder, c
     )
 
 
-def _read(config: EvaluateConfig) -> _Material:
+def _read(config: EvaluateConfig, progress: Progress) -> _Material:
     sets = {MAIN: read_sample_set(Path(config.samples), config.tokens)}
     tokens = [*config.tokens, *sets[MAIN].tokens]
     sets |= {name: read_sample_set(Path(folder), tokens) for name, folder in config.compare.items()}
-    photos = {category: read_pictures(source) for category, source in config.concepts.items()}
-    reference = read_pictures(config.reference) if config.reference else None
+    photos = {category: _pictures(source, progress) for category, source in config.concepts.items()}
+    reference = _pictures(config.reference, progress) if config.reference else None
     before = _before(Path(config.base_samples), sets[MAIN]) if config.base_samples else {}
     return _Material(sets, photos, reference, before)
+
+
+def _pictures(source: str, progress: Progress) -> Sequence[Picture]:
+    """The photos or references of a source; raises InputError when there are none."""
+    found = read_pictures(source).without_others()
+    if not found.pictures:
+        others = f"; these are no images: {shown(found.left_out)}" if found.left_out else ""
+        raise InputError(
+            f"{found.source} holds no image{others}.",
+            hint=f"Files that end in {', '.join(sorted(SUFFIXES))} count as images.",
+        )
+    # Captions do not matter here.
+    for note in found.left_out_notes():
+        progress.note(note)
+    return found.pictures
 
 
 def _before(folder: Path, samples: SampleSet) -> dict[tuple[str, int], Picture]:

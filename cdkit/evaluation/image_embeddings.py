@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cdkit.errors import InputError
-from cdkit.evaluation.pictures import Picture
+from cdkit.pictures.picture import Picture
 from cdkit.protocols import ImageEncoder, Progress
 from cdkit.storage import cache_folder
 
@@ -34,8 +34,11 @@ def embed_pictures(
     """
     import torch
 
-    distinct = {picture.content: picture for picture in pictures}
-    key = encoder.weights_hash()
+    from cdkit.pictures.decoding import RULES
+
+    distinct = {picture.sha256: picture for picture in pictures}
+    # What a file looks like is a matter of the rules of decoding, too.
+    key = f"{encoder.weights_hash()} {RULES}"
     known = _read(key, list(distinct))
     missing = [picture for content, picture in distinct.items() if content not in known]
     broken: list[str] = []
@@ -45,7 +48,7 @@ def embed_pictures(
             images = []
             for picture in batch:
                 try:
-                    images.append((picture.content, picture.open()))
+                    images.append((picture.sha256, picture.open()))
                 except InputError as error:
                     broken.append(error.message)
             if images:
@@ -57,7 +60,7 @@ def embed_pictures(
     if broken:
         shown = [*broken[:5], *([f"and {len(broken) - 5} more"] if len(broken) > 5 else [])]
         raise InputError("\n".join(shown), hint="Draw or copy these again; the scores would be of other images.")
-    table = np.stack([known[picture.content] for picture in pictures])
+    table = np.stack([known[picture.sha256] for picture in pictures])
     return torch.from_numpy(table)
 
 

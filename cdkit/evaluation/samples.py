@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from cdkit.errors import CdkitError, InputError
-from cdkit.evaluation.pictures import SUFFIXES, Picture, picture_file
 from cdkit.evaluation.prompts import find_tokens, without_tokens
 from cdkit.manifest import read_manifest
+from cdkit.pictures.content import FileContent
+from cdkit.pictures.folder import list_folder
+from cdkit.pictures.picture import Picture
 from cdkit.storage import read_json
 from cdkit.weights.delta import delta_path, delta_tokens
 
@@ -73,7 +75,7 @@ def read_sample_set(folder: Path, tokens: Sequence[str] = ()) -> SampleSet:
         )
     samples = tuple(
         ScoredSample(
-            picture=picture_file(folder / row["path"]),
+            picture=Picture(row["path"], str(folder / row["path"]), FileContent(folder / row["path"])),
             path=row["path"],
             prompt=row["prompt"],
             plain_prompt=without_tokens(row["prompt"], known),
@@ -110,8 +112,8 @@ def _prompt_file_rows(folder: Path) -> list[dict[str, Any]]:
     prompts = read_json(folder / PROMPTS_NAME)
     if not isinstance(prompts, dict):
         raise InputError(f"{folder / PROMPTS_NAME} is no mapping of file stems to prompts.", hint="{stem: prompt}")
-    images = sorted(path for path in (folder / "samples").glob("*") if path.suffix.lower() in SUFFIXES)
-    unnamed = [path.name for path in images if path.stem not in prompts]
+    images = [Path(name) for name in list_folder(folder / "samples").pictures]
+    unnamed = [str(path) for path in images if path.stem not in prompts]
     if unnamed:
         raise InputError(
             f"{PROMPTS_NAME} has no prompt for {len(unnamed)} images, the first {unnamed[0]}.",
@@ -122,7 +124,7 @@ def _prompt_file_rows(folder: Path) -> list[dict[str, Any]]:
     for path in images:
         prompt = str(prompts[path.stem])
         seen[prompt] = seen.get(prompt, -1) + 1
-        rows.append({"prompt": prompt, "seed": seen[prompt], "path": f"samples/{path.name}", "delta": None})
+        rows.append({"prompt": prompt, "seed": seen[prompt], "path": f"samples/{path.as_posix()}", "delta": None})
     return rows
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cdkit.evaluation.prompts import find_tokens, without_tokens
-from cdkit.publishing.pictures import PictureBox, Shown
+from cdkit.publishing.picture_box import PictureBox, Shown
 from cdkit.publishing.run_folder import StepFolder
 
 PROMPTS_SHOWN = 8
@@ -112,14 +112,11 @@ def _images(step: StepFolder) -> list[_Image]:
 
 
 def _captioned(path: Path) -> _Image | None:
-    from PIL import Image
+    from cdkit.pictures.decoding import png_texts
 
-    try:
-        with Image.open(path) as image:
-            prompt, seed = str(image.info.get("prompt", "")), int(image.info.get("seed", 0))
-    except (OSError, SyntaxError, ValueError):
-        return None
-    return _Image(path, prompt, seed) if prompt else None
+    texts = png_texts(path)
+    prompt, seed = texts.get("prompt", ""), texts.get("seed", "0")
+    return _Image(path, prompt, int(seed)) if prompt and seed.isdecimal() else None
 
 
 def _grid(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdkit.errors import CdkitError
+from cdkit.errors import CdkitError, InputError
 from cdkit.evaluation.prompts import find_tokens
 from cdkit.markdown import command_line
 from cdkit.publishing.run_folder import RunFolder, StepFolder
@@ -124,6 +124,8 @@ def _write_samples(run: RunFolder, step: StepFolder, out: Folder) -> list[CardSa
     """Samples drawn with the delta, or with any when none names it: one per prompt, shrunk, in `pictures`."""
     from PIL import Image
 
+    from cdkit.pictures.decoding import open_file
+
     drawn = run.of_stage("sample")
     own = [sampled for sampled in drawn if step.name in _deltas(sampled.values)] or drawn[-1:]
     found: list[CardSample] = []
@@ -131,9 +133,8 @@ def _write_samples(run: RunFolder, step: StepFolder, out: Folder) -> list[CardSa
         if len(found) == SAMPLES_SHOWN:
             break
         try:
-            with Image.open(path) as image:
-                shown = image.convert("RGB")
-        except (OSError, SyntaxError, ValueError):
+            shown = open_file(path)
+        except InputError:
             continue
         if max(shown.size) > SIDE:
             shown.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)

@@ -11,7 +11,8 @@ from typing import Any
 from cdkit.credentials import without_userinfo
 from cdkit.datasets import parts, read_parts
 from cdkit.evaluation.charts import bar_chart, histogram
-from cdkit.publishing.pictures import PictureBox, Shown
+from cdkit.pictures.regularization_set import GENERATED
+from cdkit.publishing.picture_box import PictureBox, Shown
 from cdkit.publishing.run_folder import StepFolder
 from cdkit.retrieval.web_urls import split_url
 from cdkit.storage import read_json
@@ -19,7 +20,6 @@ from cdkit.storage import read_json
 SHEET_IMAGES = 60
 SHEET_SIDE = 150
 HOSTS_SHOWN = 10
-GENERATED = "generated"
 # The embedded pool's URLs: its images are rendered.
 EMBEDDED_HOST = "127.0.0.1"
 GENERATED_HOST, RENDERED_HOST = "drawn by the base model", "rendered by cdkit (the embedded pool)"
@@ -145,7 +145,9 @@ def _add_images(section: RegularizationSection, folder: Path, pictures: PictureB
                 content = (row.get("image") or {}).get("bytes")
                 shown = pictures.content(content, SHEET_SIDE) if content else None
                 if shown is not None:
-                    section.images.append(SetImage(shown, caption, row.get("similarity")))
+                    # A drawn image has the prompt itself for a caption: there is nothing to compare.
+                    similarity = None if row.get("source") == GENERATED else row.get("similarity")
+                    section.images.append(SetImage(shown, caption, similarity))
 
 
 def _host(source: Source) -> str:

@@ -19,7 +19,7 @@ from cdkit.manifest import Counts
 from cdkit.protocols import Context
 from cdkit.publishing.highlights import highlights
 from cdkit.publishing.images import ImagesSection, images_section
-from cdkit.publishing.pictures import PictureBox
+from cdkit.publishing.picture_box import PictureBox
 from cdkit.publishing.regularization import (
     ImportSection,
     RegularizationSection,

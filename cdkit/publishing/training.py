@@ -11,9 +11,9 @@ from typing import Any
 
 from cdkit.errors import CdkitError
 from cdkit.evaluation.charts import Series, Strip, line_chart, strip_chart
-from cdkit.evaluation.references import read_pictures
 from cdkit.json_text import json_text
-from cdkit.publishing.pictures import PictureBox, Shown
+from cdkit.pictures.reading import read_pictures
+from cdkit.publishing.picture_box import PictureBox, Shown
 from cdkit.publishing.run_folder import RunFolder, StepFolder
 from cdkit.storage import read_json
 
@@ -47,7 +47,7 @@ def concept_sections(run: RunFolder, pictures: PictureBox) -> list[ConceptSectio
 
 def _concept(category: str, source: str, pictures: PictureBox) -> ConceptSection:
     try:
-        found = read_pictures(source)
+        found = read_pictures(source).without_others().pictures
         shown = [pictures.image(photo.open(), PHOTO_SIDE) for photo in found[:PHOTOS_SHOWN]]
     except CdkitError as error:
         return ConceptSection(category, source, (), 0, error.message)

@@ -14,17 +14,16 @@ from pathlib import Path
 from typing import Protocol
 
 from cdkit.json_text import json_text
+from cdkit.pictures.hashing import NEAR, NearHashes
+from cdkit.pictures.regularization_set import GENERATED
 from cdkit.protocols import Progress, SilentProgress
 from cdkit.retrieval.candidates import Candidate
 from cdkit.retrieval.content import FetchedImage
-from cdkit.retrieval.duplicates import NEAR, NearHashes
 from cdkit.retrieval.inspection import Inspection
 from cdkit.retrieval.inspectors import Inspectors
 
 JOURNAL_NAME = "inspected.jsonl"
 PLACEHOLDER = "placeholder"
-# The source of images that were made for the set: nobody serves them in place of others.
-GENERATED = "generated"
 
 
 class Scorer(Protocol):

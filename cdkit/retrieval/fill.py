@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from cdkit.pictures.content import Content
+from cdkit.pictures.regularization_set import GENERATED
 from cdkit.retrieval.acceptance import Judge, Limits
 from cdkit.retrieval.candidates import Candidate
-from cdkit.retrieval.content import Content, FetchedImage
-from cdkit.retrieval.curate import GENERATED
+from cdkit.retrieval.content import FetchedImage
 from cdkit.retrieval.download import Downloaded
 from cdkit.retrieval.selection import select
 from cdkit.text import caption_id, clean_caption

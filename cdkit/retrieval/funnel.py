@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cdkit.pictures.regularization_set import GENERATED
 from cdkit.retrieval.blocklist import BLOCKLISTED
 from cdkit.retrieval.candidates import DIGITS, Candidate, CandidateSet
-from cdkit.retrieval.curate import GENERATED, Curator
+from cdkit.retrieval.curate import Curator
 from cdkit.retrieval.download import Downloaded
 from cdkit.retrieval.inspection import UNDECODED
 

@@ -21,10 +21,9 @@ class ClipScorer:
 
     def score(self, caption: str, path: Path) -> float:
         """Cosine of a caption and the picture in a file, rounded to six digits."""
-        from PIL import Image
+        from cdkit.pictures.decoding import open_file
 
-        with Image.open(path) as image:
-            seen = self._images.encode_images([image.convert("RGB")])[0]
+        seen = self._images.encode_images([open_file(path)])[0]
         said = encode_queries(self._texts, [caption])[0]
         return round(float(seen @ said), DIGITS)
 

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdkit.errors import InputError
+from cdkit.pictures.content import Content
+from cdkit.pictures.hashing import NEAR, NearHashes, perceptual_hash
 from cdkit.retrieval.blocklist import BLOCKLISTED, Blocklist, digests
-from cdkit.retrieval.content import Content
-from cdkit.retrieval.duplicates import NEAR, NearHashes, perceptual_hash
 
 if TYPE_CHECKING:
     from PIL import Image
 
+# A picture from the web may take less than one of the user's own; in RGB it has 360 MB.
+MAX_PIXELS = 89_478_485
 # Reasons that mean: not even a picture came out of the bytes.
 UNDECODED = frozenset(
     {"unreadable", "not_raster", "not_an_image", "too_many_pixels", "truncated", "damaged", "memory", "decode_time"}
@@ -57,7 +59,7 @@ def inspect(content: Content, rules: InspectionRules, store: Path) -> Inspection
 
     Raises MemoryError, and OSError when the store cannot be written.
     """
-    from cdkit.retrieval.decoding import Undecodable, decode, encode, is_blank
+    from cdkit.pictures.decoding import Undecodable, decode, encode, is_blank
 
     try:
         original = content.read()
@@ -68,7 +70,7 @@ def inspect(content: Content, rules: InspectionRules, store: Path) -> Inspection
     if listed.hashes and not listed.hashes.isdisjoint(digests(original)):
         return Inspection(sha256, BLOCKLISTED, f"sha256 {sha256}")
     try:
-        decoded = decode(original, rules.max_side)
+        decoded = decode(original, rules.max_side, max_pixels=MAX_PIXELS)
     except Undecodable as error:
         return Inspection(sha256, error.reason, error.detail)
     picture = decoded.picture

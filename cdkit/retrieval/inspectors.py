@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from cdkit.errors import CdkitError
-from cdkit.retrieval.content import Content, FileContent
+from cdkit.pictures.content import Content, FileContent
 from cdkit.retrieval.inspection import Inspection, InspectionRules, inspect
 from cdkit.retrieval.process_limits import limit_memory, limit_time
 from cdkit.storage import write_problem
@@ -188,8 +188,8 @@ def _warm_up(sample: Content) -> None:
     """Load every library before limits are set: they belong to the worker, not to an image."""
     from PIL import Image
 
-    from cdkit.retrieval import decoding
-    from cdkit.retrieval.duplicates import perceptual_hash
+    from cdkit.pictures import decoding
+    from cdkit.pictures.hashing import perceptual_hash
 
     Image.init()
     picture = Image.linear_gradient("L").convert("RGB")

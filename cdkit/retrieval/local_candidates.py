@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from cdkit.errors import ConfigError
 from cdkit.index.search import Match, encode_queries
+from cdkit.pictures.picture import Picture
 from cdkit.retrieval.candidates import CandidateSet, CandidateSettings, ordered_candidates
 from cdkit.retrieval.content import FetchedImage
-from cdkit.retrieval.images import StoredImage
 from cdkit.text import caption_id, clean_caption
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def local_candidates(
-    stored: Sequence[StoredImage],
+    stored: Sequence[Picture],
     prompts: Sequence[str],
     encoder: TextEncoder,
     settings: CandidateSettings | None = None,
@@ -31,7 +31,7 @@ def local_candidates(
     if not cleaned or not all(cleaned):
         raise ConfigError("Give at least one prompt, and no empty one.")
     least = encoder.default_threshold if settings.min_similarity is None else settings.min_similarity
-    groups: dict[str, list[StoredImage]] = {}
+    groups: dict[str, list[Picture]] = {}
     for image in stored:
         caption = clean_caption(image.caption or "")
         if caption:
@@ -58,5 +58,5 @@ def local_candidates(
     return found, images
 
 
-def _rows(images: Sequence[StoredImage]) -> list[dict[str, str | None]]:
+def _rows(images: Sequence[Picture]) -> list[dict[str, str | None]]:
     return [{"url": image.url, "source": image.key} for image in images]

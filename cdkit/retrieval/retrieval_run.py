@@ -14,6 +14,9 @@ from cdkit.datasets import part_name, schema, write_shard
 from cdkit.engines import available_cores
 from cdkit.index.opening import open_index
 from cdkit.inputs import EMBEDDED
+from cdkit.pictures.contact_sheet import write_contact_sheet
+from cdkit.pictures.layouts import LAYOUTS, write_layout
+from cdkit.pictures.regularization_set import GENERATED, SetRow, write_images
 from cdkit.protocols import Context
 from cdkit.retrieval.blocklist import Blocklist, read_blocklist
 from cdkit.retrieval.candidates import (
@@ -23,7 +26,6 @@ from cdkit.retrieval.candidates import (
     require_urls,
     write_candidates,
 )
-from cdkit.retrieval.contact_sheet import write_contact_sheet
 from cdkit.retrieval.content import FailedFetch, FetchedImage
 from cdkit.retrieval.curate import CurationRules, Curator
 from cdkit.retrieval.dataset_card import write_card
@@ -34,9 +36,7 @@ from cdkit.retrieval.image_similarity import load_scorer
 from cdkit.retrieval.images import match_candidates, read_images
 from cdkit.retrieval.inspection import InspectionRules
 from cdkit.retrieval.inspectors import Inspectors
-from cdkit.retrieval.layouts import LAYOUTS, write_layout
 from cdkit.retrieval.local_candidates import local_candidates
-from cdkit.retrieval.regularization_set import SetRow, write_images
 from cdkit.retrieval.rendered_images import is_embedded_pool, rendered
 from cdkit.retrieval.retrieve import BUILDING, CARD, CONTACT_SHEET, REJECTS, RetrieveConfig
 from cdkit.retrieval.selection import select
@@ -73,7 +73,7 @@ class RetrievalRun:
         config = self.config
         AllowedHosts.parse(config.allow_host)
         blocklist = read_blocklist(Path(config.blocklist)) if config.blocklist else Blocklist()
-        targets = target_hashes(config.exclude_like)
+        targets = target_hashes(config.exclude_like, self.context.progress.note)
         clock = time.monotonic()
         found = self.find()
         for note in found.candidates.notes:
@@ -114,6 +114,8 @@ class RetrievalRun:
         if matched:
             return Found(candidates, threshold, index.encoder, dict(matched))
         stored = read_images(Path(config.images))
+        for sentence in stored.notes:
+            self.context.progress.note(sentence)
         self.context.progress.note(
             f"No image of {config.images} belongs to a caption of the index; the folder's own captions are compared."
         )
@@ -167,7 +169,7 @@ class RetrievalRun:
         return result
 
     def details(self, found: Found, counted: Funnel, rows: Sequence[SetRow]) -> dict[str, Any]:
-        similarities = [row.similarity for row in rows]
+        similarities = [row.similarity for row in rows if row.source != GENERATED]
         return {
             "asked": counted.asked,
             "accepted": counted.accepted,

@@ -12,12 +12,12 @@ from cdkit.datasets import Dataset, finished_facts, part_name
 from cdkit.errors import CdkitError
 from cdkit.inputs import Input
 from cdkit.manifest import Counts
+from cdkit.pictures.hashing import NEAR
+from cdkit.pictures.layouts import LAYOUTS
 from cdkit.protocols import Context
 from cdkit.retrieval.acceptance import Limits
 from cdkit.retrieval.candidates import CandidateSettings, Filters, Selection
-from cdkit.retrieval.duplicates import NEAR
 from cdkit.retrieval.fetch_job import MAX_THREADS, FetchSettings
-from cdkit.retrieval.layouts import LAYOUTS
 from cdkit.storage import Folder
 
 if TYPE_CHECKING:

@@ -2,69 +2,52 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 from cdkit.errors import InputError
-from cdkit.inputs import EMBEDDED
-from cdkit.retrieval.content import FileContent
-from cdkit.retrieval.duplicates import mirrored_hash, perceptual_hash
-from cdkit.retrieval.images import IMAGE_SUFFIXES
-from cdkit.retrieval.inspection import InspectionRules
-from cdkit.retrieval.inspectors import Inspectors
+from cdkit.pictures.folder import shown
+from cdkit.pictures.picture import Picture
+from cdkit.pictures.reading import read_pictures
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-SHOWN = 5
+# As large as downloads are when they are hashed, unless they are told otherwise.
+SIDE = 1024
 
 
-def target_hashes(sources: Sequence[str]) -> tuple[int, ...]:
+def target_hashes(sources: Sequence[str], note: Callable[[str], None]) -> tuple[int, ...]:
     """Perceptual hashes of the photos in folders or of `embedded:NAME` concepts, and of their mirror images.
 
-    Raises InputError when a folder holds no image, or one that does not decode: it could not be kept out.
+    Raises InputError when a source holds no image, or one that does not decode: it could not be kept out.
     """
-    hashes: list[int] = []
+    hashes: dict[int, None] = {}
     for source in sources:
-        if source.startswith(f"{EMBEDDED}:"):
-            from cdkit.embedded import concept_photos
-
-            hashes += [value for photo in concept_photos(source) for value in _both(photo)]
-        else:
-            hashes += _folder_hashes(Path(source))
-    return tuple(dict.fromkeys(hashes))
-
-
-def _both(photo: Image.Image) -> tuple[int, int]:
-    return perceptual_hash(photo), mirrored_hash(photo)
+        found = read_pictures(source)
+        if not found.pictures:
+            raise InputError(
+                f"{found.source} holds no photos to exclude.", hint="Give the folder of the concept's own photos."
+            )
+        for sentence in found.left_out_notes():
+            note(sentence)
+        hashes |= dict.fromkeys(_hashes(found.pictures))
+    return tuple(hashes)
 
 
-def _folder_hashes(folder: Path) -> list[int]:
-    from PIL import Image
+def _hashes(photos: Sequence[Picture]) -> list[int]:
+    from cdkit.pictures.decoding import Undecodable, decode, is_blank
+    from cdkit.pictures.hashing import mirrored_hash, perceptual_hash
 
-    photos = [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and not path.name.startswith(".")
-    ]
-    if not photos:
-        raise InputError(f"{folder} holds no photos to exclude.", hint="Give the folder of the concept's own photos.")
     hashes, broken = [], []
-    with tempfile.TemporaryDirectory(prefix="cdkit-photos-") as scratch:
-        store = Path(scratch)
-        with Inspectors(InspectionRules(), store, workers=1) as inspectors:
-            for place, found in inspectors.inspect([FileContent(path) for path in photos]):
-                if found.name:
-                    with Image.open(store / found.name) as photo:
-                        hashes += [found.phash, mirrored_hash(photo)]
-                elif found.reason != "blank":
-                    broken.append(f"{photos[place]} ({found.reason})")
+    for photo in photos:
+        try:
+            picture = decode(photo.content.read(), SIDE).picture
+        except Undecodable as error:
+            broken.append(f"{photo.name} ({error.reason})")
+            continue
+        # One colour is like any other picture of one colour, and none of those gets into a set.
+        if not is_blank(picture):
+            hashes += [perceptual_hash(picture), mirrored_hash(picture)]
     if broken:
-        more = f" and {len(broken) - SHOWN} more" if len(broken) > SHOWN else ""
         raise InputError(
-            f"{len(broken)} of the photos to exclude do not decode: {', '.join(sorted(broken)[:SHOWN])}{more}.",
+            f"{len(broken)} of the photos to exclude do not decode: {shown(broken)}.",
             hint="Mend or remove them: a photo that cannot be read cannot be kept out.",
         )
     return hashes

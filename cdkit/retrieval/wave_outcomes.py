@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from cdkit.errors import InputError
-from cdkit.retrieval.content import FailedFetch, FetchedImage, FileContent
+from cdkit.pictures.content import FileContent
+from cdkit.retrieval.content import FailedFetch, FetchedImage
 from cdkit.retrieval.failures import DEFERRED, backoff_seconds, is_retryable
 from cdkit.retrieval.fetch_job import IMAGES_NAME, JOB_NAME, Job, journal_events
 from cdkit.retrieval.wave_run import ENDED_NAME, SHARD_NAME

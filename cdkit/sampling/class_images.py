@@ -20,14 +20,14 @@ from cdkit.datasets import Dataset
 from cdkit.errors import ConfigError
 from cdkit.inputs import EMBEDDED, Input
 from cdkit.manifest import Counts
+from cdkit.pictures.layouts import LAYOUTS, write_layout
 from cdkit.protocols import Context
-from cdkit.retrieval.layouts import LAYOUTS, write_layout
 from cdkit.retrieval.retrieve import BUILDING, CARD, CONTACT_SHEET
 from cdkit.sampling.sample import Sample, SampleConfig, draw_missing
 from cdkit.storage import Folder, write_text
 
 if TYPE_CHECKING:
-    from cdkit.retrieval.regularization_set import SetRow
+    from cdkit.pictures.regularization_set import SetRow
 
 DRAWN = "drawn"
 # Images whose pixels are all alike show nothing; a model that draws many more of them is broken.
@@ -107,8 +107,8 @@ def class_images(config: ClassImagesConfig, inputs: Mapping[str, Input], out: Fo
 
     Raises ConfigError when the model draws nothing but blank images.
     """
-    from cdkit.retrieval.contact_sheet import write_contact_sheet
-    from cdkit.retrieval.regularization_set import write_images
+    from cdkit.pictures.contact_sheet import write_contact_sheet
+    from cdkit.pictures.regularization_set import write_images
 
     drawn = out.sub(BUILDING).sub(DRAWN).path
     drawer = ClassImageDrawer(config.sampling(), config.seed, drawn, context)
@@ -155,18 +155,14 @@ def _rows(config: ClassImagesConfig, drawer: ClassImageDrawer) -> tuple[list[Set
 
 
 def _inspected(drawn: Sequence[tuple[Path, str]], first: int) -> Iterator[SetRow]:
-    from PIL import Image
-
-    from cdkit.retrieval.curate import GENERATED
-    from cdkit.retrieval.decoding import is_blank
-    from cdkit.retrieval.duplicates import perceptual_hash
-    from cdkit.retrieval.regularization_set import SetRow
+    from cdkit.pictures.decoding import is_blank, open_file
+    from cdkit.pictures.hashing import perceptual_hash
+    from cdkit.pictures.regularization_set import GENERATED, SetRow
     from cdkit.text import clean_caption
 
     number = first
     for path, prompt in drawn:
-        with Image.open(path) as opened:
-            picture = opened.convert("RGB")
+        picture = open_file(path)
         if is_blank(picture):
             continue
         yield SetRow(

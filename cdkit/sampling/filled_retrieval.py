@@ -55,7 +55,7 @@ def retrieve_and_fill(
     """Retrieve, and where `fill` says so draw the rest: 50 DDIM steps at eta 1, guidance 6, prompts by turns."""
     if config.fill is None:
         return retrieve(config, inputs, out, context)
-    from cdkit.retrieval.content import FileContent
+    from cdkit.pictures.content import FileContent
     from cdkit.retrieval.fill import MadeImage
 
     drawing = ClassImagesConfig(
@@ -81,12 +81,14 @@ def _large_enough(path: Path, least: int, folder: Path) -> Path:
     """
     from PIL import Image
 
-    with Image.open(path) as picture:
-        factor = -(-least // min(picture.size))
-        if factor <= 1:
-            return path
-        target = folder / path.name
-        with atomic_path(target) as temporary:
-            size = (picture.width * factor, picture.height * factor)
-            picture.resize(size, Image.Resampling.NEAREST).save(temporary, format="PNG")
+    from cdkit.pictures.decoding import open_file
+
+    picture = open_file(path)
+    factor = -(-least // min(picture.size))
+    if factor <= 1:
+        return path
+    target = folder / path.name
+    with atomic_path(target) as temporary:
+        size = (picture.width * factor, picture.height * factor)
+        picture.resize(size, Image.Resampling.NEAREST).save(temporary, format="PNG")
     return target

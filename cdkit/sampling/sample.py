@@ -15,8 +15,8 @@ from cdkit.datasets import Dataset, write_shard
 from cdkit.errors import InputError
 from cdkit.inputs import Input
 from cdkit.manifest import Counts
+from cdkit.pictures.grid import Block, Cell, write_grid
 from cdkit.protocols import Context
-from cdkit.sampling.grid import write_grid
 from cdkit.sampling.prompts import gather_prompts, too_long, unknown_tokens
 from cdkit.sampling.schedulers import SCHEDULERS, SchedulerName, make_scheduler
 from cdkit.storage import Folder, atomic_path
@@ -91,6 +91,14 @@ def plan_samples(prompts: Sequence[str], config: SampleConfig) -> list[Sample]:
     ]
 
 
+def grid_blocks(samples: Sequence[Sample], images: Path) -> list[Block]:
+    """The samples as a grid shows them: a block per prompt, the seed under each image."""
+    blocks: dict[str, list[Cell]] = {}
+    for entry in samples:
+        blocks.setdefault(entry.prompt, []).append(Cell(images / entry.name, (f"seed {entry.seed}",)))
+    return [Block(prompt, cells) for prompt, cells in blocks.items()]
+
+
 def sample(config: SampleConfig, inputs: Mapping[str, Input], out: Folder, context: Context) -> Dataset:
     """Draw what is not drawn yet; the same prompt and seed give the same image whatever the batch size."""
     import pyarrow as pa
@@ -109,7 +117,7 @@ def sample(config: SampleConfig, inputs: Mapping[str, Input], out: Folder, conte
     }
     types = [("prompt", pa.string()), ("seed", pa.int64()), ("path", pa.string()), ("delta", pa.string())]
     write_shard(out / "samples.parquet", pa.table(columns, schema=pa.schema(types)), fingerprint="samples")
-    write_grid([images / entry.name for entry in samples], config.seeds, out / "grid.png")
+    write_grid(grid_blocks(samples, images.path), out / "grid.png", columns=config.seeds)
     scheduler, steps, guidance = config.drawn_with()
     details: dict[str, Any] = {"samples": len(samples), "scheduler": scheduler, "steps": steps, "guidance": guidance}
     details["tokens"] = delta_tokens(config.deltas)
@@ -192,11 +200,12 @@ def _caption(entry: Sample) -> Any:
 def read_samples(folder: Path) -> Iterator[tuple[Sample, Image.Image]]:
     """The samples of a finished samples folder with their images; raises InputError when it is none."""
     import pyarrow.parquet as pq
-    from PIL import Image
+
+    from cdkit.pictures.decoding import open_file
 
     try:
         rows = pq.read_table(folder / "samples.parquet").to_pylist()
     except OSError as error:
         raise InputError(f"{folder} holds no samples: {error}", hint="Run cdkit sample first.") from error
     for row in rows:
-        yield Sample(row["prompt"], row["seed"], Path(row["path"]).name), Image.open(folder / row["path"])
+        yield Sample(row["prompt"], row["seed"], Path(row["path"]).name), open_file(folder / row["path"])

@@ -7,17 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cdkit.errors import ConfigError
+from cdkit.pictures.picture import Picture
 from cdkit.tokens.modifiers import read_picks, resolve_initializer
 from cdkit.training.base_facts import BaseFacts
 from cdkit.training.concepts import Concept, check_word, describe_concepts, initializer_name
 from cdkit.training.modifier_rows import NewToken
-from cdkit.training.pictures import (
-    Picture,
-    Square,
-    concept_photos,
-    decode_photos,
-    regularization_pictures,
-)
+from cdkit.training.photos import Square, concept_photos, decode_photos, regularization_pictures
 from cdkit.training.rarity import check_rarity
 from cdkit.weights.delta import delta_tokens
 from cdkit.weights.select import METHODS, Method
@@ -95,14 +90,16 @@ def _new_tokens(tokenizers: Mapping[str, Any], concepts: Sequence[Concept]) -> l
 
 def _planned(config: TrainConfig, concept: Concept, resolution: int, note: Callable[[str], None]) -> PlannedConcept:
     recipe = config.recipe()
-    photos, others = concept_photos(concept.folder)
-    if others:
-        note(f"{concept.folder}: left out, not images: {', '.join(others[:5])}{', …' if len(others) > 5 else ''}")
+    found = concept_photos(concept.folder)
+    photos = found.pictures
+    for sentence in found.all_notes():
+        note(sentence)
     if len(photos) < FEW_PHOTOS:
         note(f"{concept.folder} holds {len(photos)} photos; 4 to 20 work best.")
     squares = decode_photos(concept, photos, resolution, enlarge=config.enlarge)
     captions = [concept.caption_of(photo.caption, recipe.template) for photo in photos]
-    images = regularization_pictures(concept.regularization) if concept.regularization else []
+    own = recipe.template.replace("{}", concept.category)
+    images = _regularization(concept.regularization, own, note) if concept.regularization else []
     if not images:
         note(
             f"No regularization images for {concept.name!r}: what the model draws for {concept.category!r} will "
@@ -117,8 +114,18 @@ def _planned(config: TrainConfig, concept: Concept, resolution: int, note: Calla
                 hint="Retrieve more, or lower --regularization-count.",
             )
         images = images[:asked]
-    own = recipe.template.replace("{}", concept.category)
-    return PlannedConcept(concept, squares, captions, images, [image.caption or own for image in images], len(others))
+    about = [image.caption or own for image in images]
+    return PlannedConcept(concept, squares, captions, images, about, len(found.left_out))
+
+
+def _regularization(source: str, stand_in: str, note: Callable[[str], None]) -> list[Picture]:
+    found = regularization_pictures(source)
+    for sentence in found.all_notes():
+        note(sentence)
+    without = sum(image.caption is None for image in found.pictures)
+    if 0 < without < len(found.pictures):
+        note(f"{without} of the {len(found.pictures)} images of {source} have no caption: {stand_in!r} stands for it.")
+    return found.pictures
 
 
 def tokens_as_json(plan: Plan) -> list[dict[str, Any]]:

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdkit.sampling.grid import write_grid
-from cdkit.sampling.sample import SampleConfig, draw, plan_samples
+from cdkit.pictures.grid import write_grid
+from cdkit.sampling.sample import SampleConfig, draw, grid_blocks, plan_samples
 from cdkit.sampling.schedulers import make_scheduler
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def draw_samples(
                 batch = samples[start : start + SEEDS]
                 for entry, image in zip(batch, draw(pipeline, batch, config, on_step=_ignore), strict=True):
                     image.save(Path(folder) / entry.name, format="PNG")
-            write_grid([Path(folder) / entry.name for entry in samples], SEEDS, target)
+            write_grid(grid_blocks(samples, Path(folder)), target, columns=SEEDS)
         finally:
             pipeline.scheduler = trained_with
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from cdkit.pictures.picture import Picture
 from cdkit.protocols import Context, Task
 from cdkit.sampling.prompts import too_long
 from cdkit.training.augmentation import ALL_WORDS, Placement, place, with_words
@@ -17,7 +18,7 @@ from cdkit.training.denoising import Denoising
 from cdkit.training.first_token import detach_first_token
 from cdkit.training.latents import PictureEncoder
 from cdkit.training.modifier_rows import install_tokens
-from cdkit.training.pictures import Picture, Square, centre_square
+from cdkit.training.photos import Square, centre_square
 from cdkit.training.plan import Plan, PlannedConcept
 from cdkit.training.trainables import Trainables, move, select_weights
 from cdkit.weights.base_model import compute_type
@@ -132,7 +133,7 @@ def _regularization(
 def _decoded(pictures: Sequence[Picture], resolution: int, frames: list[Frame], task: Task) -> Iterator[torch.Tensor]:
     """The pictures' pixels one by one, never all at once; their frames are added to `frames`."""
     for picture in pictures:
-        square = centre_square(picture.load(), resolution, least=resolution)
+        square = centre_square(picture.open(), resolution, least=resolution)
         frames.append(square.frame)
         yield _whole(square, resolution)
         task.advance()

@@ -21,7 +21,7 @@ from typing import Any
 
 from cdkit import encoders
 from cdkit.json_text import json_text
-from cdkit.retrieval.content import FileContent
+from cdkit.pictures.content import FileContent
 from cdkit.retrieval.inspection import InspectionRules
 from cdkit.retrieval.inspectors import Inspectors
 from cdkit.sampling.filled_retrieval import FilledRetrieveConfig

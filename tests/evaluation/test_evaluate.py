@@ -225,20 +225,20 @@ def test_the_papers_protocol_says_what_is_short(material: Path, out: Path) -> No
 
 
 def test_exif_orientation_is_applied(tmp_path: Path) -> None:
-    from cdkit.evaluation.references import read_pictures
+    from cdkit.pictures.reading import read_pictures
 
     image = Image.new("RGB", (40, 20), "red")
     exif = Image.Exif()
     exif[0x0112] = 6
     image.save(tmp_path / "a.jpg", exif=exif)
-    assert [picture.open().size for picture in read_pictures(str(tmp_path))] == [(20, 40)]
+    assert [picture.open().size for picture in read_pictures(str(tmp_path)).pictures] == [(20, 40)]
 
 
 def test_the_grid_beside_samples_is_no_reference(material: Path) -> None:
-    from cdkit.evaluation.references import read_pictures
+    from cdkit.pictures.reading import read_pictures
 
-    assert len(read_pictures(str(material / "base"))) == 2
-    assert len(read_pictures(str(material / "real"))) == 8
+    assert len(read_pictures(str(material / "base")).pictures) == 2
+    assert len(read_pictures(str(material / "real")).pictures) == 8
 
 
 def test_bad_input_is_named(material: Path, out: Path, tmp_path: Path) -> None:
@@ -273,13 +273,13 @@ def test_missing_and_broken_images_are_named(material: Path, out: Path, tmp_path
 
 
 def test_nan_pixels_are_an_error(tmp_path: Path) -> None:
-    from cdkit.evaluation.references import read_pictures
+    from cdkit.pictures.reading import read_pictures
 
     values = np.full((8, 8), 0.5, dtype=np.float32)
     Image.fromarray(values).save(tmp_path / "good.tiff")
     values[2, 3] = np.nan
     Image.fromarray(values).save(tmp_path / "nan.tiff")
-    good, broken = read_pictures(str(tmp_path))
+    good, broken = read_pictures(str(tmp_path)).pictures
     assert good.open().getpixel((0, 0)) == (128, 128, 128)
     with pytest.raises(InputError, match="NaN"):
         broken.open()

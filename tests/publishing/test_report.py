@@ -170,7 +170,7 @@ def test_pictures_are_real_and_the_file_is_small(made: Result) -> None:
 
 def test_before_and_after_stand_at_the_same_seeds(run: Path) -> None:
     from cdkit.publishing.images import images_section
-    from cdkit.publishing.pictures import PictureBox
+    from cdkit.publishing.picture_box import PictureBox
 
     section = images_section(read_run(run).of_stage("sample"), PictureBox())
     assert section is not None

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cdkit.publishing.images import ROWS_SHOWN, images_section
-from cdkit.publishing.pictures import PictureBox
+from cdkit.publishing.picture_box import PictureBox
 from cdkit.publishing.regularization import Source, regularization_section
 from cdkit.publishing.rendering import duration_text, size_text, value_text
 from cdkit.publishing.run_folder import StepFolder, read_run

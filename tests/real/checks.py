@@ -15,8 +15,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from cdkit.datasets import parts
-from cdkit.retrieval.duplicates import perceptual_hash
-from cdkit.retrieval.regularization_set import read_regularization_set
+from cdkit.pictures.hashing import perceptual_hash
+from cdkit.pictures.regularization_set import read_regularization_set
 from cdkit.text import clean_caption
 from cdkit.weights.exporters.lora import DIFFUSERS_LORA_NAME
 from tests.real.real_web import RealWeb

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cdkit.pictures.content import Content, FileContent
 from cdkit.retrieval.acceptance import Limits, Standing, stand
 from cdkit.retrieval.candidates import Candidate
-from cdkit.retrieval.content import Content, FailedFetch, FetchedImage, FileContent
+from cdkit.retrieval.content import FailedFetch, FetchedImage
 from cdkit.retrieval.curate import JOURNAL_NAME, CurationRules, Curator
 from cdkit.retrieval.fill import MadeImage, top_up
 from cdkit.retrieval.inspection import Inspection, InspectionRules

@@ -15,12 +15,12 @@ import pytest
 from PIL import Image
 
 from cdkit.errors import InputError, OutputError
+from cdkit.pictures.content import Content
+from cdkit.pictures.hashing import perceptual_hash
 from cdkit.retrieval.blocklist import Blocklist
-from cdkit.retrieval.content import Content
-from cdkit.retrieval.duplicates import perceptual_hash
 from cdkit.retrieval.inspection import Inspection, InspectionRules
 from cdkit.retrieval.inspectors import InspectionLimits, Inspectors
-from tests.retrieval.test_decoding import png_header, saved
+from tests.pictures.test_decoding import png_header, saved
 from tests.support.photo_pool import picture
 
 

@@ -18,9 +18,9 @@ from cdkit.cli.app import execute_command
 from cdkit.datasets import parts
 from cdkit.embedded.pool import DEFAULT_HOST, pool_rows
 from cdkit.index.removal import remove
-from cdkit.retrieval.duplicates import NEAR, perceptual_hash
-from cdkit.retrieval.regularization_set import read_regularization_set
-from tests.retrieval.test_decoding import png_header, saved
+from cdkit.pictures.hashing import NEAR, perceptual_hash
+from cdkit.pictures.regularization_set import read_regularization_set
+from tests.pictures.test_decoding import png_header, saved
 from tests.support.hashing_encoder import HashingEncoder
 from tests.support.hostile_server import HostileServer
 from tests.support.photo_pool import PoolPicture, index_of, picture, real_photos, served

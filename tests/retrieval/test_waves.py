@@ -8,9 +8,10 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cdkit.pictures.content import FileContent
 from cdkit.retrieval.acceptance import AcceptAll, Limits, Standing, stand
 from cdkit.retrieval.candidates import Candidate
-from cdkit.retrieval.content import FailedFetch, FetchedImage, FileContent
+from cdkit.retrieval.content import FailedFetch, FetchedImage
 from cdkit.retrieval.waves import LARGEST_WAVE, spread_hosts, wave_bound, wave_size
 
 Known = dict[int, FetchedImage | FailedFetch]

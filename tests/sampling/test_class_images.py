@@ -15,8 +15,8 @@ from cdkit import encoders
 from cdkit.cli.app import execute_command
 from cdkit.config import parse_config
 from cdkit.errors import ConfigError
+from cdkit.pictures.regularization_set import read_regularization_set
 from cdkit.protocols import SilentProgress
-from cdkit.retrieval.regularization_set import read_regularization_set
 from cdkit.sampling.class_images import ClassImagesConfig
 from cdkit.sampling.filled_retrieval import FilledRetrieveConfig
 from cdkit.stages import execute
@@ -40,7 +40,7 @@ def _config(base: str, **values: Any) -> ClassImagesConfig:
 
 
 def test_class_images_are_a_regularization_set(base: str, tmp_path: Path) -> None:
-    from cdkit.training.pictures import regularization_pictures
+    from cdkit.training.photos import regularization_pictures
 
     result = execute("class-images", _config(base, also_write=["diffusers"]), tmp_path / "set")
     rows = read_regularization_set(tmp_path / "set")
@@ -55,9 +55,9 @@ def test_class_images_are_a_regularization_set(base: str, tmp_path: Path) -> Non
         "images",
         "manifest.json",
     ]
-    pictures = regularization_pictures(str(tmp_path / "set"))
-    assert [one.caption for one in pictures] == [row.caption for row in rows]
-    assert pictures[0].load().size == (32, 32)
+    pictures = regularization_pictures(str(tmp_path / "set")).pictures
+    assert [picture.caption for picture in pictures] == [row.caption for row in rows]
+    assert pictures[0].open().size == (32, 32)
 
 
 def test_an_interrupted_drawing_goes_on_and_ends_alike(base: str, tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def _opened(content: bytes) -> io.BytesIO:
 def test_blank_images_are_replaced_and_many_of_them_are_an_error(
     base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cdkit.retrieval import decoding
+    from cdkit.pictures import decoding
 
     is_blank = decoding.is_blank
     seen: list[int] = []

@@ -187,7 +187,7 @@ def test_out_of_memory_says_what_to_lower(
 
 
 def test_photos_are_turned_upright_and_keep_their_aspect(tmp_path: Path) -> None:
-    from cdkit.training.pictures import centre_square, concept_photos
+    from cdkit.training.photos import centre_square, concept_photos
 
     image = Image.new("RGB", (60, 40), "blue")
     image.paste("red", (0, 0, 60, 4))
@@ -196,10 +196,11 @@ def test_photos_are_turned_upright_and_keep_their_aspect(tmp_path: Path) -> None
     for name in ("b.jpg", "a.jpg"):
         image.save(tmp_path / name, exif=exif, quality=95)
     (tmp_path / "a.txt").write_text(" a {}\n by the sea ")
-    photos, others = concept_photos(str(tmp_path))
-    assert [(photo.name, photo.caption) for photo in photos] == [("a.jpg", "a {} by the sea"), ("b.jpg", None)]
-    assert others == []
-    upright = photos[0].load()
+    found = concept_photos(str(tmp_path))
+    photos = [(photo.key, photo.caption) for photo in found.pictures]
+    assert photos == [("a.jpg", "a {} by the sea"), ("b.jpg", None)]
+    assert found.left_out == []
+    upright = found.pictures[0].open()
     assert upright.size == (40, 60)
     square = centre_square(upright, 1000, least=16)
     assert square.pixels.shape == (3, 40, 40)

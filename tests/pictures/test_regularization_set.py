@@ -11,8 +11,8 @@ import pytest
 from cdkit.datasets import parts
 from cdkit.errors import InputError
 from cdkit.manifest import Manifest
-from cdkit.retrieval import regularization_set
-from cdkit.retrieval.regularization_set import (
+from cdkit.pictures import regularization_set
+from cdkit.pictures.regularization_set import (
     SetRow,
     iterate_regularization_set,
     read_regularization_set,

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Literal
 
 from cdkit.json_text import json_text
-from cdkit.retrieval.captioned_folder import CAPTIONS_NAME, METADATA_NAME, PATHS_NAME, URLS_NAME
-from cdkit.retrieval.regularization_set import SetRow
+from cdkit.pictures.captions import CAPTIONS_NAME, PATHS_NAME, URLS_NAME
+from cdkit.pictures.regularization_set import SetRow
 from cdkit.storage import Folder, atomic_path
 
 Layout = Literal["diffusers", "imagefolder", "webdataset"]
@@ -56,18 +56,36 @@ def _write_imagefolder(folder: Path, final: Path, rows: Sequence[SetRow]) -> Non
     for row in rows:
         (folder / row.file_name).write_bytes(row.path.read_bytes())
         lines.append(json_text({"file_name": row.file_name, "text": row.caption} | _facts(row)))
-    (folder / METADATA_NAME).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    (folder / "metadata.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def _write_webdataset(folder: Path, final: Path, rows: Sequence[SetRow]) -> None:
-    """Tar files of KEY.jpg or KEY.png, KEY.txt and KEY.json, members of a key side by side."""
+    """Tar files of KEY.jpg or KEY.png, KEY.txt and KEY.json, members of a key side by side.
+
+    Readers take the fields of the first samples for those of all: a set of both kinds is written as PNG, with the
+    same pixels.
+    """
+    mixed = len({row.path.suffix for row in rows}) > 1
     for number, start in enumerate(range(0, len(rows), TAR_IMAGES)):
         with tarfile.open(folder / f"{number:05d}.tar", "w", format=tarfile.USTAR_FORMAT) as archive:
             for row in rows[start : start + TAR_IMAGES]:
                 facts = json_text({"key": row.key, "caption": row.caption} | _facts(row))
-                _add(archive, row.file_name, row.path.read_bytes())
+                name, content = (
+                    (f"{row.key}.png", _as_png(row.path)) if mixed else (row.file_name, row.path.read_bytes())
+                )
+                _add(archive, name, content)
                 _add(archive, f"{row.key}.txt", row.caption.encode())
                 _add(archive, f"{row.key}.json", facts.encode())
+
+
+def _as_png(path: Path) -> bytes:
+    if path.suffix == ".png":
+        return path.read_bytes()
+    from cdkit.pictures.decoding import open_file
+
+    target = io.BytesIO()
+    open_file(path).save(target, format="PNG")
+    return target.getvalue()
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:

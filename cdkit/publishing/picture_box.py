@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cdkit.errors import InputError
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -35,31 +37,29 @@ class PictureBox:
 
     def file(self, path: Path, side: int) -> Shown | None:
         """The picture in a file, at most `side` pixels wide or high."""
-        from PIL import Image
+        from cdkit.pictures.decoding import open_file
 
         try:
-            with Image.open(path) as image:
-                return self.image(image, side)
-        except (OSError, SyntaxError, ValueError):
+            return self.image(open_file(path), side)
+        except InputError:
             self.unreadable += 1
             return None
 
     def content(self, content: bytes, side: int) -> Shown | None:
         """The picture that some bytes are."""
-        from PIL import Image
+        from cdkit.pictures.decoding import open_bytes
 
         try:
-            with Image.open(io.BytesIO(content)) as image:
-                return self.image(image, side)
-        except (OSError, SyntaxError, ValueError):
+            return self.image(open_bytes(content, "a picture of a set"), side)
+        except InputError:
             self.unreadable += 1
             return None
 
     def image(self, image: Image.Image, side: int) -> Shown | None:
-        """A decoded picture; None when there is no room left."""
-        from PIL import Image, ImageOps
+        """An RGB picture; None when there is no room left."""
+        from PIL import Image
 
-        upright = ImageOps.exif_transpose(image).convert("RGB")
+        upright = image.copy()
         pixels = max(upright.size) <= SMALL
         if max(upright.size) > side:
             upright.thumbnail((side, side), Image.Resampling.LANCZOS)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cdkit.datasets import part_name, parts, schema, write_shard
 from cdkit.errors import InputError
 from cdkit.json_text import json_text
-from cdkit.manifest import read_manifest
+from cdkit.manifest import STARTED_NAME, read_manifest
 from cdkit.storage import Folder
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ IMAGES = "images"
 SHARD_IMAGES = 500
 # The stages that make one: of images found, and of images drawn.
 MAKERS = ("retrieve", "class-images")
+# The source of images that a base model drew: nobody wrote their captions, so that no similarity is meant by them.
+GENERATED = "generated"
 # What Hugging Face's datasets library reads from a Parquet file to know that a column holds pictures.
 _FEATURES = {"image": {"_type": "Image"}}
 _HUGGING_FACE_KEY = "huggingface"
@@ -65,19 +67,24 @@ _AGAIN = "Run cdkit retrieve for this folder again, with --force."
 def _shards(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise InputError(f"{folder} does not exist.", hint="Give the folder that cdkit retrieve made.")
-    manifest = read_manifest(folder)
-    if manifest is None or manifest.stage not in MAKERS:
-        started = (folder / "started.json").exists()
-        hint = (
-            "Run the same command again to finish it."
-            if started
-            else "Make one with cdkit retrieve, or cdkit class-images."
+    refuse_unfinished(folder)
+    manifest, found = read_manifest(folder), parts(folder / IMAGES)
+    # A set that was passed on may have come without its manifest.
+    if manifest.stage not in MAKERS if manifest is not None else not found:
+        raise InputError(
+            f"{folder} holds no finished regularization set.", hint="Make one with cdkit retrieve, or class-images."
         )
-        raise InputError(f"{folder} holds no finished regularization set.", hint=hint)
-    found = parts(folder / IMAGES)
     if not found:
         raise InputError(f"{folder / IMAGES} holds no shards.", hint=_AGAIN)
     return found
+
+
+def refuse_unfinished(folder: Path) -> None:
+    """Raise InputError for the folder of a stage that has not ended: what lies there is no result yet."""
+    if read_manifest(folder) is None and (folder / STARTED_NAME).exists():
+        raise InputError(
+            f"{folder} is not finished: its stage was interrupted.", hint="Run the same command again to finish it."
+        )
 
 
 def _table(path: Path, columns: Sequence[str]) -> pa.Table:
@@ -86,7 +93,7 @@ def _table(path: Path, columns: Sequence[str]) -> pa.Table:
 
     try:
         return pq.ParquetFile(path).read(columns=list(columns))
-    except (OSError, pa.ArrowInvalid, KeyError) as error:
+    except (OSError, pa.ArrowException, KeyError) as error:
         raise InputError(f"{path} is damaged: {error}", hint=_AGAIN) from error
 
 

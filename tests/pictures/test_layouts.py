@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import webdataset  # type: ignore[import-untyped]
 
-from cdkit.retrieval.captioned_folder import read_captioned_folder
-from cdkit.retrieval.layouts import LAYOUTS, one_line, write_layout
-from cdkit.retrieval.regularization_set import SetRow
+from cdkit.pictures.decoding import decode, open_file
+from cdkit.pictures.formats import picture_format
+from cdkit.pictures.layouts import LAYOUTS, one_line, write_layout
+from cdkit.pictures.reading import read_pictures
+from cdkit.pictures.regularization_set import SetRow
 from cdkit.storage import Folder
 from tests.support.photo_pool import picture
 
@@ -58,15 +60,16 @@ def test_diffusers_reads_every_image_with_its_caption(
     assert urls[2] == ""
 
 
-def test_our_own_reader_reads_both_folders(tmp_path: Path, rows: list[SetRow]) -> None:
-    for layout in ("diffusers", "imagefolder"):
+def test_our_own_reader_reads_every_layout(tmp_path: Path, rows: list[SetRow]) -> None:
+    for layout in LAYOUTS:
         write_layout(layout, Folder(tmp_path), rows)
-        read = read_captioned_folder(tmp_path / layout)
+        read = read_pictures(tmp_path / layout)
         assert read.layout == layout
-        by_name = {Path(image.key).name: image for image in read.images}
+        assert read.all_notes() == []
+        by_key = {Path(image.key).stem: image for image in read.pictures}
         for row in rows:
-            image = by_name[row.file_name]
-            assert image.content.read() == row.path.read_bytes()
+            image = by_key[row.key]
+            assert image.open().tobytes() == open_file(row.path).tobytes()
             assert image.caption is not None
             assert image.caption.split() == row.caption.split()
 
@@ -80,12 +83,20 @@ def test_imagefolder_names_every_file(tmp_path: Path, rows: list[SetRow]) -> Non
     assert all((tmp_path / "imagefolder" / entry["file_name"]).is_file() for entry in entries)
 
 
-def test_webdataset_reads_its_tars(tmp_path: Path, rows: list[SetRow]) -> None:
-    write_layout("webdataset", Folder(tmp_path), rows)
+@pytest.mark.parametrize(("kept", "field"), [(".jpg", "jpg"), (".png", "png"), ("", "png")])
+def test_webdataset_reads_its_tars(tmp_path: Path, rows: list[SetRow], kept: str, field: str) -> None:
+    chosen = [row for row in rows if row.path.suffix in (kept or row.path.suffix)]
+    write_layout("webdataset", Folder(tmp_path), chosen)
     samples = list(webdataset.WebDataset(str(tmp_path / "webdataset" / "00000.tar"), shardshuffle=False))
-    assert [sample["__key__"] for sample in samples] == [row.key for row in rows]
-    for sample, row in zip(samples, rows, strict=True):
-        assert sample[row.path.suffix[1:]] == row.path.read_bytes()
+    assert [sample["__key__"] for sample in samples] == [row.key for row in chosen]
+    fields = {frozenset(name for name in sample if not name.startswith("__")) for sample in samples}
+    assert fields == {frozenset({field, "txt", "json"})}, "datasets takes the first sample's fields for those of all"
+    for sample, row in zip(samples, chosen, strict=True):
+        content = sample[field]
+        assert picture_format(content) == {"jpg": "JPEG", "png": "PNG"}[field]
+        if row.path.suffix == f".{field}":
+            assert content == row.path.read_bytes()
+        assert decode(content).picture.tobytes() == open_file(row.path).tobytes()
         assert sample["txt"].decode() == row.caption
         assert json.loads(sample["json"])["url"] == row.url
 

@@ -1,0 +1,106 @@
+"""Where the bytes of a picture lie: in a file, in a tar member, or in a Parquet cell; read when they are needed."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from cdkit.errors import InputError
+
+# An uncompressed picture of the most pixels, 16 bits in three colours, takes 1.1 GB.
+MOST_BYTES = 2 << 30
+
+
+class Content(Protocol):
+    """Bytes that can be read later, in another process too."""
+
+    def read(self) -> bytes:
+        """All bytes; raises InputError when they are gone."""
+
+
+def printable(name: str | Path) -> str:
+    r"""A file's name as it can be shown and written anywhere: bytes that are not UTF-8, and controls, as `\x07`."""
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file to read; raises InputError for what is none (a pipe would wait for ever) or not there."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise InputError(f"{printable(path)} cannot be read: {error.strerror}.", hint="Was it moved?") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise InputError(f"{printable(path)} is no regular file.", hint="Give a file on a disk.")
+    return open(descriptor, "rb")
+
+
+@dataclass(frozen=True)
+class FileContent:
+    """A whole file, or `size` bytes of it from `start` (a tar member)."""
+
+    path: Path
+    start: int = 0
+    size: int | None = None
+
+    def read(self) -> bytes:
+        content = self.read_at_most(MOST_BYTES if self.size is None else self.size)
+        if self.size is not None and len(content) != self.size:
+            raise InputError(f"{printable(self.path)} is cut short.", hint="Download it again.")
+        return content
+
+    def read_at_most(self, size: int) -> bytes:
+        """The first bytes; raises InputError for more than any picture has."""
+        try:
+            with open_regular(self.path) as handle:
+                handle.seek(self.start)
+                left = os.fstat(handle.fileno()).st_size - self.start
+                if min(left, size) >= MOST_BYTES:
+                    raise InputError(f"{printable(self.path)} is too large for a picture.", hint="Remove it.")
+                # Python takes as much memory as it is asked to read, however short the file.
+                return handle.read(max(0, min(left, size)))
+        except OSError as error:
+            raise InputError(f"{printable(self.path)} cannot be read: {error}", hint="Was it moved?") from error
+
+
+@dataclass(frozen=True)
+class BytesContent:
+    """Bytes at hand."""
+
+    content: bytes
+
+    def read(self) -> bytes:
+        return self.content
+
+
+@dataclass(frozen=True)
+class CellContent:
+    """One cell of a Parquet column of bytes, or of structs that hold `bytes` (Hugging Face's Image)."""
+
+    path: Path
+    row_group: int
+    row: int
+    column: str
+
+    def read(self) -> bytes:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            table = pq.ParquetFile(self.path).read_row_group(self.row_group, columns=[self.column])
+            value = table[self.column][self.row].as_py()
+        except (OSError, pa.ArrowException, KeyError, IndexError) as error:
+            raise InputError(
+                f"{printable(self.path)} cannot be read: {error}", hint="Was it moved or changed?"
+            ) from error
+        if isinstance(value, dict):
+            value = value.get("bytes")
+        if not isinstance(value, bytes):
+            raise InputError(
+                f"{printable(self.path)} holds no image in column {self.column!r}.", hint="Was it changed?"
+            )
+        return value

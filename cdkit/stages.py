@@ -124,7 +124,7 @@ STAGES: dict[str, Stage] = {
             summary="teach a base model concepts from a few photos each; makes a delta",
             config="cdkit.training.train:TrainConfig",
             function="cdkit.training.train:train",
-            version=2,
+            version=3,
             owns=("delta.safetensors", "metrics.csv", "checkpoints", "samples", "tensorboard"),
         ),
         Stage(
@@ -140,7 +140,7 @@ STAGES: dict[str, Stage] = {
             summary="score samples against their prompts, the concept's photos, real images and the base model",
             config="cdkit.evaluation.evaluate:EvaluateConfig",
             function="cdkit.evaluation.evaluate:evaluate",
-            version=1,
+            version=2,
             owns=("scores.parquet", "summary.json"),
         ),
         Stage(

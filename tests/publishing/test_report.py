@@ -272,9 +272,9 @@ def test_a_folder_of_steps_without_a_record(tmp_path: Path) -> None:
 
 
 def test_too_many_pictures_are_left_out(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cdkit.publishing import pictures
+    from cdkit.publishing import picture_box
 
-    monkeypatch.setattr(pictures, "LIMIT_BYTES", 60_000)
+    monkeypatch.setattr(picture_box, "LIMIT_BYTES", 60_000)
     result = _report(run, tmp_path / "page")
     assert "pictures were left out" in _page(result.out).text
     assert result.manifest.details["bytes"] < 200_000

@@ -41,7 +41,9 @@ def register(app: typer.Typer) -> None:
 def print_index(console: Console, details: Mapping[str, Any]) -> None:
     """Draw what the details of an index manifest say: factory, size, encoder, measured recall."""
     facts, recall, encoder = details["index"], details["recall"], details["encoder"]
+    removed = details.get("removed", {"captions": 0, "rows": 0})
     shown = [
+        *((f"removed {name.replace('rows', 'image rows')}", number) for name, number in removed.items() if number),
         ("index", facts["factory"]),
         ("vectors", facts["vectors"]),
         ("size", f"{size(facts['bytes'])}, {facts['bytes_per_caption']} bytes per caption"),
@@ -87,6 +89,7 @@ def _search(
 
 def _info(output: Output, index: Path = INDEX) -> None:
     from cdkit.index.opening import settled_manifest
+    from cdkit.index.recall import recall_warnings
 
     manifest = settled_manifest(index)
 
@@ -96,3 +99,5 @@ def _info(output: Output, index: Path = INDEX) -> None:
         print_index(console, manifest.details)
 
     output.result(asdict(manifest), human=draw, quiet=manifest.fingerprint)
+    for warning in recall_warnings(manifest.details["recall"]):
+        output.note(warning)

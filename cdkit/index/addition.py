@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import cdkit
 from cdkit.captions.import_captions import ImportConfig, import_captions
 from cdkit.config import canonical
-from cdkit.datasets import part_name, parts, read_parts, write_shard
+from cdkit.datasets import merge_counts, part_name, parts, read_parts, write_shard
 from cdkit.engines import available_cores
 from cdkit.errors import InputError
-from cdkit.index.change import Change, changed_manifest
+from cdkit.index.change import Change, changed_manifest, recall_before
 from cdkit.index.codes import TRAINED_NAME, encode_shards, inspect_shards
 from cdkit.index.compaction import KINDS, rewrite_index, stored_index_facts
 from cdkit.index.inverted_lists import empty_copy
@@ -22,7 +22,7 @@ from cdkit.index.records import KeyedTable, read_embeddings
 from cdkit.index.tombstones import Tombstones, read_tombstones
 from cdkit.inputs import resolve_inputs
 from cdkit.json_text import json_text
-from cdkit.manifest import Manifest
+from cdkit.manifest import Counts, Manifest
 from cdkit.protocols import Context
 from cdkit.storage import Folder, read_json, write_json, writing
 
@@ -63,26 +63,29 @@ def add_captions(folder: Path, config: ImportConfig, context: Context) -> Additi
             return Addition(0, 0, already=True)
         work = _work_folder(folder, mark)
         # What a killed add of another release left was cleaned by other rules.
-        import_captions(config, inputs, work, replace(context, fingerprint=f"{mark} {cdkit.__version__}"))
-        captions, rows = _write_new(folder, work, read_tombstones(folder))
-        facts = dict(manifest.details["index"])
+        imported = import_captions(config, inputs, work, replace(context, fingerprint=f"{mark} {cdkit.__version__}"))
+        captions, counts = _write_new(folder, work, read_tombstones(folder), imported.counts)
+        facts, recall = dict(manifest.details["index"]), manifest.details["recall"]
         moves = _new_parts(folder, work, "image_rows")
         if captions:
             moves.update(_new_parts(folder, work, "captions"))
             facts.update(_index_new(folder, work, change, manifest, context))
+            recall = recall_before(manifest, "add")
             if facts["shards"]["embeddings"]:
                 moves.update(_new_parts(folder, work, "embeddings"))
         facts["shards"] = _shard_counts(facts["shards"], moves)
-        addition = {"fingerprint": mark, "captions": captions, "rows": rows}
+        addition = {"fingerprint": mark, "captions": captions, "rows": counts.kept}
         details = {
             "index": facts,
+            "recall": recall,
             "additions": [*manifest.details.get("additions", []), addition],
             "captions": manifest.details["captions"] + captions,
-            "rows": manifest.details["rows"] + rows,
+            "rows": manifest.details["rows"] + counts.kept,
+            "files": [*manifest.details.get("files", []), *imported.details["files"]],
         }
-        change.commit(changed_manifest(manifest, {"added": mark}, details), moves=moves)
+        change.commit(changed_manifest(manifest, {"added": mark}, details, counts), moves=moves)
         Folder(folder).remove([ADDING])
-    return Addition(captions, rows)
+    return Addition(captions, counts.kept)
 
 
 def _work_folder(folder: Path, mark: str) -> Folder:
@@ -97,14 +100,14 @@ def _work_folder(folder: Path, mark: str) -> Folder:
     return work
 
 
-def _write_new(folder: Path, work: Folder, removed: Tombstones) -> tuple[int, int]:
-    """Write what the index does not have yet under adding/new; returns captions and image rows."""
+def _write_new(folder: Path, work: Folder, removed: Tombstones, imported: Counts) -> tuple[int, Counts]:
+    """Write what the index does not have yet under adding/new; returns the captions, and what became of the rows."""
     import numpy as np
     import pyarrow as pa
 
     for kind in ("captions", "image_rows"):
         work.sub("new").remove([kind])
-    captions = rows = 0
+    captions = rows = gone = 0
     shards = zip(read_parts(work / "captions"), read_parts(work / "image_rows"), strict=True)
     for number, (all_captions, all_rows) in enumerate(shards):
         table, image_rows = removed.filter(all_captions), removed.filter(all_rows)
@@ -116,7 +119,9 @@ def _write_new(folder: Path, work: Folder, removed: Tombstones) -> tuple[int, in
             write_shard(work / "new" / kind / part_name(number), content, fingerprint="added")
         captions += len(fresh)
         rows += len(left)
-    return captions, rows
+        gone += len(all_rows) - len(image_rows)
+    passed = {"removed": gone, "in_index": imported.kept - rows - gone}
+    return captions, Counts(imported.read, rows, merge_counts([imported.rejected, passed]))
 
 
 def _known(folder: Path, ids: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from cdkit.index.class_words import class_prompts
 from cdkit.index.codes import Shards, inspect_shards, write_compressed, write_exact
 from cdkit.index.opening import INDEX_FORMAT, INDEX_NAME
 from cdkit.index.plan import CODE_BYTES, EXACT_BELOW, Layout, choose_layout
-from cdkit.index.recall import RECALL_TARGET, Recall, measure
+from cdkit.index.recall import RECALL_TARGET, Recall, measure, recall_warnings
 from cdkit.index.records import KeyedTable, Records
 from cdkit.index.sampling import HELD_OUT, sampled
 from cdkit.inputs import Input
@@ -160,6 +160,8 @@ def index_embeddings(out: Folder, encoder: TextEncoder, settings: IndexSettings,
             target, layout, shards, held_out, seed=settings.seed, threads=settings.threads, context=context
         )
     recall = measure_recall(out, encoder, layout, shards, held_out, settings, context)
+    for warning in recall_warnings(recall.as_json()):
+        context.progress.note(warning)
     facts = index_facts(target, layout, shards, recall, settings)
     facts["shards"] = {
         "captions": len(parts(out / "captions")),

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cdkit.datasets import merge_counts
 from cdkit.json_text import json_text
-from cdkit.manifest import MANIFEST_NAME, Manifest
+from cdkit.manifest import MANIFEST_NAME, Counts, Manifest
 from cdkit.storage import Folder, read_json, write_json
 
 PENDING_NAME = "pending"
@@ -79,13 +80,32 @@ def finish_change_locked(folder: Path) -> None:
     Folder(folder).remove([PENDING_NAME])
 
 
-def changed_manifest(manifest: Manifest, what: Mapping[str, Any], details: Mapping[str, Any]) -> Manifest:
+def changed_manifest(
+    manifest: Manifest, what: Mapping[str, Any], details: Mapping[str, Any], counts: Counts | None = None
+) -> Manifest:
     """The manifest after a change: a new fingerprint, so that what was made from the old state is made again.
 
-    The build's own fingerprint stays among the steps: the same build command still finds its work done.
+    The build's own fingerprint stays among the steps: the same build command still finds its work done. counts: the
+    rows that came and went, to be added to those of the manifest.
     """
     fingerprint = hashlib.sha256(
         json_text([manifest.fingerprint, dict(what)], sort_keys=True, ascii_only=True).encode()
     ).hexdigest()
     steps = {manifest.stage: manifest.fingerprint, **manifest.steps}
-    return replace(manifest, fingerprint=fingerprint, steps=steps, details={**manifest.details, **details})
+    details = {**manifest.details, **details}
+    return replace(
+        manifest, fingerprint=fingerprint, steps=steps, details=details, counts=_summed(manifest.counts, counts)
+    )
+
+
+def _summed(before: Mapping[str, Any], more: Counts | None) -> dict[str, Any]:
+    if more is None or not before:
+        return dict(before)
+    rejected = merge_counts([before["rejected"], more.rejected])
+    return Counts(before["in"] + more.read, before["kept"] + more.kept, rejected).as_json()
+
+
+def recall_before(manifest: Manifest, change: str) -> dict[str, Any]:
+    """The `recall` entry after vectors came or went: it says what was measured, and what has changed since then."""
+    recall = manifest.details["recall"]
+    return {**recall, "changed_since": [*recall.get("changed_since", []), change]}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cdkit.datasets import FINGERPRINT_KEY, parts, shard_metadata
 from cdkit.errors import InputError
 from cdkit.index.build import index_hash
-from cdkit.index.change import Change, changed_manifest
+from cdkit.index.change import Change, changed_manifest, recall_before
 from cdkit.index.embedding_files import embedding_shard
 from cdkit.index.faiss_index import id_selector
 from cdkit.index.inverted_lists import IndexLists, write_inverted_index
@@ -64,14 +64,15 @@ def compact(folder: Path, *, progress: Progress | None = None) -> Compaction:
                     dropped[kind] += len(table) - len(kept)
                     left[kind] += len(kept)
                     task.advance(1)
-        facts = dict(manifest.details["index"])
+        facts, recall = dict(manifest.details["index"]), manifest.details["recall"]
         vectors = rewrite_index(folder / INDEX_NAME, change.path(INDEX_NAME), facts, removed)
         if vectors == facts["vectors"]:
             change.path(INDEX_NAME).unlink()
         else:
             facts.update(stored_index_facts(change.path(INDEX_NAME), vectors))
+            recall = recall_before(manifest, "compact")
         what = {"compacted": len(parts(folder / REMOVED_NAME))}
-        details = {"index": facts, "captions": left["captions"], "rows": left["image_rows"]}
+        details = {"index": facts, "recall": recall, "captions": left["captions"], "rows": left["image_rows"]}
         change.commit(changed_manifest(manifest, what, details))
     return Compaction(left["captions"], left["image_rows"], dropped["captions"], dropped["image_rows"])
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,10 @@ MARGIN_QUANTILE = 0.999
 
 @dataclass(frozen=True)
 class Recall:
-    """What the manifest says about an index. threshold_recall is None when no query has a neighbour."""
+    """What the manifest says about an index: what was measured, with which settings, and whether that is enough.
+
+    threshold_recall is None when no query has a neighbour; target_reached when there is nothing to tell it from.
+    """
 
     queries: int
     held_out_captions: int
@@ -35,9 +39,33 @@ class Recall:
     top_200_recall: float | None
     nprobe: int
     margin: float
+    measured_vectors: int
+    target: float = RECALL_TARGET
+
+    @property
+    def reached(self) -> float | None:
+        """The recall that the target is about: of the threshold, or of the best 200 where nothing is above it."""
+        return self.threshold_recall if self.threshold_recall is not None else self.top_200_recall
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "target_reached": None if self.reached is None else self.reached >= self.target}
+
+
+def recall_warnings(recall: Mapping[str, Any]) -> list[str]:
+    """What there is to say about the `recall` entry of a manifest: a target that was missed, figures of before."""
+    warnings = []
+    if recall.get("target_reached") is False:
+        value = recall["threshold_recall"] if recall["threshold_recall"] is not None else recall["top_200_recall"]
+        warnings.append(
+            f"The measured recall is {value:.5g}, below the target of {recall['target']:g}: similar captions will be "
+            "missed. More --bytes-per-caption come nearer."
+        )
+    changes = Counter(recall.get("changed_since", ()))
+    if changes:
+        named = ", ".join(f"{number} × {change}" for change, number in changes.items())
+        on = f" on {recall['measured_vectors']:,} vectors" if "measured_vectors" in recall else ""
+        warnings.append(f"The recall was measured{on}, before the index changed ({named}).")
+    return warnings
 
 
 def measure(
@@ -63,9 +91,8 @@ def measure(
     probes = [1] if index.layout_exact else [size for size in (2**power for power in range(2, 12)) if size <= lists]
     for nprobe in probes:
         found = _Found(index, queries.vectors, truth, threshold, margin, nprobe, selector)
-        recall = found.recall(len(queries.held_out), len(truth.ids))
-        reached = recall.threshold_recall if recall.threshold_recall is not None else recall.top_200_recall
-        if reached is None or reached >= target:
+        recall = replace(found.recall(len(queries.held_out), len(truth.ids)), target=target)
+        if recall.reached is None or recall.reached >= target:
             break
     return recall
 
@@ -123,6 +150,7 @@ class _Found:
             top_200_recall=round(best_found / best, 5) if best else None,
             nprobe=self.nprobe,
             margin=round(self.margin, 6),
+            measured_vectors=self.index.count,
         )
 
     def _within(self, vector: np.ndarray, least: float) -> np.ndarray:

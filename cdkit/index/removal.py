@@ -15,6 +15,7 @@ from cdkit.index.change import Change, changed_manifest
 from cdkit.index.opening import check_files, index_manifest
 from cdkit.index.records import KeyedTable, iterate_image_rows
 from cdkit.index.tombstones import REMOVED_NAME, read_tombstones, tombstone_table
+from cdkit.manifest import Counts
 from cdkit.storage import Folder, writing
 from cdkit.text import caption_id, clean_captions
 
@@ -68,7 +69,13 @@ def remove(folder: Path, *, captions: Sequence[str] = (), urls: Sequence[str] = 
             "captions": manifest.details.get("removed", {}).get("captions", 0) + removal.captions,
             "rows": manifest.details.get("removed", {}).get("rows", 0) + removal.rows,
         }
-        change.commit(changed_manifest(manifest, {"removed": mark}, {"removed": totals}))
+        details = {
+            "removed": totals,
+            "captions": manifest.details["captions"] - removal.captions,
+            "rows": manifest.details["rows"] - removal.rows,
+        }
+        counts = Counts(0, -removal.rows, {"removed": removal.rows})
+        change.commit(changed_manifest(manifest, {"removed": mark}, details, counts))
     return removal
 
 

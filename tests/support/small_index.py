@@ -12,7 +12,7 @@ from cdkit.engines.local import LocalEngine
 from cdkit.index.build import IndexSettings, index_embeddings
 from cdkit.index.embedding_files import embedding_shard
 from cdkit.index.text_embeddings import describe_encoder
-from cdkit.manifest import Manifest
+from cdkit.manifest import Counts, Manifest
 from cdkit.protocols import Context, TextEncoder
 from cdkit.storage import Folder
 from cdkit.text import caption_id, clean_caption
@@ -76,5 +76,6 @@ def make_index(
     details = {"captions": len(captions), "rows": 2 * len(captions), "encoder": describe_encoder(encoder), **details}
     if not settings.keep_embeddings:
         Folder(folder).remove(["embeddings"])
-    Manifest("index", 1, "built", {}, {}, details=details).write(folder)
+    counts = Counts(2 * len(captions), 2 * len(captions)).as_json()
+    Manifest("index", 1, "built", {}, {}, counts=counts, details=details).write(folder)
     return folder

@@ -193,7 +193,12 @@ def _embedded_pool() -> Path:
 def _listing(path: Path) -> list[tuple[str, str]]:
     if not path.is_dir():
         require_file(path)
-    files = [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.is_file())
+    try:
+        files = [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.is_file())
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read: {error.strerror}.", hint="Check its names and permissions."
+        ) from error
     visible = [item for item in files if not item.name.startswith(".")]
     if not visible:
         raise InputError(f"{path} is empty.", hint="Put the files there, or give another folder.")

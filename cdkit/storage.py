@@ -257,7 +257,7 @@ def content_fingerprint(source: SourceFile) -> str:
 def _local_fingerprint(source: SourceFile) -> str:
     status = os.stat(source.url)
     key = f"{os.path.abspath(source.url)}|{status.st_size}|{status.st_mtime_ns}"
-    entry = cache_folder() / "fingerprints" / hashlib.sha256(key.encode()).hexdigest()
+    entry = cache_folder() / "fingerprints" / hashlib.sha256(os.fsencode(key)).hexdigest()
     with suppress(OSError):
         return entry.read_text(encoding="ascii")
     fingerprint = sha256_file(source.url)

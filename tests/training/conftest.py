@@ -12,8 +12,12 @@ from tests.training.running import Material
 
 @pytest.fixture(scope="session")
 def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
+    """The material of make_material, made once."""
+    return make_material(tmp_path_factory.mktemp("training material"))
+
+
+def make_material(root: Path) -> Material:
     """Tiny base models, photos of two concepts with different counts, and a folder of regularization images."""
-    root = tmp_path_factory.mktemp("training material")
     tiny_pipeline(root / "base")
     tiny_pipeline(root / "velocity", prediction_type="v_prediction")
     for number, (name, count) in enumerate([("cat", 4), ("dog", 3), ("images", 6)]):

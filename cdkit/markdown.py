@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
-from collections.abc import Sequence
 from typing import Any
 
 _MARKUP = re.compile(r"([\\`*_\[\]|#~$])")
@@ -33,11 +31,6 @@ def code_block(text: str, language: str = "") -> str:
     """Text as a block of code that nothing in it can end."""
     fence = _fence(text, 3)
     return f"{fence}{language}\n{text}\n{fence}"
-
-
-def command_line(words: Sequence[str]) -> str:
-    """A command for a shell: no word of it is more than a word, and it is one line."""
-    return shlex.join(" ".join(word.split()) for word in words)
 
 
 def _fence(text: str, least: int) -> str:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
-
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from cdkit.markdown import code_block, code_span, command_line, markdown_text
+from cdkit.markdown import code_block, code_span, markdown_text
 
 PARSER = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 MARKUP = st.text(st.sampled_from("ab 1.)-+=*_`~#|<>&;!()[]\\\"'/:\n\t$"), max_size=24)
@@ -67,10 +65,3 @@ def test_code_shows_backticks_too(text: str) -> None:
 def test_nothing_in_a_block_ends_it(text: str) -> None:
     [block] = PARSER.parse(code_block(text, "yaml"))
     assert (block.type, block.info, block.content) == ("fence", "yaml", f"{text}\n")
-
-
-def test_a_command_is_one_line_of_words() -> None:
-    words = ["cdkit", "sample", "--prompt", 'a "dog" $(rm -rf ~) `x` it\'s\nnew']
-    line = command_line(words)
-    assert "\n" not in line
-    assert shlex.split(line) == [*words[:-1], 'a "dog" $(rm -rf ~) `x` it\'s new']

@@ -6,6 +6,7 @@ import typer
 
 from cdkit.cli.options import stage_command
 from cdkit.cli.output import Output, data_console, duration
+from cdkit.shell import command_line
 from cdkit.stages import Result
 
 
@@ -35,4 +36,5 @@ def _human(output: Output, result: Result) -> None:
     data_console().print(
         f"{details['accepted']:,} images drawn in {duration(result.seconds)}: {result.out}", markup=False
     )
-    output.hint(f"Look at {result.out / 'contact_sheet.png'}; then cdkit train --regularization NAME={result.out}")
+    output.hint(f"Look at {result.out / 'contact_sheet.png'}")
+    output.hint(f"{command_line('cdkit', 'train', '--regularization', f'NAME={result.out}')} …")

@@ -10,6 +10,7 @@ import typer
 
 from cdkit.cli.options import command, stage_command
 from cdkit.cli.output import Output, data_console, size, table
+from cdkit.shell import command_line
 from cdkit.stages import Result
 
 app = typer.Typer(help="Look into delta files, import other tools' files, and compress.", no_args_is_help=True)
@@ -62,7 +63,7 @@ def _imported(output: Output, result: Result) -> None:
     data_console().print(
         f"{details['kind']}: {details['layers']} changed matrices, tokens: {tokens}: {result.out}", markup=False
     )
-    output.hint(f"cdkit delta inspect {result.out}")
+    output.hint(command_line("cdkit", "delta", "inspect", result.out))
 
 
 def _compressed(output: Output, result: Result) -> None:

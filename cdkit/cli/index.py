@@ -14,6 +14,7 @@ from cdkit.cli.output import Output, data_console, duration, size, table
 from cdkit.cli.progress import progress_for
 from cdkit.config import StageConfig
 from cdkit.pipeline.spec import find
+from cdkit.shell import command_line
 from cdkit.stages import STAGES, Result, execute, project
 
 app = typer.Typer(help="Build, search, look into and change caption indexes.", no_args_is_help=True)
@@ -55,7 +56,7 @@ def _print_result(output: Output, result: Result) -> None:
         )
     if "index" in details:
         print_index(console, details)
-        output.hint(f'cdkit index search {result.out} "a photo of a dog"')
+        output.hint(command_line("cdkit", "index", "search", result.out, "a photo of a dog"))
 
 
 stage_command(

@@ -17,6 +17,7 @@ from cdkit.config import StageConfig
 from cdkit.engines import create_engine
 from cdkit.errors import ConfigError
 from cdkit.protocols import Context
+from cdkit.shell import command_line
 from cdkit.stages import STAGES
 
 
@@ -80,7 +81,8 @@ def _remove(
     captions = read_lines(captions_file) if captions_file else []
     urls = read_lines(urls_file) if urls_file else []
     _changed(output, index, asdict(remove(index, captions=captions, urls=urls)))
-    output.hint(f"They are out of every search now; cdkit index compact {index} takes them out of the files.")
+    output.hint("They are out of every search now; to take them out of the files as well:")
+    output.hint(command_line("cdkit", "index", "compact", index))
 
 
 def _compact(output: Output, index: Path = INDEX) -> None:

@@ -13,6 +13,7 @@ from cdkit.cli.output import Output, data_console, table
 from cdkit.cli.progress import progress_for
 from cdkit.config import StageConfig
 from cdkit.evaluation.compare_weights import WeightChangeConfig, compare_weights
+from cdkit.shell import command_line
 from cdkit.stages import STAGES, Result, execute
 from cdkit.storage import write_text, writing
 
@@ -124,8 +125,10 @@ def _benchmark(
         "out": str(out) if out else None,
     }
     output.result(found, human=lambda _: print("\n".join(prompts)), quiet="\n".join(prompts))
-    train = " ".join(f"--concept {one.category!r}={one.photos}" for one in entry.concepts)
-    output.hint(f"cdkit train {train} …; then cdkit sample --prompts FILE and cdkit evaluate {train} --preset paper")
+    concepts = [word for one in entry.concepts for word in ("--concept", f"{one.category}={one.photos}")]
+    output.hint(f"{command_line('cdkit', 'train', *concepts)} …")
+    output.hint("then cdkit sample --prompts FILE …")
+    output.hint(f"then {command_line('cdkit', 'evaluate', *concepts, '--preset', 'paper')} …")
 
 
 command(

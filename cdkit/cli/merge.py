@@ -9,6 +9,8 @@ import typer
 
 from cdkit.cli.options import stage_command
 from cdkit.cli.output import Output, data_console, duration, table
+from cdkit.inputs import EMBEDDED
+from cdkit.shell import command_line
 from cdkit.stages import Result
 
 
@@ -46,5 +48,7 @@ def _human(output: Output, result: Result) -> None:
     )
     prompts = details["prompts"]
     if prompts:
-        options = " ".join(f'--prompt "{prompt}"' for prompt in prompts[:2])
-        output.hint(f"cdkit sample --delta {result.out} {options} --out samples")
+        options = [word for prompt in prompts[:2] for word in ("--prompt", prompt)]
+        base = details.get("base", EMBEDDED)
+        options = ["--base", base, "--delta", result.out, *options, "--out", "samples"]
+        output.hint(command_line("cdkit", "sample", *options))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import re
-import shlex
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from cdkit.cli.output import Format, Output
 from cdkit.cli.progress import progress_for
 from cdkit.config import Setting, StageConfig, field_settings, parse_config
 from cdkit.errors import ConfigError, PartialError
+from cdkit.shell import command_line
 from cdkit.stages import STAGES, Result, execute
 
 Parameter = inspect.Parameter
@@ -77,7 +77,7 @@ def _spread(arguments: Sequence[str], parameters: Sequence[Any]) -> Iterator[str
             elif open_ended.name in TEXTS and Path(argument).exists():
                 raise ConfigError(
                     f"{argument!r} would be one of {open_ended.name.upper()}: here each option takes one value.",
-                    hint=f"Repeat the option: {current} {shlex.quote(argument)}",
+                    hint=f"Repeat the option: {command_line(current, argument)}",
                 )
         else:
             taken += 1

@@ -26,7 +26,7 @@ class Output:
     @property
     def words(self) -> Console:
         """The console for everything that is not data."""
-        return Console(stderr=True, highlight=False, soft_wrap=True, quiet=self.format == "quiet")
+        return Console(stderr=True, highlight=False, emoji=False, soft_wrap=True, quiet=self.format == "quiet")
 
     def result(self, data: Mapping[str, Any], *, human: Callable[[Console], None], quiet: object = "") -> None:
         """Print the command's one result: `data` as JSON, what `human` draws, or just `quiet`."""
@@ -51,7 +51,7 @@ class Output:
         if self.format == "json":
             body = {"code": error.code, "message": message, "hint": hint}
             print(json_text({"error": body}))
-        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        console = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
         console.print("Error:", style="bold red", end=" ")
         console.print(message, markup=False)
         if hint:
@@ -61,7 +61,7 @@ class Output:
 
 def data_console() -> Console:
     """The console for data; a pipe gets full-width lines, so that nothing is cut off."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    return Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 200)
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[object]], *, title: str = "") -> Table:

@@ -73,7 +73,7 @@ class TerminalProgress:
 
     def __init__(self, output: Output) -> None:
         self._output = output
-        self._console = Console(stderr=True, highlight=False)
+        self._console = Console(stderr=True, highlight=False, emoji=False)
         self._bars: RichProgress | None = None
 
     @contextmanager

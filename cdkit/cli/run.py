@@ -18,6 +18,7 @@ from cdkit.pipeline import spec
 from cdkit.pipeline.plan import Planned, plan
 from cdkit.pipeline.runner import RunResult, forced_steps
 from cdkit.pipeline.runner import run as run_pipeline
+from cdkit.shell import command_line
 from cdkit.storage import atomic_path, writing
 from cdkit.yaml_files import parse_yaml, read_yaml_text
 
@@ -159,7 +160,7 @@ def _copy(
     with writing(target), atomic_path(target) as temporary:
         shutil.copyfile(source, temporary)
     output.result({"path": str(target)}, human=lambda console: console.print(f"wrote {target}"), quiet=target)
-    output.hint(f"cdkit run {target}")
+    output.hint(command_line("cdkit", "run", target))
 
 
 for _name, _function, _help, _examples in (

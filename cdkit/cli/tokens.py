@@ -17,6 +17,7 @@ from cdkit.config import StageConfig
 from cdkit.engines import create_engine
 from cdkit.inputs import resolve_inputs
 from cdkit.protocols import Context
+from cdkit.shell import command_line
 from cdkit.stages import STAGES, Result, execute
 from cdkit.storage import Folder
 
@@ -39,7 +40,7 @@ def _print_counted(output: Output, result: Result) -> None:
     console = data_console()
     console.print(table(["tokenizer", "tokens", "distinct", "vocabulary"], rows))
     console.print(f"over {details['rows']:,} of {details['available']:,} caption rows in {duration(result.seconds)}")
-    output.hint(f"cdkit tokens rare --counts {result.out}")
+    output.hint(command_line("cdkit", "tokens", "rare", "--counts", result.out))
 
 
 stage_command(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from cdkit.cli.output import Output, data_console, duration, size, table
 from cdkit.cli.progress import progress_for
 from cdkit.config import StageConfig
 from cdkit.errors import ConfigError
+from cdkit.shell import command_line
 from cdkit.stages import STAGES, Result, execute
 
 OUT_UNLESS_DRY = OUT.replace(
@@ -88,4 +88,5 @@ def _human(output: Output, result: Result) -> None:
     )
     base = result.manifest.details["base"]
     prompt = f"a photo of a {words.split(', ')[0]}" if words else details["prompts"][0]
-    output.hint(f"cdkit sample --base {base} --delta {result.out} --prompt {shlex.quote(prompt)} --out samples")
+    deltas = ("--base", base, "--delta", result.out)
+    output.hint(command_line("cdkit", "sample", *deltas, "--prompt", prompt, "--out", "samples"))

@@ -126,6 +126,7 @@ def merge(config: MergeConfig, inputs: Mapping[str, Input], out: Folder, context
         ],
         "prompts": list(merged.prompts),
         "captions": len(sample.captions),
+        "base": config.base,
         "seconds": round(seconds, 3),
     }
     return Dataset("delta", out.path, Counts(len(deltas), len(deltas)), details)

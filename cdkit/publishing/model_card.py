@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from cdkit.errors import CdkitError, InputError
 from cdkit.evaluation.prompts import find_tokens
-from cdkit.markdown import command_line
 from cdkit.publishing.run_folder import RunFolder, StepFolder
 from cdkit.publishing.training import DELTA_NAME, token_texts
+from cdkit.shell import command_line
 from cdkit.storage import Folder, atomic_path, write_text
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Card:
         prompt, delta = (self.prompts or ["a photo"])[0], DELTA_NAME
         sample = ["cdkit", "sample", "--base", self.base, "--delta", delta, "--prompt", prompt, "--out", "samples"]
         export = ["cdkit", "export", delta, "--to", "diffusers-lora", "--base", self.base, "--out", "lora"]
-        return f"{command_line(sample)}\n{command_line(export)}"
+        return f"{command_line(*sample)}\n{command_line(*export)}"
 
 
 def write_model_card(page: Page, licence: str, out: Folder) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -42,6 +41,7 @@ from cdkit.publishing.training import (
     training_section,
     weight_section,
 )
+from cdkit.shell import command_line
 from cdkit.storage import Folder, atomic_path, write_text
 
 Section = TypeVar("Section")
@@ -132,9 +132,7 @@ def gather(run: RunFolder, title: str | None, out: Path) -> Page:
         title=title or run.name,
         run=run,
         # Without a run's record the inputs of the steps are not known.
-        command=f"cdkit run {shlex.quote(str(out / PIPELINE_NAME))} --out {shlex.quote(str(run.path))}"
-        if run.record
-        else "",
+        command=command_line("cdkit", "run", out / PIPELINE_NAME, "--out", run.path) if run.record else "",
         yaml=yaml,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         version=cdkit.__version__,

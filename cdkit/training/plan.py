@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cdkit.errors import ConfigError
 from cdkit.pictures.picture import Picture
+from cdkit.shell import command_line
 from cdkit.tokens.modifiers import read_picks, resolve_initializer
 from cdkit.training.base_facts import BaseFacts
 from cdkit.training.concepts import Concept, check_word, describe_concepts, initializer_name
@@ -101,10 +102,10 @@ def _planned(config: TrainConfig, concept: Concept, resolution: int, note: Calla
     own = recipe.template.replace("{}", concept.category)
     images = _regularization(concept.regularization, own, note) if concept.regularization else []
     if not images:
+        draw = command_line("cdkit", "class-images", f"photo of a {concept.category}", "--base", config.base)
         note(
             f"No regularization images for {concept.name!r}: what the model draws for {concept.category!r} will "
-            "drift towards the photos. cdkit retrieve makes a set of real images; "
-            f"cdkit class-images 'photo of a {concept.category}' --base {config.base} --out DIR draws one."
+            f"drift towards the photos. cdkit retrieve makes a set of real images; {draw} --out DIR draws one."
         )
     asked = config.regularization_count
     if images and asked is not None:

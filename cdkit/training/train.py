@@ -15,6 +15,7 @@ from cdkit.errors import ConfigError
 from cdkit.inputs import EMBEDDED, Input
 from cdkit.manifest import Counts
 from cdkit.protocols import Context, SilentProgress
+from cdkit.shell import command_line
 from cdkit.storage import Folder
 from cdkit.training.presets import PresetName, fill_in
 from cdkit.weights.delta import DELTA_NAME, ON_TOP_OF, Delta, load_delta, save_delta
@@ -215,7 +216,7 @@ def _run(
         if size > LARGE_DELTA:
             context.progress.note(
                 f"{DELTA_NAME} has {size / 1e9:.1f} GB. As products of low rank it takes a fraction: "
-                f"cdkit delta compress {out.path} --max-error 0.1 --out DIR."
+                f"{command_line('cdkit', 'delta', 'compress', out.path)} --max-error 0.1 --out DIR"
             )
     return {
         "steps": recipe.steps,

@@ -17,6 +17,7 @@ from cdkit.errors import ConfigError
 from cdkit.inputs import Input
 from cdkit.manifest import Counts
 from cdkit.protocols import Context
+from cdkit.shell import command_line
 from cdkit.storage import TEMPORARY_PREFIX, Folder
 from cdkit.weights.apply import check_fit
 from cdkit.weights.base_model import choose_device, load_base_model
@@ -225,9 +226,11 @@ def lora_name(out: Path) -> str:
 def loading_hint(to: str, out: Path) -> str:
     """How the exported files are used, in one line."""
     return {
-        "diffusers-lora": f'pipe.load_lora_weights("{out}"), and pipe.load_textual_inversion for each embeddings file',
+        "diffusers-lora": f"pipe.load_lora_weights({str(out)!r}), "
+        "and pipe.load_textual_inversion for each embeddings file",
         "kohya-lora": f"copy loras/ and embeddings/ to the web UI's folders; prompt: <lora:{lora_name(out)}:1>",
         "webui-diff": f"copy loras/ and embeddings/ to the web UI's folders; prompt: <lora:{lora_name(out)}:1>",
         "textual-inversion": "pipe.load_textual_inversion, or the web UI's embeddings folder",
-        "diffusers-pipeline": f'DiffusionPipeline.from_pretrained("{out}"), or cdkit sample --base {out}',
+        "diffusers-pipeline": f"DiffusionPipeline.from_pretrained({str(out)!r}), or "
+        + command_line("cdkit", "sample", "--base", out, "--prompt", "a photo", "--out", "samples"),
     }[to]

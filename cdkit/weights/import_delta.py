@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from cdkit.errors import ConfigError, InputError
 from cdkit.inputs import Input
 from cdkit.manifest import Counts
 from cdkit.protocols import Context
+from cdkit.shell import command_line
 from cdkit.storage import Folder
 from cdkit.weights.apply import check_fit
 from cdkit.weights.base_model import base_hash, choose_device, load_base_model
@@ -65,7 +65,7 @@ def import_delta(config: ImportDeltaConfig, inputs: Mapping[str, Input], out: Fo
         recorded = _stated(needing[0].header, "cdkit_base")
         raise ConfigError(
             f"{needing[0].path.name} can be told apart from its base model only with it.",
-            hint=f"Add --base {shlex.quote(recorded) if recorded else 'MODEL, the model it was trained on'}.",
+            hint=f"Add --base {command_line(recorded) if recorded else 'MODEL, the model it was trained on'}.",
         )
     pipeline = load_base_model(config.base, device=choose_device("cpu")) if config.base is not None else None
     changes = _changes(sources[0], pipeline) if sources else {}

@@ -98,7 +98,9 @@ class Context:
 
 
 class TextEncoder(Protocol):
-    """Embeds captions cleaned by `cdkit.text`: normalised fp32 rows, exact whatever the batch.
+    """Embeds captions as they were written: normalised fp32 rows, exact whatever the batch.
+
+    It cleans them itself, as its model's library does, and once: nobody else cleans what it is given.
 
     precision: the number format the tower runs in (fp32, fp16 or bf16). default_threshold: the similarity from which
     captions count as alike.

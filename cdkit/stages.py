@@ -100,7 +100,7 @@ STAGES: dict[str, Stage] = {
             summary="draw a regularization set with the base model, for a concept without real images",
             config="cdkit.sampling.class_images:ClassImagesConfig",
             function="cdkit.sampling.class_images:class_images",
-            version=1,
+            version=2,
             owns=_SET,
         ),
         Stage(

@@ -78,9 +78,9 @@ def _search(
 
     data = found[0].as_json() if len(found) == 1 else {"queries": [answer.as_json() for answer in found]}
     output.result(data, human=draw, quiet="\n".join(match.caption for answer in found for match in answer.results))
+    for note in dict.fromkeys(note for answer in found for note in answer.notes):
+        output.note(note)
     for answer in found:
-        for note in answer.notes:
-            output.note(note)
         if answer.more:
             output.hint(f"More captions are at least {answer.min_similarity:.4g} similar: raise --limit.")
         elif not answer.results:
@@ -89,6 +89,7 @@ def _search(
 
 def _info(output: Output, index: Path = INDEX) -> None:
     from cdkit.index.opening import settled_manifest
+    from cdkit.index.outdated import outdated_note
     from cdkit.index.recall import recall_warnings
 
     manifest = settled_manifest(index)
@@ -101,3 +102,5 @@ def _info(output: Output, index: Path = INDEX) -> None:
     output.result(asdict(manifest), human=draw, quiet=manifest.fingerprint)
     for warning in recall_warnings(manifest.details["recall"]):
         output.note(warning)
+    if note := outdated_note(index, manifest):
+        output.note(note)

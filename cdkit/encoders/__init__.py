@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 Library = Literal["embedded", "open_clip", "transformers"]
 LIBRARIES: tuple[Library, ...] = ("embedded", "open_clip", "transformers")
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
+# How captions become tokens: part of every embedding's identity. 1 took captions as written; 2 cleans them.
+ENCODING = 2
 # Custom Diffusion's threshold, for CLIP ViT-L/14 (Kumari et al. 2023, section 4). No published value exists for other
 # CLIPs, so they start from the same one; `--min-similarity` overrides it. The embedded encoder has a measured one.
 PAPER_THRESHOLD = 0.85

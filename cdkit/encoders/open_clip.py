@@ -15,7 +15,7 @@ from cdkit.config import did_you_mean
 from cdkit.encoders.causal_tower import CausalBlock, CausalTower, linear
 from cdkit.encoders.text_tower import TextTower
 from cdkit.encoders.tokenizing import ClipTokenizer, LibraryTokenizer, Tokenizer, pooled_positions
-from cdkit.encoders.transformers import library_tokenizer, loading_error
+from cdkit.encoders.transformers import counting, loading_error
 from cdkit.errors import CdkitError, ConfigError, InputError
 from cdkit.storage import read_json
 
@@ -225,9 +225,11 @@ def _tokenizer(tokenizer: Any, context_length: int, end_id: int | None, *, trims
 
     if isinstance(tokenizer, SimpleTokenizer) and tokenizer.reduction_fn is None:
         return ClipTokenizer(tokenizer, context_length)
-    counted = library_tokenizer(getattr(tokenizer, "tokenizer", tokenizer), context_length, None, trims=False).count
     if isinstance(tokenizer, SimpleTokenizer):
         counted = ClipTokenizer(tokenizer, context_length).counts
+    else:
+        counted = counting(tokenizer.tokenizer, tokenizer.clean_fn)
+    # What open_clip pads it has cleaned.
     return LibraryTokenizer(tokenizer, counted, (lambda table: pooled_positions(table, end_id)) if trims else None)
 
 

@@ -70,7 +70,7 @@ class TowerTextEncoder:
         return self._hash
 
     def tokenize(self, captions: Sequence[str]) -> Tokens:
-        """Token ids of cleaned captions: what encode_tokens takes."""
+        """Token ids of captions as written: what encode_tokens takes."""
         return self._tokenizer(captions)
 
     def token_counts(self, captions: Sequence[str]) -> np.ndarray:

@@ -1,4 +1,8 @@
-"""Captions to token ids without padding: CLIP's own tokenizer, each word tokenised once, and library tokenizers."""
+"""Captions to token ids without padding: CLIP's own tokenizer, each word tokenised once, and library tokenizers.
+
+Captions come as they were written; every tokenizer cleans them itself, once, as its model's own library does. Cleaning
+is not idempotent (`&amp;amp;lt;` unescapes further each time), so whoever calls an encoder must not clean before.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,8 @@ from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
+
+from cdkit.text import clean_caption
 
 CACHED_WORDS = 1 << 20
 LONGEST_CACHED_WORD = 64
@@ -45,7 +51,7 @@ class Tokens:
 
 
 class Tokenizer(Protocol):
-    """Cleaned captions to Tokens."""
+    """Captions as written to Tokens."""
 
     def __call__(self, captions: Sequence[str]) -> Tokens: ...
 
@@ -65,28 +71,28 @@ def truncated(rows: Sequence[list[int]], context_length: int, end_id: int) -> To
 class ClipTokenizer:
     """open_clip's SimpleTokenizer, exactly, but fast: captions repeat words, so each is tokenised once.
 
-    The split into words and the byte pairs are open_clip's own. Captions come cleaned, so only a tokenizer with
-    another cleaning than CLIP's (`clean`) runs it again.
+    The cleaning (CLIP's, or another that the model's config asks for), the split into words and the byte pairs are
+    open_clip's own.
     """
 
     def __init__(self, tokenizer: Any, context_length: int) -> None:
         self.tokenizer = tokenizer
         self.context_length = context_length
-        self.clean = None if tokenizer.clean_fn.__name__ == "_clean_lower" else tokenizer.clean_fn
+        self.clean = clean_caption if tokenizer.clean_fn.__name__ == "_clean_lower" else tokenizer.clean_fn
         self.words: dict[str, list[int]] = {}
 
     def __call__(self, captions: Sequence[str]) -> Tokens:
-        start, end = [self.tokenizer.sot_token_id], self.tokenizer.eot_token_id
-        split, known = self.tokenizer.pat.findall, self.words
-        rows = []
-        for caption in captions:
-            row = start.copy()
-            # Lower case again: cheap, and upper case would silently become other tokens.
-            for word in split(self.clean(caption) if self.clean else caption.lower()):
-                row += known.get(word) or self._tokenise(word)
-            row.append(end)
-            rows.append(row)
-        return truncated(rows, self.context_length, end)
+        rows = [self.row(self.clean(caption)) for caption in captions]
+        return truncated(rows, self.context_length, self.tokenizer.eot_token_id)
+
+    def row(self, cleaned: str) -> list[int]:
+        """Token ids of one cleaned caption with start and end, not truncated."""
+        known = self.words
+        ids = [self.tokenizer.sot_token_id]
+        for word in self.tokenizer.pat.findall(cleaned):
+            ids += known.get(word) or self._tokenise(word)
+        ids.append(self.tokenizer.eot_token_id)
+        return ids
 
     def full_length(self) -> ClipTokenizer:
         return self

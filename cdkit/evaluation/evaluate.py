@@ -168,7 +168,6 @@ def _embed(config: EvaluateConfig, material: _Material, progress: Progress) -> d
     from cdkit.encoders.image_towers import load_image_encoder
     from cdkit.evaluation.image_embeddings import embed_pictures
     from cdkit.evaluation.scoring import Embedded
-    from cdkit.text import clean_caption
 
     texts = load_text_encoder(config.clip, device=config.device, precision="fp32")
     images = load_image_encoder(config.clip, device=config.device)
@@ -190,7 +189,7 @@ def _embed(config: EvaluateConfig, material: _Material, progress: Progress) -> d
         pictures = [sample.picture for sample in samples.samples]
         found[name] = Embedded(
             images=embed(pictures, f"embedding {name}"),
-            texts=_prompt_embeddings(texts, [clean_caption(sample.plain_prompt) for sample in samples.samples]),
+            texts=_prompt_embeddings(texts, [sample.plain_prompt for sample in samples.samples]),
             photos=photos,
             dino_images=embed_pictures(dino, pictures, progress) if dino is not None else None,
             dino_photos=dino_photos,

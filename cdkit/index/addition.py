@@ -18,6 +18,7 @@ from cdkit.index.codes import TRAINED_NAME, encode_shards, inspect_shards
 from cdkit.index.compaction import KINDS, rewrite_index, stored_index_facts
 from cdkit.index.inverted_lists import empty_copy
 from cdkit.index.opening import INDEX_NAME, check_encoder, check_files, index_manifest
+from cdkit.index.outdated import refuse_outdated
 from cdkit.index.records import KeyedTable, read_embeddings
 from cdkit.index.tombstones import Tombstones, read_tombstones
 from cdkit.inputs import resolve_inputs
@@ -46,10 +47,11 @@ def add_captions(folder: Path, config: ImportConfig, context: Context) -> Additi
     """Add the pools that `config` names to the index in `folder`, without training it again.
 
     Captions that are there keep their entry and gain image rows; what was removed stays removed. Killed at any moment,
-    the same call goes on. Raises InputError for unusable input, OutputError while another run uses the folder.
+    the same call goes on. Raises InputError for unusable input and for an outdated index, OutputError while another
+    run uses the folder.
     """
     config = ImportConfig.model_validate({name: getattr(config, name) for name in ImportConfig.model_fields})
-    index_manifest(folder)
+    refuse_outdated(folder, index_manifest(folder))
     inputs = resolve_inputs(config)
     mark = hashlib.sha256(
         json_text([canonical(config), inputs["captions"].fingerprint], sort_keys=True, ascii_only=True).encode()

@@ -224,8 +224,8 @@ def measure_recall(
     from cdkit.index.faiss_index import faiss_threads, open_faiss
     from cdkit.index.search import encode_queries
 
-    prompts = clean_captions(class_prompts())
-    ids = np.array([caption_id(prompt) for prompt in prompts], dtype=np.int64)
+    prompts = class_prompts()
+    ids = np.array([caption_id(prompt) for prompt in clean_captions(prompts)], dtype=np.int64)
     tables = KeyedTable(out / "captions").rows(ids, ["caption_id"])
     indexed = {number for table in tables for number in table["caption_id"].to_pylist()}
     texts = list(Records(out.path).captions(held_out).values())

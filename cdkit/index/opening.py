@@ -12,6 +12,7 @@ from cdkit.datasets import parts
 from cdkit.errors import InputError, OutputError, pip_install
 from cdkit.index.change import PENDING_NAME, finish_change
 from cdkit.index.faiss_index import OpenIndex, id_selector, open_faiss
+from cdkit.index.outdated import outdated_note
 from cdkit.index.records import Records
 from cdkit.manifest import Manifest, read_manifest
 from cdkit.storage import SourceFile, content_fingerprint
@@ -50,6 +51,11 @@ class CaptionIndex:
     @property
     def default_threshold(self) -> float:
         return float(self.manifest.details["encoder"]["default_threshold"])
+
+    @property
+    def outdated(self) -> str:
+        """What the user should know of an index that an older cdkit made; empty for one that is up to date."""
+        return outdated_note(self.folder, self.manifest)
 
     @cached_property
     def selector(self) -> Any:

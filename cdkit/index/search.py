@@ -90,12 +90,11 @@ def search(
     _check(texts, min_similarity, limit, encode_limit)
     opened = index if isinstance(index, CaptionIndex) else open_index(Path(index), encoder)
     least = opened.default_threshold if min_similarity is None else min_similarity
-    cleaned = [clean_caption(text) for text in texts]
-    vectors = encode_queries(opened.encoder, cleaned)
-    counts = opened.encoder.token_counts(cleaned)
+    vectors = encode_queries(opened.encoder, texts)
+    counts = opened.encoder.token_counts(texts)
     found = []
     for text, vector, tokens in zip(texts, vectors, counts.tolist(), strict=True):
-        notes = []
+        notes = [opened.outdated] if opened.outdated else []
         if tokens > opened.encoder.context_length:
             notes.append(
                 f"The query has {tokens} tokens; the encoder reads the first {opened.encoder.context_length} only."
@@ -118,11 +117,11 @@ def _check(texts: Sequence[str], min_similarity: float | None, limit: int, encod
         raise ConfigError("This search cannot be done:", problems=problems)
 
 
-def encode_queries(encoder: TextEncoder, cleaned: Sequence[str]) -> np.ndarray:
-    """float32 [n, dimension]; raises InputError when the encoder gives numbers that are none."""
+def encode_queries(encoder: TextEncoder, texts: Sequence[str]) -> np.ndarray:
+    """float32 [n, dimension] of texts as written; raises InputError when the encoder gives numbers that are none."""
     import numpy as np
 
-    vectors = np.ascontiguousarray(encoder.encode(cleaned), dtype=np.float32)
+    vectors = np.ascontiguousarray(encoder.encode(texts), dtype=np.float32)
     if not np.isfinite(vectors).all():
         raise InputError(f"The encoder {encoder.spec!r} gives NaN.", hint="Its checkpoint is broken; get another.")
     return vectors

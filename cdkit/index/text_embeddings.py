@@ -113,9 +113,12 @@ def embed_captions(
 
 def describe_encoder(encoder: TextEncoder) -> dict[str, Any]:
     """The manifest's `encoder` entry: what a later search is checked against."""
+    from cdkit.encoders import ENCODING
+
     return {
         "spec": encoder.spec,
         "weights": encoder.weights_hash(),
+        "encoding": ENCODING,
         "dimension": encoder.dimension,
         "context_length": encoder.context_length,
         "default_threshold": encoder.default_threshold,
@@ -124,8 +127,12 @@ def describe_encoder(encoder: TextEncoder) -> dict[str, Any]:
 
 def shard_fingerprint(captions: Path, weights: str, precision: str) -> str:
     """What decides the bytes of one shard of embeddings, in hex."""
+    from cdkit.encoders import ENCODING
+
     content = content_fingerprint(SourceFile(str(captions), captions.name, captions.stat().st_size))
-    return hashlib.sha256(json_text([FORMAT, content, weights, precision], ascii_only=True).encode()).hexdigest()
+    return hashlib.sha256(
+        json_text([FORMAT, ENCODING, content, weights, precision], ascii_only=True).encode()
+    ).hexdigest()
 
 
 @lru_cache(maxsize=1)

@@ -135,7 +135,8 @@ def find_candidates(
     settings = settings or CandidateSettings()
     limit = settings.caption_limit(wanted)
     results = search(index, prompts, min_similarity=settings.min_similarity, limit=limit, encode_limit=2 * limit)
-    notes = [f"{result.query!r}: {note}" for result in results for note in result.notes]
+    notes = [index.outdated] if index.outdated else []
+    notes += [f"{result.query!r}: {note}" for result in results for note in result.notes if note != index.outdated]
     notes += [
         f"{result.query!r}: the {len(result.results)} most similar captions are used; there are more."
         for result in results

@@ -50,9 +50,9 @@ def top_up(done: Downloaded, made: Sequence[MadeImage], *, wanted: int, judge: J
     candidates = [candidate for candidate, _ in done.accepted]
     images = {place: image for place, (_, image) in enumerate(done.accepted)}
     for image in made:
-        caption = clean_caption(image.prompt)
         images[len(candidates)] = FetchedImage(None, image.content)
-        candidates.append(Candidate(image.prompt, caption_id(caption), caption, 1.0, None, source=GENERATED))
+        number = caption_id(clean_caption(image.prompt))
+        candidates.append(Candidate(image.prompt, number, image.prompt, 1.0, None, source=GENERATED))
     # A prompt has many images; the limits per caption and host were kept before.
     both = select(candidates, images, limits=Limits(wanted, per_caption=wanted), judge=judge)
     return replace(

@@ -27,8 +27,7 @@ def local_candidates(
     A candidate's `source` is its image's key. Images without caption are left out. Raises ConfigError without prompts.
     """
     settings = settings or CandidateSettings()
-    cleaned = [clean_caption(prompt) for prompt in prompts]
-    if not cleaned or not all(cleaned):
+    if not prompts or not all(clean_caption(prompt) for prompt in prompts):
         raise ConfigError("Give at least one prompt, and no empty one.")
     least = encoder.default_threshold if settings.min_similarity is None else settings.min_similarity
     groups: dict[str, list[Picture]] = {}
@@ -36,16 +35,17 @@ def local_candidates(
         caption = clean_caption(image.caption or "")
         if caption:
             groups.setdefault(caption, []).append(image)
-    captions = list(groups)
-    if not captions:
+    if not groups:
         return CandidateSet([], 0, 0), {}
-    similarities = encode_queries(encoder, captions) @ encode_queries(encoder, cleaned).T
+    # As in an index, captions that clean to the same text are one, spelt as the first of them was written.
+    written = [images[0].caption or "" for images in groups.values()]
+    similarities = encode_queries(encoder, written) @ encode_queries(encoder, prompts).T
     matches = [
         (
             prompts[column],
-            Match(caption_id(caption), caption, float(similarities[row, column]), _rows(groups[caption])),
+            Match(caption_id(cleaned), written[row], float(similarities[row, column]), _rows(images)),
         )
-        for row, caption in enumerate(captions)
+        for row, (cleaned, images) in enumerate(groups.items())
         for column in range(len(prompts))
         if similarities[row, column] >= least
     ]

@@ -158,7 +158,6 @@ def _inspected(drawn: Sequence[tuple[Path, str]], first: int) -> Iterator[SetRow
     from cdkit.pictures.decoding import is_blank, open_file
     from cdkit.pictures.hashing import perceptual_hash
     from cdkit.pictures.regularization_set import GENERATED, SetRow
-    from cdkit.text import clean_caption
 
     number = first
     for path, prompt in drawn:
@@ -168,7 +167,7 @@ def _inspected(drawn: Sequence[tuple[Path, str]], first: int) -> Iterator[SetRow
         yield SetRow(
             key=f"{number:06d}",
             path=path,
-            caption=clean_caption(prompt),
+            caption=prompt,
             similarity=1.0,
             url=None,
             width=picture.width,

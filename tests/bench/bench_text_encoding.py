@@ -71,9 +71,7 @@ class Sides:
         self.padded(["warm up"])
 
     def trimmed(self, captions: list[str]) -> np.ndarray:
-        from cdkit.text import clean_captions
-
-        return self.encoder.encode(clean_captions(captions))
+        return self.encoder.encode(captions)
 
     def padded(self, captions: list[str]) -> np.ndarray:
         import torch
@@ -87,7 +85,6 @@ class Sides:
 
     def compare(self, captions: list[str], chunk: int) -> dict[str, Any]:
         """Rates, their ratio, and the largest difference; AssertionError when the embeddings disagree."""
-        from cdkit.text import clean_captions
 
         seconds = {"trimmed": 0.0, "padded": 0.0}
         worst = 0.0
@@ -105,7 +102,7 @@ class Sides:
             "speedup_vs_open_clip": round(seconds["padded"] / seconds["trimmed"], 2),
             "captions_per_second": round(len(captions) / seconds["trimmed"], 1),
             "open_clip_captions_per_second": round(len(captions) / seconds["padded"], 1),
-            "mean_tokens": round(float(self.encoder.tokenize(clean_captions(captions)).lengths.mean()), 2),
+            "mean_tokens": round(float(self.encoder.tokenize(captions).lengths.mean()), 2),
             "largest_difference": worst,
         }
 

@@ -8,8 +8,20 @@ import pytest
 
 from tests.support import tiny_models
 
-# Ragged lengths, longer than the context, empty, emoji, special words, repeated captions.
+# What cleaning changes: entities, mojibake, curly quotes, escapes that a second cleaning would undo further, blanks.
+UNCLEAN = (
+    "Jack&#39;s red star",
+    "Caf&eacute; &amp; Bar &ndash; M&uuml;nchen",
+    "a schÃ¶ner Hund, doesnâ€™t bark",
+    "\u201cA Dog\u2019s Life\u201d \u2013 \u2018poster\u2019",
+    "<3 &amp;amp;amp;hearts; and &amp;lt;b&amp;gt;",
+    "&amp;amp;quot;quoted&amp;amp;quot;",
+    "  A\tRED \u00a0 Dog\n\u3000 near\u200b the\x0bsea ",
+    "\ufb01re truck, ｆｕｌｌ width, e\u0301tude",
+)
+# And ragged lengths, longer than the context, empty, emoji, special words, repeated captions.
 CAPTIONS = (
+    *UNCLEAN,
     "",
     "a",
     "a dog",

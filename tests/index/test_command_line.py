@@ -14,7 +14,6 @@ import pytest
 
 from cdkit.cli.app import execute_command
 from cdkit.encoders import load_text_encoder
-from cdkit.text import clean_caption
 from tests.index.kill_campaign import QUERIES, campaign
 from tests.support import material
 from tests.support.small_index import grammar_captions
@@ -41,7 +40,7 @@ def brute_force(index: Path, query: str, least: float) -> dict[str, float]:
     encoder = load_text_encoder("embedded", device="cpu")
     captions = [text for path in sorted((index / "captions").glob("*.parquet"))
                 for text in pq.read_table(path)["caption"].to_pylist()]  # fmt: skip
-    similarities = encoder.encode(captions) @ encoder.encode([clean_caption(query)])[0]
+    similarities = encoder.encode(captions) @ encoder.encode([query])[0]
     return {text: float(value) for text, value in zip(captions, similarities, strict=True) if value >= least}
 
 

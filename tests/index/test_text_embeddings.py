@@ -75,6 +75,7 @@ def test_every_caption_has_its_embedding(spec: str, captions: Path, out: Path) -
     assert dataset.details["encoder"] == {
         "spec": spec,
         "weights": encoder.weights_hash(),
+        "encoding": 2,
         "dimension": 32,
         "context_length": 77,
         "default_threshold": 0.85,

@@ -44,7 +44,7 @@ def test_class_images_are_a_regularization_set(base: str, tmp_path: Path) -> Non
 
     result = execute("class-images", _config(base, also_write=["diffusers"]), tmp_path / "set")
     rows = read_regularization_set(tmp_path / "set")
-    assert [row.caption for row in rows] == ["photo of a cat", "a cat"] * 2 + ["photo of a cat"]
+    assert [row.caption for row in rows] == ["photo of a Cat", "a cat"] * 2 + ["photo of a Cat"]
     assert {(row.source, row.url, row.similarity) for row in rows} == {("generated", None, 1.0)}
     assert len({row.image for row in rows}) == 5, "every image has a seed of its own"
     assert result.manifest.details["generated"] == result.manifest.details["accepted"] == 5
@@ -148,7 +148,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_what_is_not_found_is_drawn(
     base: str, index: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["retrieve", str(index), "photo of a cat", "--images", str(tmp_path / "pictures"), "--count", "6"]
+    words = ["retrieve", str(index), "Photo of a cat", "--images", str(tmp_path / "pictures"), "--count", "6"]
     words += ["--format", "json"]
     assert execute_command([*words, "--out", str(tmp_path / "found")]) == 5
     assert json.loads(capsys.readouterr().out)["accepted"] == 2
@@ -158,7 +158,7 @@ def test_what_is_not_found_is_drawn(
     rows = read_regularization_set(tmp_path / "filled")
     assert [row.source == "generated" for row in rows] == [False, False, True, True, True, True]
     assert rows[:2] == read_regularization_set(tmp_path / "found")
-    assert {row.caption for row in rows[2:]} == {"photo of a cat"}
+    assert {row.caption for row in rows[2:]} == {"Photo of a cat"}, "as written, like captions that were found"
     with Image.open(_opened(rows[2].image)) as drawn:
         assert drawn.size == (128, 128), "the model's 32 pixels, enlarged to the least side"
     manifest = json.loads((tmp_path / "filled" / "manifest.json").read_text())

@@ -8,6 +8,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from cdkit.text import clean_caption
+
 
 class HashingEncoder:
     """Meets the TextEncoder protocol; captions that share words are similar."""
@@ -25,13 +27,13 @@ class HashingEncoder:
         return hashlib.sha256(f"{self._weights}-{self.dimension}".encode()).hexdigest()
 
     def token_counts(self, captions: Sequence[str]) -> np.ndarray:
-        return np.array([len(caption.split()) + 2 for caption in captions], dtype=np.int32)
+        return np.array([len(clean_caption(caption).split()) + 2 for caption in captions], dtype=np.int32)
 
     def encode(self, captions: Sequence[str], *, advance: Callable[[int], None] | None = None) -> np.ndarray:
         self.encoded += len(captions)
         vectors = np.zeros((len(captions), self.dimension), dtype=np.float64)
         for row, caption in enumerate(captions):
-            for word in caption.split()[: self.context_length - 2]:
+            for word in clean_caption(caption).split()[: self.context_length - 2]:
                 vectors[row] += _direction(word, self.dimension)
         if advance is not None:
             advance(len(captions))

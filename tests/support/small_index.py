@@ -42,7 +42,7 @@ def write_embedded(folder: Path, captions: list[str], encoder: TextEncoder, *, s
     bounds = np.linspace(0, 2**63 - 1, shards + 1)
     for number in range(shards):
         rows = [row for row in order.tolist() if bounds[number] <= float(ids[row]) < bounds[number + 1]]
-        texts = [clean_caption(captions[row]) for row in rows]
+        texts = [captions[row] for row in rows]
         vectors = encoder.encode(texts).astype(np.float16)
         name = part_name(number)
         tables = {

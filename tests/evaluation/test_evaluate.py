@@ -90,11 +90,11 @@ def test_alignment_is_the_encoders_own_without_the_modifier_token(material: Path
 
 def test_a_prompt_is_read_as_clip_reads_captions(material: Path, out: Path, tmp_path: Path) -> None:
     # Cleaned twice, this would lose one escape more.
-    prompt = "a <new1> \u201cstar\u201d <b> &amp;amp;amp;quot;  at NIGHT"
+    prompt = "a <new1> \u201cstar\u201d <3 &amp;amp;amp;quot;  at NIGHT"
     settings: dict[str, Any] = {"steps": 2, "device": "cpu", "seeds": 1, "deltas": [str(material / "delta")]}
     run_stage("sample", tmp_path / "samples", prompts=[prompt], **settings)
     _evaluate(out, samples=str(tmp_path / "samples"))
-    expected = _embeddings(tmp_path / "samples")[0] @ _text('a "star" <b> &amp;quot; at night')
+    expected = _embeddings(tmp_path / "samples")[0] @ _text('a "star" <3 &amp;quot; at night')
     assert [row["value"] for row in _rows(out, "text_alignment")] == pytest.approx([float(expected)], abs=1e-5)
 
 

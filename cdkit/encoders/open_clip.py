@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from cdkit.config import did_you_mean
 from cdkit.encoders.causal_tower import CausalBlock, CausalTower, linear
 from cdkit.encoders.text_tower import TextTower
-from cdkit.encoders.tokenizing import ClipTokenizer, LibraryTokenizer, Tokenizer, pooled_positions
+from cdkit.encoders.tokenizing import ClipTokenizer, Counting, LibraryTokenizer, Tokenizer, pooled_positions
 from cdkit.encoders.transformers import counting, loading_error
 from cdkit.errors import CdkitError, ConfigError, InputError
 from cdkit.storage import read_json
@@ -225,10 +225,11 @@ def _tokenizer(tokenizer: Any, context_length: int, end_id: int | None, *, trims
 
     if isinstance(tokenizer, SimpleTokenizer) and tokenizer.reduction_fn is None:
         return ClipTokenizer(tokenizer, context_length)
-    if isinstance(tokenizer, SimpleTokenizer):
-        counted = ClipTokenizer(tokenizer, context_length).counts
-    else:
-        counted = counting(tokenizer.tokenizer, tokenizer.clean_fn)
+    counted: Counting = (
+        ClipTokenizer(tokenizer, context_length).counts
+        if isinstance(tokenizer, SimpleTokenizer)
+        else counting(tokenizer.tokenizer, tokenizer.clean_fn)
+    )
     # What open_clip pads it has cleaned.
     return LibraryTokenizer(tokenizer, counted, (lambda table: pooled_positions(table, end_id)) if trims else None)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 from cdkit.encoders import ENCODING
 from cdkit.errors import InputError
 from cdkit.manifest import Manifest
+from cdkit.shell import command_line
 
 
 def is_outdated(manifest: Manifest) -> bool:
@@ -36,8 +36,8 @@ def _problem(folder: Path) -> str:
 
 
 def _renewal(folder: Path, manifest: Manifest) -> str:
-    command = ["cdkit", "index", "build", "--encoder", manifest.details["encoder"]["spec"], "--out", str(folder)]
+    options = ("--encoder", manifest.details["encoder"]["spec"], "--out", folder, "--force", "--captions")
     pools = "the pools and options it was made with"
     if manifest.details.get("additions"):
         pools += " (add again what was added since)"
-    return f"Renew it: {shlex.join([*command, '--force', '--captions'])} … with {pools}."
+    return f"Renew it: {command_line('cdkit', 'index', 'build', *options)} … with {pools}."

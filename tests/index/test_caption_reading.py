@@ -16,10 +16,10 @@ import torch
 
 from cdkit.cli.app import execute_command
 from cdkit.datasets import read_parts
+from cdkit.pictures.content import FileContent
+from cdkit.pictures.picture import Picture
 from cdkit.retrieval.candidates import CandidateSettings
-from cdkit.retrieval.content import FileContent
 from cdkit.retrieval.image_similarity import ClipScorer, load_scorer
-from cdkit.retrieval.images import StoredImage
 from cdkit.retrieval.local_candidates import local_candidates
 from cdkit.retrieval.spread import farthest_first
 from cdkit.storage import read_json, write_json
@@ -127,7 +127,7 @@ def encoder() -> Any:
 def test_captions_of_a_folder_are_compared_and_kept_as_written(tmp_path: Path, encoder: Any) -> None:
     texts = [AGAIN, *SPELLINGS, "a red star"]
     (tmp_path / "picture").write_bytes(b"")
-    stored = [StoredImage(str(n), FileContent(tmp_path / "picture"), text) for n, text in enumerate(texts)]
+    stored = [Picture(str(n), str(n), FileContent(tmp_path / "picture"), text) for n, text in enumerate(texts)]
     prompt = "a &quot;red&quot; star"
     settings = CandidateSettings(min_similarity=-1.0, per_caption=2)
     found, _ = local_candidates(stored, [prompt], encoder, settings)

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import cdkit
+from cdkit.cache_file import cache_folder
 from cdkit.config import InputKind, StageConfig, field_settings
 from cdkit.errors import CdkitError, InputError, OutputError
 from cdkit.file_kinds import require_file
 from cdkit.json_text import json_text
 from cdkit.manifest import STARTED_NAME, read_manifest
-from cdkit.storage import SourceFile, atomic_path, cache_folder, content_fingerprint, find_files, writing
+from cdkit.storage import SourceFile, atomic_path, content_fingerprint, find_files, writing
 
 EMBEDDED = "embedded"
 REPORT_STAGE = "report"

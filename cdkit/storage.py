@@ -8,18 +8,20 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cdkit.cache_file import CacheFile
 from cdkit.errors import CdkitError, InputError, OutputError
 from cdkit.json_text import json_text
 
 TEMPORARY_PREFIX = ".tmp-"
 LOCK_NAME = ".lock"
+SHA256_LETTERS = 64
+FINGERPRINTS = CacheFile("fingerprints.sqlite", most=50_000, replaces=("fingerprints",))
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _DENIED = {errno.EROFS, errno.EACCES, errno.EPERM}
 
@@ -256,14 +258,15 @@ def content_fingerprint(source: SourceFile) -> str:
 
 def _local_fingerprint(source: SourceFile) -> str:
     status = os.stat(source.url)
-    key = f"{os.path.abspath(source.url)}|{status.st_size}|{status.st_mtime_ns}"
-    entry = cache_folder() / "fingerprints" / hashlib.sha256(os.fsencode(key)).hexdigest()
-    with suppress(OSError):
-        return entry.read_text(encoding="ascii")
+    key = hashlib.sha256(os.fsencode(os.path.abspath(source.url))).digest()
+    state = f"{status.st_size} {status.st_mtime_ns} ".encode()
+    value = FINGERPRINTS.get([key]).get(key, b"")
+    if value.startswith(state) and len(value) == len(state) + SHA256_LETTERS:
+        return value[len(state) :].decode("ascii")
     fingerprint = sha256_file(source.url)
-    # A read-only or full home only costs hashing again.
-    with suppress(OSError):
-        write_text(entry, fingerprint)
+    after = os.stat(source.url)
+    if (after.st_size, after.st_mtime_ns) == (status.st_size, status.st_mtime_ns):
+        FINGERPRINTS.put({key: state + fingerprint.encode()})
     return fingerprint
 
 
@@ -276,25 +279,3 @@ def _remote_fingerprint(source: SourceFile) -> str:
         if info.get(key):
             return f"{key}:{info[key]}:{source.size}"
     return f"size:{source.size}"
-
-
-def cache_folder() -> Path:
-    """Where cdkit keeps what it can compute again: $CDKIT_CACHE, else the user's cache folder.
-
-    Without a home folder that can be written to, as in many containers, it is a folder of temporary files.
-    """
-    chosen = os.environ.get("CDKIT_CACHE")
-    if chosen:
-        return Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME")
-    with suppress(RuntimeError):  # no home folder at all
-        folder = (Path(base) if base else Path.home() / ".cache") / "cdkit"
-        if _writable(folder):
-            return folder
-    return Path(tempfile.gettempdir()) / f"cdkit-cache-{os.getuid()}"
-
-
-def _writable(folder: Path) -> bool:
-    """Whether the folder, or the nearest one above it that exists, can be written to."""
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)

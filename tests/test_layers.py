@@ -12,6 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "cdkit"
 LAYERS = [
     (
+        "cache_file",
         "credentials",
         "errors",
         "file_kinds",
@@ -23,6 +24,7 @@ LAYERS = [
         "datasets",
         "protocols",
         "inputs",
+        "shell",
         "text",
         "yaml_files",
     ),

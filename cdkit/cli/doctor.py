@@ -17,11 +17,11 @@ import typer
 from rich.console import Console
 
 import cdkit
+from cdkit.cache_file import cache_folder
 from cdkit.cli.options import command
 from cdkit.cli.output import Output, size, table
 from cdkit.engines import available_cores
 from cdkit.errors import InputError, pip_install
-from cdkit.storage import cache_folder
 
 PACKAGES = [
     "torch",

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+import hashlib
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cdkit.cache_file import CacheFile
 from cdkit.errors import InputError
 from cdkit.pictures.picture import Picture
 from cdkit.protocols import ImageEncoder, Progress
-from cdkit.storage import cache_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-CACHE_NAME = "image-embeddings.sqlite"
+EMBEDDINGS = CacheFile("picture-embeddings.sqlite", most=50_000, replaces=("image-embeddings.sqlite",))
 AT_ONCE = 64
-_TABLE = (
-    "CREATE TABLE IF NOT EXISTS embeddings"
-    " (encoder TEXT, content TEXT, embedding BLOB, PRIMARY KEY (encoder, content)) WITHOUT ROWID"
-)
 
 
 def embed_pictures(
@@ -39,7 +34,7 @@ def embed_pictures(
     distinct = {picture.sha256: picture for picture in pictures}
     # What a file looks like is a matter of the rules of decoding, too.
     key = f"{encoder.weights_hash()} {RULES}"
-    known = _read(key, list(distinct))
+    known = {sha: row for sha, row in _read(key, list(distinct)).items() if row.shape == (encoder.dimension,)}
     missing = [picture for content, picture in distinct.items() if content not in known]
     broken: list[str] = []
     with progress.task(label, len(missing), unit="images") as task:
@@ -64,48 +59,15 @@ def embed_pictures(
     return torch.from_numpy(table)
 
 
-@contextmanager
-def _cache() -> Iterator[sqlite3.Connection | None]:
-    """The cache file; None where there can be none: a read-only or full home only costs computing again."""
-    try:
-        cache_folder().mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(cache_folder() / CACHE_NAME, timeout=60)
-    except (OSError, sqlite3.Error):
-        yield None
-        return
-    with closing(connection):
-        try:
-            connection.execute(_TABLE)
-        except sqlite3.Error:
-            yield None
-            return
-        yield connection
+def _keys(encoder: str, contents: Sequence[str]) -> dict[bytes, str]:
+    return {hashlib.sha256(f"{encoder} {content}".encode()).digest(): content for content in contents}
 
 
 def _read(encoder: str, contents: Sequence[str]) -> dict[str, np.ndarray]:
-    found: dict[str, np.ndarray] = {}
-    with _cache() as cache:
-        if cache is None:
-            return found
-        for start in range(0, len(contents), 500):
-            some = contents[start : start + 500]
-            marks = ", ".join("?" * len(some))
-            query = f"SELECT content, embedding FROM embeddings WHERE encoder = ? AND content IN ({marks})"
-            try:
-                rows = cache.execute(query, [encoder, *some]).fetchall()
-            except sqlite3.Error:
-                return {}
-            found.update({content: np.frombuffer(blob, dtype="<f4").copy() for content, blob in rows})
-    return found
+    keys = _keys(encoder, contents)
+    return {keys[key]: np.frombuffer(value, dtype="<f4").copy() for key, value in EMBEDDINGS.get(list(keys)).items()}
 
 
 def _write(encoder: str, rows: Mapping[str, np.ndarray]) -> None:
-    values = [(encoder, content, row.astype("<f4").tobytes()) for content, row in rows.items()]
-    with _cache() as cache:
-        if cache is None:
-            return
-        try:
-            with cache:
-                cache.executemany("INSERT OR REPLACE INTO embeddings VALUES (?, ?, ?)", values)
-        except sqlite3.Error:
-            return
+    keys = _keys(encoder, list(rows))
+    EMBEDDINGS.put({key: rows[content].astype("<f4").tobytes() for key, content in keys.items()})

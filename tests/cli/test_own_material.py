@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from cdkit.cache_file import cache_folder
 from cdkit.embedded.concepts import write_concept
 from cdkit.embedded.grammar import describe
 from cdkit.embedded.rendering import render
 from cdkit.embedded.world import generator, scene_from_seed
-from cdkit.storage import cache_folder
 from tests.cli.running import ran
 from tests.support.file_systems import mounted
 

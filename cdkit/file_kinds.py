@@ -36,6 +36,8 @@ _STARTS: tuple[tuple[bytes, str, str], ...] = (
     (b"\xff\xd8\xff", "a picture", "Give the file with the weights."),
     (b"%PDF", "a PDF", "Give the file with the weights."),
 )
+# What transformers and open_clip read from a folder.
+_LOADED = ("*.safetensors", "pytorch_model*.bin", "open_clip_*.bin")
 _PAGES = (b"<!doctype", b"<html", b"<head", b"<body", b"<?xml", b"<!--", b"<svg")
 
 
@@ -78,6 +80,13 @@ def check_weight_file(path: Path) -> bytes:
         what, hint = found
         raise InputError(f"{path} is {what}.", hint=hint)
     return start
+
+
+def check_weight_folder(folder: Path) -> None:
+    """Raise InputError when one of the weight files that libraries load from a model's folder is something else."""
+    for pattern in _LOADED:
+        for path in sorted(folder.glob(pattern)):
+            check_weight_file(path)
 
 
 def _impression(start: bytes, size: int) -> tuple[str, str] | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from cdkit.config import did_you_mean
 from cdkit.errors import ConfigError, InputError
+from cdkit.file_kinds import check_weight_folder
 
 if TYPE_CHECKING:
     from cdkit.encoders.text_tower import TowerTextEncoder
@@ -45,7 +46,9 @@ def parse_spec(spec: str) -> tuple[Library, str]:
         raise InputError(
             f"{location} is a file, not a model folder.", hint="Give the folder with its config and weights."
         )
-    if not path.is_dir():
+    if path.is_dir():
+        check_weight_folder(path)
+    else:
         if location.startswith((".", "/", "~")):
             raise InputError(f"The model folder {location} does not exist.", hint="Check the path.")
         if library == "transformers" and not _HUB_ID.fullmatch(location):

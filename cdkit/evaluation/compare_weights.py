@@ -15,7 +15,8 @@ from cdkit.manifest import Counts
 from cdkit.protocols import Context, Progress
 from cdkit.storage import Folder, atomic_path, write_json, write_text
 from cdkit.weights.base_model import choose_device, load_base_model
-from cdkit.weights.delta import DELTA_NAME, load_delta, matrix
+from cdkit.weights.delta import DELTA_FORMATS, DELTA_NAME, load_delta, matrix
+from cdkit.weights.tensor_file import read_tensor_header
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -116,7 +117,11 @@ def load_checkpoint(
 
 def _is_delta(spec: str) -> bool:
     path = Path(spec)
-    return (path.is_dir() and (path / DELTA_NAME).exists()) or (path.is_file() and path.suffix == ".safetensors")
+    if path.is_dir():
+        return (path / DELTA_NAME).exists()
+    if path.suffix != ".safetensors" or not path.is_file():
+        return False
+    return read_tensor_header(path)[0].get("format", "").startswith(DELTA_FORMATS)
 
 
 def _parameters(module: Any) -> dict[str, Tensor]:

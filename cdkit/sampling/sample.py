@@ -23,6 +23,7 @@ from cdkit.storage import Folder, atomic_path
 from cdkit.weights.apply import apply_deltas
 from cdkit.weights.base_model import choose_device, load_base_model
 from cdkit.weights.delta import delta_tokens, load_delta
+from cdkit.weights.resolution import pipeline_resolution
 
 if TYPE_CHECKING:
     import torch
@@ -132,6 +133,7 @@ def draw_missing(
     # Damaged deltas are found before the model is loaded, which takes long.
     deltas = [load_delta(path) for path in config.deltas]
     pipeline = load_base_model(config.base, device=device, precision=config.precision)
+    pipeline_resolution(pipeline, config.resolution)
     apply_deltas(pipeline, deltas, scale=config.scale, note=context.progress.note)
     # A base that a delta was baked into knows its words.
     for word in unknown_tokens(prompts, [*delta_tokens(config.deltas), *pipeline.tokenizer.get_added_vocab()]):

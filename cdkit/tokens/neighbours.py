@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cdkit.errors import InputError, NetworkError
+from cdkit.file_kinds import check_weight_folder
 from cdkit.inputs import EMBEDDED
 from cdkit.tokens.modifiers import Neighbour, Pick
 from cdkit.tokens.vocabulary import Vocabulary
@@ -39,10 +40,17 @@ def _text_encoder(base: str) -> object:
     from transformers import CLIPTextModel
 
     folder = Path(base).expanduser()
-    if folder.exists() and not (folder / "text_encoder").is_dir():
+    part = folder / "text_encoder"
+    if folder.exists() and not part.is_dir():
         raise InputError(f"{base} holds no text_encoder/ folder.", hint="Give a diffusers model folder or a hub id.")
+    check_weight_folder(part)
+    variants = {path.suffixes[-2] for path in part.glob("*model.*.*") if path.suffix in (".safetensors", ".bin")}
+    whole = not part.is_dir() or any(part.glob("model.safetensors")) or any(part.glob("pytorch_model.bin"))
+    variant = None if whole else next((suffix[1:] for suffix in sorted(variants)), None)
     try:
-        return CLIPTextModel.from_pretrained(str(folder) if folder.exists() else base, subfolder="text_encoder")
+        return CLIPTextModel.from_pretrained(
+            str(folder) if folder.exists() else base, subfolder="text_encoder", variant=variant
+        )
     except Exception as error:  # hub, file and shape errors alike
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         message = f"The text encoder of {base} cannot be loaded: {first}"

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from cdkit.weights.resolution import latent_factor
+
 ENCODED_AT_ONCE = 8
 
 
@@ -36,7 +38,7 @@ class PictureEncoder:
     @property
     def factor(self) -> int:
         """Pixels per latent cell."""
-        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+        return latent_factor(self.vae.config)
 
     @property
     def channels(self) -> int:

@@ -19,9 +19,10 @@ from cdkit.errors import ConfigError
 from cdkit.inputs import EMBEDDED
 from cdkit.json_text import json_text
 from cdkit.storage import read_json
-from cdkit.training.base_facts import AUTOENCODER
 from cdkit.training.plan import Plan
 from cdkit.weights.base_model import compute_type
+from cdkit.weights.pipeline_folder import AUTOENCODER, library_errors
+from cdkit.weights.resolution import latent_factor
 from cdkit.weights.select import METHODS, selected_names
 from cdkit.weights.text_features import TOWERS
 
@@ -126,6 +127,7 @@ def gigabytes(number: int) -> str:
     return f"{number / GIB:.1f} GiB" if number >= GIB / 10 else f"{number / (1 << 20):.0f} MiB"
 
 
+@library_errors("The base model's configuration")
 def estimate_memory(config: TrainConfig, plan: Plan, models: ModelConfigs, device: torch.device) -> MemoryEstimate:
     """Estimate one process' memory on its device."""
     recipe = config.recipe()
@@ -224,7 +226,7 @@ class UnetRun:
 
 def _unet_run(config: TrainConfig, plan: Plan, models: ModelConfigs) -> UnetRun:
     text = json_text(dict(models.unet), sort_keys=True, default=list)
-    cells = plan.resolution // int(2 ** (len(models.vae["block_out_channels"]) - 1))
+    cells = plan.resolution // latent_factor(models.vae)
     run = run_unet(text, config.method, cells)
     if not config.gradient_checkpointing:
         return run

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from cdkit.config import did_you_mean
 from cdkit.errors import ConfigError, InputError, NetworkError
+from cdkit.weights.pipeline_folder import is_pipeline_folder, load_folder, quiet
+from cdkit.weights.single_file import load_single_file
 
 if TYPE_CHECKING:
     import torch
@@ -45,8 +47,9 @@ def compute_type(precision: str) -> torch.dtype:
 def load_base_model(base: str, *, device: torch.device, precision: str = "no") -> DiffusionPipeline:
     """Load a Stable Diffusion pipeline without its safety checker, in eval mode, progress bars off.
 
-    base: `embedded`, a diffusers folder, or a hub id. Raises InputError for a folder that is not a pipeline,
-    NetworkError when the hub cannot be reached, ConfigError for something that is neither.
+    base: `embedded`, a diffusers folder, a checkpoint file, or a hub id. Raises InputError for a folder or file that
+    is no model or is damaged, NetworkError when the hub cannot be reached, ConfigError for something that is none of
+    these, or a model of another family.
     """
     dtype = compute_type(precision)
     if base == EMBEDDED:
@@ -61,31 +64,35 @@ def load_base_model(base: str, *, device: torch.device, precision: str = "no") -
 
 
 def _load_diffusers(base: str, dtype: torch.dtype) -> DiffusionPipeline:
-    from diffusers import DiffusionPipeline
-
-    folder = Path(base).expanduser()
-    if folder.is_dir() and not (folder / "model_index.json").exists():
-        raise InputError(
-            f"{base} is not a diffusers pipeline: it has no model_index.json.",
-            hint="Give the folder that save_pretrained wrote, or convert a checkpoint with diffusers first.",
-        )
-    if not folder.is_dir() and (base.startswith((".", "/", "~")) or base.count("/") != 1):
+    path = Path(base).expanduser()
+    if path.is_dir():
+        if not is_pipeline_folder(path):
+            raise InputError(
+                f"{base} is not a diffusers pipeline: it has no model_index.json.",
+                hint="Give the folder that save_pretrained wrote, or convert a checkpoint with diffusers first.",
+            )
+        return load_folder(path, base, dtype)
+    if path.exists():
+        return load_single_file(path, dtype)
+    if base.startswith((".", "/", "~")) or base.count("/") != 1:
         raise ConfigError(
             f"There is no base model {base!r}{did_you_mean(base, [EMBEDDED])}.",
-            hint="Give 'embedded', a diffusers pipeline folder, or a hub id such as owner/name.",
+            hint="Give 'embedded', a diffusers pipeline folder, a checkpoint file, or a hub id such as owner/name.",
         )
-    options = {"torch_dtype": dtype, "use_safetensors": True}
-    if (folder / "safety_checker").is_dir() or not folder.is_dir():
-        # Samples of one's own concepts are not censored into black squares; diffusers would load 1.2 GB for it.
-        options |= {"safety_checker": None, "requires_safety_checker": False}
+    return load_folder(_fetched(base), base, dtype)
+
+
+def _fetched(base: str) -> Path:
+    """A hub model's folder in the cache, fetched there when the hub can be reached and it is not."""
+    from diffusers import DiffusionPipeline
+
     try:
-        return DiffusionPipeline.from_pretrained(str(folder) if folder.is_dir() else base, **options)
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        text = " ".join(str(error).split())
-        if folder.is_dir():
-            raise InputError(f"{base} cannot be loaded: {text}", hint="A file may be missing or damaged.") from error
+        with quiet():
+            return Path(DiffusionPipeline.download(base, safety_checker=None))
+    except Exception as error:  # the hub's, the connection's and the file system's errors alike
+        reason = " ".join(str(error).split())[:500] or type(error).__name__
         raise NetworkError(
-            f"The base model {base!r} cannot be had from the hub: {text}",
+            f"The base model {base!r} cannot be had from the hub: {reason}",
             hint="Check the name and the connection, or give a local folder.",
         ) from error
 

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     import torch
 
 DELTA_NAME = "delta.safetensors"
-DELTA_FORMAT = "cdkit-delta-1"
+DELTA_FORMATS = "cdkit-delta-"
+DELTA_FORMAT = f"{DELTA_FORMATS}1"
 UP, DOWN = ".up", ".down"
 # A few bytes of factors can stand for any number of values. The largest matrix of SDXL's U-Net, a convolution, has
 # 29 million, the whole U-Net 2.6 thousand million.
@@ -171,7 +172,7 @@ def load_delta(path: Path | str) -> Delta:
     header, tensors = read_tensors(file)
     if header.get("format") != DELTA_FORMAT:
         kind = header.get("format", "no cdkit delta")
-        hint = pip_install(upgrade=True) if kind.startswith("cdkit-delta-") else "cdkit delta import reads others."
+        hint = pip_install(upgrade=True) if kind.startswith(DELTA_FORMATS) else "cdkit delta import reads others."
         raise InputError(f"{file} is {kind[:40]!r}, not {DELTA_FORMAT}.", hint=hint)
     try:
         parts = _parts({name: _numbers(name, tensor) for name, tensor in tensors.items()})

@@ -46,6 +46,14 @@ def read_torch_file(path: Path) -> Any:
 
 def check_torch_file(path: Path) -> None:
     """Raise InputError unless the file holds plain values and tensors, and no more of them than it is large."""
+    read_torch_outline(path)
+
+
+def read_torch_outline(path: Path) -> Any:
+    """What torch.save wrote with its tensors' shapes, but not their data (on torch's meta device).
+
+    Raises InputError as `read_torch_file` does.
+    """
     start = check_weight_file(path)
     size = path.stat().st_size
     if start.startswith(b"PK"):
@@ -57,9 +65,11 @@ def check_torch_file(path: Path) -> None:
                 "run.",
                 hint=_HINT,
             )
-    stated = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(_load(path, "meta"), path))
+    outline = _load(path, "meta")
+    stated = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(outline, path))
     if stated > size + _SLACK:
         raise InputError(f"{path} was refused: its tensors say {stated:,} bytes, it holds {size:,}.", hint=_HINT)
+    return outline
 
 
 def _load(path: Path, device: str) -> Any:

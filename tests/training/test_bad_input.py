@@ -47,7 +47,7 @@ def _error(material: Material, out: Path, **values: Any) -> CdkitError:
         ({"token": {"cat": "<new1>=99999"}}, "no id 99999", "cdkit tokens rare"),
         ({"token": {}}, "no entry 'ktn'", "tokenizer"),
         ({"regularization_count": 7}, "6 regularization images, 7 were asked for", "--regularization-count"),
-        ({"resolution": 33}, "no multiple of 2", "32"),
+        ({"resolution": 33}, "no multiple of 8", "32"),
         ({"resolution": 64}, "smaller than the resolution", "--resolution 32"),
         ({"precision": "fp16"}, "fp16 needs a GPU", "bf16"),
     ],

@@ -1,0 +1,388 @@
+"""Case 16: base models' folders and files, complete in other ways than cdkit's own, or damaged: loaded, or named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from cdkit.errors import CdkitError, ConfigError, InputError, NetworkError
+from cdkit.weights.base_model import base_hash, load_base_model
+from cdkit.weights.exporters.full_matrices import write_full_matrices
+from tests.cli.running import ran
+from tests.support.made_deltas import made_delta
+from tests.support.single_file import cached_settings, checkpoint_pipeline, single_file_state
+from tests.support.tiny_pipeline import tiny_pipeline
+from tests.support.tiny_xl_pipeline import tiny_xl_pipeline
+
+CPU = torch.device("cpu")
+SD1 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+UNET = "unet/diffusion_pytorch_model.safetensors"
+VAE = "vae/diffusion_pytorch_model.safetensors"
+TEXT = "text_encoder/model.safetensors"
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sound")
+    tiny_pipeline(folder)
+    shutil.rmtree(folder / "tokenizer-source")
+    return folder
+
+
+@pytest.fixture
+def folder(sound: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    shutil.copytree(sound, tmp_path / "base")
+    return tmp_path / "base"
+
+
+def _load(path: Path | str) -> Any:
+    return load_base_model(str(path), device=CPU)
+
+
+def _index(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        values = json.loads((folder / "model_index.json").read_text())
+        change(values)
+        (folder / "model_index.json").write_text(json.dumps(values))
+
+    return damage
+
+
+def _without(name: str) -> Callable[[Path], None]:
+    return lambda folder: shutil.rmtree(folder / name)
+
+
+def _replaced(name: str, content: bytes | str) -> Callable[[Path], Any]:
+    return lambda folder: (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def _cut(name: str) -> Callable[[Path], Any]:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-5000])
+
+
+def _tensors(name: str, change: Callable[[dict[str, torch.Tensor], str], Any]) -> Callable[[Path], None]:
+    """Change a weight file's tensors; the function gets the name of a norm's weight that every part has."""
+
+    def damage(folder: Path) -> None:
+        tensors = load_file(str(folder / name))
+        change(tensors, next(key for key in sorted(tensors) if "norm" in key and key.endswith("weight")))
+        save_file(tensors, str(folder / name), metadata={"format": "pt"})
+
+    return damage
+
+
+def _nan_sized(folder: Path) -> None:
+    config = json.loads((folder / "unet/config.json").read_text())
+    (folder / "unet/config.json").write_text(json.dumps({**config, "in_channels": 9}))
+
+
+DAMAGES: list[tuple[str, Callable[[Path], Any], str]] = [
+    *((f"no {name}", _without(name), f"no {name}/ folder") for name in ("tokenizer", "scheduler", "vae", "unet")),
+    ("no text encoder", _without("text_encoder"), "no text_encoder/ folder"),
+    ("index cut", _replaced("model_index.json", "{"), "model_index.json cannot be read as JSON"),
+    ("index of another shape", _replaced("model_index.json", "[]"), "model_index.json is no configuration"),
+    ("index deep", _replaced("model_index.json", "[" * 100_000), "model_index.json cannot be read as JSON"),
+    ("index without class", _index(lambda values: values.pop("_class_name")), "another kind"),
+    ("unknown class", _index(lambda values: values.update(_class_name="NoSuchPipeline")), "NoSuchPipeline"),
+    ("other class", _index(lambda values: values.update(_class_name="FluxPipeline")), "FluxPipeline"),
+    ("class and code", _index(lambda values: values.update(_class_name=["pipeline", "Mine"])), "another kind"),
+    ("code as a part", _index(lambda values: values.update(unet=["os", "system"])), "another family"),
+    ("unknown scheduler", _index(lambda values: values.update(scheduler=["diffusers", "None"])), "cannot be loaded"),
+    ("no autoencoder named", _index(lambda values: values.pop("vae")), "vae missing"),
+    ("settings cut", _replaced("unet/config.json", "{"), "unet/config.json cannot be read as JSON"),
+    ("settings of another shape", _replaced("vae/config.json", "null"), "vae/config.json is no configuration"),
+    ("settings empty", _replaced("unet/config.json", "{}"), "in_channels|expected shape|channels"),
+    ("text settings", _replaced("text_encoder/config.json", "{}"), "text_encoder holds weights of other shapes"),
+    ("scheduler settings", _replaced("scheduler/scheduler_config.json", "x"), "scheduler_config.json cannot be read"),
+    ("tokenizer cut", _replaced("tokenizer/tokenizer.json", "{"), "The tokenizer in .*tokenizer cannot be loaded"),
+    ("tokenizer of another shape", _replaced("tokenizer/tokenizer.json", "{}"), "The tokenizer in"),
+    ("tokenizer gone", lambda at: (at / "tokenizer/tokenizer.json").unlink(), "holds no tokenizer"),
+    ("an inpainting U-Net", _nan_sized, "inpainting|expected shape"),
+    *((f"pointer {name}", _replaced(name, POINTER), "a Git LFS pointer") for name in (UNET, VAE, TEXT)),
+    *((f"page {name}", _replaced(name, "<html>"), "a web page") for name in (UNET, TEXT)),
+    *((f"empty {name}", _replaced(name, ""), "is empty") for name in (UNET, TEXT)),
+    *((f"cut {name}", _cut(name), "is cut short") for name in (UNET, VAE, TEXT)),
+    *((f"gone {name}", lambda at, name=name: (at / name).unlink(), "holds no weights") for name in (UNET, TEXT)),
+    *((f"one missing {name}", _tensors(name, dict.pop), "not all weights") for name in (UNET, VAE, TEXT)),
+    *(
+        (f"other shape {name}", _tensors(name, lambda all_, key: all_.update({key: torch.ones(3, 3)})), "shape")
+        for name in (UNET, VAE, TEXT)
+    ),
+]
+
+
+@pytest.mark.parametrize(("damage", "words"), [entry[1:] for entry in DAMAGES], ids=[entry[0] for entry in DAMAGES])
+def test_a_damaged_folder_is_named(folder: Path, damage: Callable[[Path], Any], words: str) -> None:
+    damage(folder)
+    with pytest.raises((InputError, ConfigError), match=words) as refused:
+        _load(folder)
+    assert refused.value.hint
+    assert str(folder) in refused.value.message
+
+
+def test_an_export_without_its_tokenizer(tmp_path: Path) -> None:
+    """The case as it was met: sampling ended in an OverflowError, training blamed the initializer."""
+    delta = tmp_path / "delta"
+    from cdkit.weights.delta import DELTA_NAME, save_delta
+
+    save_delta(made_delta(_load("embedded")), delta / DELTA_NAME)
+    exported = tmp_path / "model"
+    words = ["export", delta, "--to", "diffusers-pipeline", "--base", "embedded", "--out", exported]
+    assert ran(words).code == 0
+    shutil.rmtree(exported / "tokenizer")
+    photos = "star=embedded:striped-star"
+    for command in (
+        ["sample", "--base", exported, "--prompt", "a star", "--seeds", 1, "--steps", 1, "--out", tmp_path / "s"],
+        ["class-images", "a star", "--base", exported, "--count", 1, "--steps", 1, "--out", tmp_path / "c"],
+        ["train", "--base", exported, "--concept", photos, "--steps", 1, "--out", tmp_path / "t"],
+        ["train", "--base", exported, "--concept", photos, "--steps", 1, "--out", tmp_path / "t", "--dry-run"],
+    ):
+        done = ran(command)
+        assert done.code == 3, done.err
+        assert "no tokenizer/ folder" in done.err
+
+
+def _renamed(folder: Path, names: dict[str, str]) -> None:
+    for old, new in names.items():
+        (folder / old).rename(folder / new)
+
+
+def _half(folder: Path) -> None:
+    _renamed(folder, {name: name.replace(".safetensors", ".fp16.safetensors") for name in (UNET, VAE, TEXT)})
+
+
+def _half_unet(folder: Path) -> None:
+    _renamed(folder, {UNET: UNET.replace(".safetensors", ".fp16.safetensors")})
+
+
+def _torch_files(folder: Path) -> None:
+    for name in (UNET, VAE, TEXT):
+        target = name.replace("text_encoder/model", "text_encoder/pytorch_model").replace(".safetensors", ".bin")
+        torch.save(load_file(str(folder / name)), folder / target)
+        (folder / name).unlink()
+
+
+def _both(folder: Path) -> None:
+    """Full precision is preferred, and PyTorch's files beside safetensors' are not read."""
+    for name in (UNET, VAE, TEXT):
+        (folder / name.replace(".safetensors", ".fp16.safetensors")).write_bytes(b"broken")
+        (folder / name.replace(".safetensors", ".bin")).write_bytes(b"broken")
+
+
+def _in_shards(folder: Path) -> None:
+    from diffusers import UNet2DConditionModel
+
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet")
+    (folder / UNET).unlink()
+    unet.save_pretrained(folder / "unet", max_shard_size="1MB", variant="fp16")
+    assert len(list((folder / "unet").glob("*.safetensors"))) > 1
+
+
+def _old_tokenizer(folder: Path) -> None:
+    """vocab.json and merges.txt alone, as old folders have them: such a tokenizer does not know its context."""
+    from tests.support.tiny_pipeline import tiny_tokenizer
+
+    shutil.rmtree(folder / "tokenizer")
+    tiny_tokenizer(folder / "tokenizer")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _half,
+        _half_unet,
+        _torch_files,
+        _both,
+        _in_shards,
+        _old_tokenizer,
+        _index(lambda values: values.update(_class_name="StableDiffusionImg2ImgPipeline")),
+        _index(lambda values: values.update(safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"])),
+        _index(lambda values: values.update(feature_extractor=["transformers", "CLIPImageProcessor"])),
+    ],
+)
+def test_a_folder_that_is_complete_in_another_way_is_loaded(
+    sound: Path, folder: Path, tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    change(folder)
+    assert base_hash(_load(folder)) == base_hash(_load(sound))
+    words = ["sample", "--base", folder, "--prompt", "a cat", "--seeds", 1, "--steps", 2, "--out", tmp_path / "out"]
+    done = ran(words)
+    assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize("damage", [_half, _torch_files])
+def test_sdxl_in_other_files(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    whole = tmp_path / "xl"
+    tiny_xl_pipeline(whole)
+    expected = base_hash(_load(whole))
+    damage(whole)
+    assert base_hash(_load(whole)) == expected
+
+
+class _Trap:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.mkdir, (self.path,)
+
+
+def test_code_in_a_folders_weights_is_not_run(folder: Path, tmp_path: Path) -> None:
+    _torch_files(folder)
+    sprung = tmp_path / "sprung"
+    torch.save({"conv_in.weight": _Trap(sprung)}, folder / "unet/diffusion_pytorch_model.bin")
+    with pytest.raises(InputError, match="Nothing in it was run"):
+        _load(folder)
+    assert not sprung.exists()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline's folder, its weights as one file in two formats, and its settings as a hub's cache has them."""
+    root = tmp_path_factory.mktemp("checkpoint")
+    state = single_file_state(checkpoint_pipeline(root / "folder"))
+    save_file(state, str(root / "model.safetensors"))
+    torch.save({"state_dict": state, "global_step": 7}, root / "model.ckpt")
+    cached_settings(root / "folder", root / "cache", SD1)
+    return root
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.ckpt"])
+def test_one_file_is_loaded_where_its_settings_are_cached(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(checkpoint / "cache"))
+    found, whole = _load(checkpoint / name), _load(checkpoint / "folder")
+    for part in ("unet", "vae", "text_encoder"):
+        expected = getattr(whole, part).state_dict()
+        state = getattr(found, part).state_dict()
+        assert set(state) == set(expected)
+        assert all(torch.equal(state[key], expected[key]) for key in state)
+    words = ["--base", checkpoint / name, "--seeds", 1, "--steps", 2, "--out", tmp_path / "out"]
+    assert ran(["sample", "--prompt", "a cat", *words]).code == 0
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.ckpt"])
+def test_one_file_without_settings_says_what_to_fetch(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    done = ran(["sample", "--base", checkpoint / name, "--prompt", "a cat", "--out", tmp_path / "out"])
+    assert done.code == 3, done.err
+    assert "a whole Stable Diffusion 1 model" in done.err
+    assert f"hf download {SD1}" in done.err
+
+
+def test_one_file_of_which_a_part_is_missing(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(checkpoint / "cache"))
+    state = load_file(str(checkpoint / "model.safetensors"))
+    for start in ("model.diffusion_model.out.2.", "cond_stage_model.transformer.text_model.encoder.layers.1."):
+        kept = {key: value for key, value in state.items() if not key.startswith(start)}
+        save_file(kept, str(tmp_path / "part.safetensors"))
+        with pytest.raises(InputError, match=r"cannot be loaded|lacks"):
+            _load(tmp_path / "part.safetensors")
+
+
+def _other_files(folder: Path) -> dict[str, str]:
+    """Files that are no base models, and what they are."""
+    names = {
+        "delta.safetensors": "is a delta",
+        "lora.safetensors": "is a LoRA",
+        "part.safetensors": "is one part of a model",
+        "embedding.safetensors": "is no checkpoint of Stable Diffusion: it holds '<new1>'",
+        "flux.safetensors": "of another family",
+        "pointer.ckpt": "a Git LFS pointer",
+        "code.ckpt": "more than plain tensors",
+        "list.ckpt": "no named tensors",
+        "cut.safetensors": "is cut short",
+    }
+    from cdkit.weights.delta import save_delta
+
+    delta = made_delta(_load("embedded"))
+    save_delta(delta, folder / "delta.safetensors")
+    write_full_matrices(delta, folder / "lora.safetensors", half=False)
+    save_file({"down_blocks.0.resnets.0.conv1.weight": torch.ones(3)}, str(folder / "part.safetensors"))
+    save_file({"<new1>": torch.ones(3)}, str(folder / "embedding.safetensors"))
+    save_file({"model.diffusion_model.double_blocks.0.x": torch.ones(3)}, str(folder / "flux.safetensors"))
+    (folder / "pointer.ckpt").write_bytes(POINTER)
+    torch.save({"state_dict": {}, "callbacks": _Trap(folder / "sprung")}, folder / "code.ckpt")
+    torch.save([torch.ones(3)], folder / "list.ckpt")
+    (folder / "cut.safetensors").write_bytes((folder / "delta.safetensors").read_bytes()[:-100])
+    return names
+
+
+def test_files_that_are_no_base_model_are_named(tmp_path: Path) -> None:
+    for name, words in _other_files(tmp_path).items():
+        with pytest.raises(CdkitError, match=words):
+            _load(tmp_path / name)
+    done = ran(["train", "--base", tmp_path / "lora.safetensors", "--concept", "a=b", "--out", tmp_path / "o"])
+    assert done.code in (2, 3)
+    assert "bug" not in done.err
+
+
+def test_weights_of_a_single_file_are_compared(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(checkpoint / "cache"))
+    words = ["--base", checkpoint / "folder", "--tuned", checkpoint / "model.safetensors", "--format", "json"]
+    done = ran(["inspect", "weights", *words])
+    assert done.code == 0, done.err
+    assert all(group["moved"] == 0 for group in done.data["groups"])
+
+
+def test_a_hub_model_is_loaded_from_the_cache_alone(
+    sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(NetworkError, match="somebody/tiny"):
+        _load("somebody/tiny")
+    cached_settings(sound, tmp_path / "cache", "somebody/tiny")
+    with pytest.raises(InputError, match="holds no weights"):
+        _load("somebody/tiny")
+    (snapshot,) = (tmp_path / "cache" / "models--somebody--tiny" / "snapshots").iterdir()
+    for name in (UNET, VAE, TEXT):
+        shutil.copy(sound / name, snapshot / name.replace(".safetensors", ".fp16.safetensors"))
+    assert base_hash(_load("somebody/tiny")) == base_hash(_load(sound))
+
+
+@pytest.mark.parametrize("spec", ["no/such/model", "./nothing", "embeded", "x.safetensors"])
+def test_what_is_not_there_is_said(spec: str) -> None:
+    with pytest.raises(ConfigError, match="There is no base model"):
+        _load(spec)
+
+
+@pytest.mark.parametrize("spec", ["transformers:", "open_clip:"])
+@pytest.mark.parametrize(
+    ("content", "words"), [(POINTER, "a Git LFS pointer"), (b"<!DOCTYPE html>", "a web page"), (b"", "is empty")]
+)
+def test_an_encoders_weights_that_are_something_else(tmp_path: Path, spec: str, content: bytes, words: str) -> None:
+    from cdkit.encoders import load_text_encoder
+    from cdkit.encoders.image_towers import load_image_encoder
+    from tests.support.tiny_models import clip_folder, open_clip_folder
+
+    (clip_folder if spec == "transformers:" else open_clip_folder)(tmp_path / "clip")
+    (weights,) = (tmp_path / "clip").glob("*.safetensors")
+    weights.write_bytes(content)
+    for load in (load_text_encoder, load_image_encoder):
+        with pytest.raises(InputError, match=words):
+            load(f"{spec}{tmp_path / 'clip'}")
+
+
+@pytest.mark.parametrize("change", [None, _half, _torch_files])
+def test_neighbours_are_found_whatever_the_weights_are_called(
+    folder: Path, change: Callable[[Path], None] | None
+) -> None:
+    from cdkit.tokens.neighbours import embedding_table
+
+    if change is not None:
+        change(folder)
+    assert embedding_table(str(folder)).shape[1] == 32

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cdkit.credentials import redacted
-from cdkit.errors import CdkitError, OutputError
+from cdkit.errors import CdkitError, OutputError, PartialError
 from cdkit.manifest import read_manifest
 from cdkit.pipeline.plan import Planned, plan
 from cdkit.pipeline.spec import Pipeline
@@ -69,7 +69,7 @@ def _run_step(entry: Planned, forced: set[str], progress: Progress) -> Result:
     if entry.state != "cached":
         progress.note(f"{name} ({entry.step.stage}): {entry.reason}")
     try:
-        return execute(
+        result = execute(
             entry.step.stage,
             entry.step.config,
             entry.out,
@@ -80,6 +80,13 @@ def _run_step(entry: Planned, forced: set[str], progress: Progress) -> Result:
     except CdkitError as error:
         error.message = f"stage {name!r}: {error.message}"
         raise
+    if result.manifest.shortfall and not result.manifest.counts.get("kept"):
+        # What takes it in would fail, and say so in other words.
+        raise PartialError(
+            f"stage {name!r}: {result.manifest.shortfall}",
+            hint="Nothing was found, so that the run stops here; change this stage's settings and run it again.",
+        )
+    return result
 
 
 def _record(pipeline: Pipeline) -> dict[str, Any]:

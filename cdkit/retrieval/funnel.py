@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cdkit.pictures.regularization_set import GENERATED
+from cdkit.retrieval.addresses import WEB_PORTS
 from cdkit.retrieval.blocklist import BLOCKLISTED
 from cdkit.retrieval.candidates import DIGITS, Candidate, CandidateSet
 from cdkit.retrieval.curate import Curator
 from cdkit.retrieval.download import Downloaded
+from cdkit.retrieval.failures import FetchFailure
 from cdkit.retrieval.inspection import UNDECODED
+from cdkit.retrieval.web_urls import spellings
 
 HISTOGRAM_BINS = 20
 REASONS_SHOWN = 6
+PLACES_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,8 @@ class Funnel:
     """The numbers of one retrieval; they depend on the candidates and what was behind them, never on timing.
 
     tried: candidates decided, in order, up to the last one accepted. generated: how many of the accepted were drawn,
-    not found; they count in no other step.
+    not found; they count in no other step. filtered: rows left out before they were candidates, by reason. guarded:
+    `HOST:PORT` of URLs that were not asked for because of their address or port, the most frequent first.
     """
 
     asked: int
@@ -36,6 +42,8 @@ class Funnel:
     accepted: int
     rejected: Mapping[str, int]
     generated: int = 0
+    filtered: Mapping[str, int] = field(default_factory=dict)
+    guarded: Sequence[str] = ()
 
     def steps(self) -> list[dict[str, Any]]:
         """One entry per step, widest first."""
@@ -50,21 +58,42 @@ class Funnel:
         }
         return [{"step": step, "count": number} for step, number in named.items()]
 
-    def shortfall(self) -> str:
-        """Why there are fewer images than asked for; empty when there are enough."""
+    def shortfall(self, nearest: str = "") -> str:
+        """Why there are fewer images than asked for; empty when there are enough.
+
+        nearest: a sentence about the captions that were not similar enough.
+        """
         if self.accepted >= self.asked:
             return ""
         steps = ", ".join(f"{entry['count']:,} {entry['step']}" for entry in self.steps())
         steps = steps.replace("above the threshold", f"of similarity {self.threshold:g} or more")
-        more = " For more: another prompt, --min-similarity, --per-caption."
-        return f"{self.accepted:,} of {self.asked:,} images found: {steps}.{self._reasons()}{more}"
+        sentences = [
+            f"{self.accepted:,} of {self.asked:,} images found: {steps}.",
+            _counted("Left out", self.rejected),
+            # Where there are candidates, what was filtered is not what is missing.
+            "" if self.candidates else _counted("Filtered", self.filtered),
+            self._guard(),
+            nearest,
+            "For more: another prompt, --min-similarity, --per-caption.",
+        ]
+        return " ".join(filter(None, sentences))
 
-    def _reasons(self) -> str:
-        if not self.rejected:
+    def _guard(self) -> str:
+        if not self.guarded:
             return ""
-        most = sorted(self.rejected.items(), key=lambda item: (-item[1], item[0]))
-        named = ", ".join(f"{reason} {number:,}" for reason, number in most[:REASONS_SHOWN])
-        return f" Left out: {named}{', …' if len(most) > REASONS_SHOWN else ''}."
+        options = " ".join(f"--allow-host {shlex.quote(place)}" for place in self.guarded[:PLACES_SHOWN])
+        return (
+            "Only public addresses are fetched from, at the ports 80 and 443; for servers of your own add "
+            f"{options}{' …' if len(self.guarded) > PLACES_SHOWN else ''}."
+        )
+
+
+def _counted(what: str, reasons: Mapping[str, int]) -> str:
+    if not reasons:
+        return ""
+    most = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+    named = ", ".join(f"{reason} {number:,}" for reason, number in most[:REASONS_SHOWN])
+    return f"{what}: {named}{', …' if len(most) > REASONS_SHOWN else ''}."
 
 
 def funnel(found: CandidateSet, done: Downloaded, asked: int, threshold: float) -> Funnel:
@@ -85,7 +114,27 @@ def funnel(found: CandidateSet, done: Downloaded, asked: int, threshold: float) 
         accepted=len(done.accepted),
         rejected=dict(sorted(reasons.items())),
         generated=generated,
+        filtered=found.rejected,
+        guarded=_guarded(done),
     )
+
+
+def _guarded(done: Downloaded) -> list[str]:
+    """Where URLs led that the guard refused, as --allow-host takes it; where a redirect led is not their owner's."""
+    places: Counter[str] = Counter()
+    for candidate, failure in done.failed:
+        if failure.kind not in ("port", "blocked_address"):
+            continue
+        try:
+            url = spellings(candidate.url or "")[0]
+        except FetchFailure:
+            continue
+        own_port = failure.kind == "port" and url.port not in WEB_PORTS
+        own_address = failure.kind == "blocked_address" and failure.detail.startswith(url.host)
+        if own_port or own_address:
+            host = f"[{url.host}]" if ":" in url.host else url.host
+            places[f"{host}:{url.port}"] += 1
+    return [place for place, _ in sorted(places.items(), key=lambda item: (-item[1], item[0]))]
 
 
 def similarity_histogram(similarities: Sequence[float], threshold: float) -> dict[str, list[float]]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from cdkit.protocols import Context
 from cdkit.retrieval.blocklist import Blocklist, read_blocklist
 from cdkit.retrieval.candidates import (
     CandidateSet,
+    CandidateSettings,
     find_candidates,
     read_candidates,
     require_urls,
@@ -37,6 +39,7 @@ from cdkit.retrieval.images import match_candidates, read_images
 from cdkit.retrieval.inspection import InspectionRules
 from cdkit.retrieval.inspectors import Inspectors
 from cdkit.retrieval.local_candidates import local_candidates
+from cdkit.retrieval.nearest import nearest_captions
 from cdkit.retrieval.rendered_images import is_embedded_pool, rendered
 from cdkit.retrieval.retrieve import BUILDING, CARD, CONTACT_SHEET, REJECTS, RetrieveConfig
 from cdkit.retrieval.selection import select
@@ -50,11 +53,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Found:
-    """Candidates, and for images at hand what is behind each; the least similarity that counted."""
+    """Candidates, and for images at hand what is behind each; the least similarity that counted.
+
+    find: looks for candidates again, with other settings.
+    """
 
     candidates: CandidateSet
     threshold: float
     encoder: TextEncoder
+    find: Callable[[CandidateSettings], CandidateSet]
     images: dict[int, FetchedImage | FailedFetch] | None = None
 
 
@@ -103,24 +110,26 @@ class RetrievalRun:
         threshold = index.default_threshold if config.min_similarity is None else config.min_similarity
         folder = self.building.sub("candidates").path
         candidates = read_candidates(folder, self.context.fingerprint)
+        find = partial(find_candidates, index, config.prompts, config.count)
         if candidates is None:
-            candidates = find_candidates(index, config.prompts, config.count, settings)
+            candidates = find(settings)
             write_candidates(folder, candidates, self.context.fingerprint)
         if config.images is None or config.images == EMBEDDED:
-            return Found(candidates, threshold, index.encoder, self.rendered(candidates))
+            return Found(candidates, threshold, index.encoder, find, self.rendered(candidates))
 
         stored = read_images(Path(config.images), candidates.candidates)
         matched = match_candidates(candidates.candidates, stored.images)
         if matched:
-            return Found(candidates, threshold, index.encoder, dict(matched))
+            return Found(candidates, threshold, index.encoder, find, dict(matched))
         stored = read_images(Path(config.images))
         for sentence in stored.notes:
             self.context.progress.note(sentence)
         self.context.progress.note(
             f"No image of {config.images} belongs to a caption of the index; the folder's own captions are compared."
         )
-        own, images = local_candidates(stored.images, config.prompts, index.encoder, settings)
-        return Found(own, threshold, index.encoder, dict(images))
+        compare = partial(local_candidates, stored.images, config.prompts, index.encoder)
+        own, images = compare(settings)
+        return Found(own, threshold, index.encoder, lambda other: compare(other)[0], dict(images))
 
     def rendered(self, found: CandidateSet) -> dict[int, FetchedImage | FailedFetch] | None:
         """The embedded world's images when they are asked for, or when the URLs are its own and nobody serves them."""
@@ -155,7 +164,10 @@ class RetrievalRun:
 
         rows = set_rows(done, curator)
         counted = funnel(found.candidates, done, self.config.count, found.threshold)
-        result = {"details": self.details(found, counted, rows), "shortfall": counted.shortfall()}
+        nearest = ""
+        if not found.candidates.captions:
+            nearest = nearest_captions(found.find, self.config.count, self.config.candidate_settings()).sentence()
+        result = {"details": self.details(found, counted, rows), "shortfall": counted.shortfall(nearest)}
         self.out.remove(["images", REJECTS])
         write_images(self.out, rows, self.context.fingerprint)
         title = f"{len(rows)} of {self.config.count}: {', '.join(self.config.prompts)}"

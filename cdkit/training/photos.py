@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from cdkit.errors import InputError
+from cdkit.manifest import read_manifest
 from cdkit.pictures.folder import shown
 from cdkit.pictures.picture import Picture
 from cdkit.pictures.reading import PictureFolder, read_pictures
@@ -58,6 +60,12 @@ def regularization_pictures(source: str) -> PictureFolder:
     """
     found = read_pictures(source).without_others()
     if not found.pictures:
+        manifest = read_manifest(Path(source)) if Path(source).is_dir() else None
+        if manifest is not None and manifest.shortfall:
+            raise InputError(
+                f"The regularization set {found.source} is empty: {manifest.shortfall}",
+                hint="Make it again with other prompts or a lower threshold (--force), or train without it.",
+            )
         raise InputError(f"{found.source} holds no regularization images.", hint="Make a set with cdkit retrieve.")
     return found
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from cdkit.errors import ConfigError, InputError, OutputError
+from cdkit.errors import ConfigError, InputError, OutputError, PartialError
 from cdkit.pipeline.plan import plan
 from cdkit.pipeline.runner import RunResult, forced_steps, run
 from cdkit.pipeline.spec import Pipeline, load
@@ -122,6 +122,19 @@ def test_a_stage_that_is_not_there_is_named_with_the_nearest(chain: Path, name: 
         assert "did you mean 'b'" in str(caught.value) or "known: a, b, c, d" in str(caught.value)
         assert caught.value.hint == "Its stages are a, b, c, d."
     assert not (chain.parent / "run").exists()
+
+
+def test_a_stage_that_found_nothing_at_all_stops_the_run_there(chain: Path) -> None:
+    folder = chain.parent / "run"
+    for _ in range(2):
+        # The second time it is found done, and says the same.
+        with pytest.raises(PartialError, match=r"stage 'c': 0 of 9 numbers") as caught:
+            _run(_load(chain, c__numbers=[], c__wanted=9), folder)
+        assert "stops here" in caught.value.hint
+        assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["a", "b", "c"]
+    assert [result.state for result in _run(_load(chain, c__wanted=9), folder).results] == [
+        *("cached", "cached", "partial", "done")
+    ]
 
 
 def test_a_shortfall_does_not_stop_the_rest(chain: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,14 +19,17 @@ from cdkit import encoders
 from cdkit.cli.app import execute_command
 from cdkit.datasets import parts
 from cdkit.embedded.pool import DEFAULT_HOST, pool_rows
+from cdkit.errors import InputError
 from cdkit.index.removal import remove
 from cdkit.pictures.hashing import NEAR, perceptual_hash
 from cdkit.pictures.regularization_set import read_regularization_set
+from cdkit.training.photos import regularization_pictures
 from tests.pictures.test_decoding import png_header, saved
 from tests.support.hashing_encoder import HashingEncoder
 from tests.support.hostile_server import HostileServer
 from tests.support.photo_pool import PoolPicture, index_of, picture, real_photos, served
 
+LAYOUT_OPTIONS = [f"--also-write={layout}" for layout in ("diffusers", "imagefolder", "webdataset")]
 ENCODER = HashingEncoder(threshold=0.6)
 
 
@@ -92,7 +97,7 @@ def test_a_hostile_web_gives_what_is_good_in_it(
     out = tmp_path / "set"
     code, data, words = retrieve(
         *(capsys, index, "a photo of a dog", "--out", out, "--count", 40, "--allow-host", web.place),
-        *("--deadline", 2, "--retries", 0, "--also-write", "diffusers", "webdataset"),
+        *("--deadline", 2, "--retries", 0, "--also-write", "diffusers", "--also-write=webdataset"),
     )
     assert code == 5
     assert data == {"asked": 40, "accepted": 30, "tried": 44, "rejected": data["rejected"], "out": str(out)}
@@ -131,7 +136,7 @@ def test_a_hostile_web_gives_what_is_good_in_it(
     web.hits.clear()
     again = retrieve(
         *(capsys, index, "a photo of a dog", "--out", out, "--count", 40, "--allow-host", web.place),
-        *("--deadline", 2, "--retries", 0, "--also-write", "diffusers", "webdataset"),
+        *("--deadline", 2, "--retries", 0, "--also-write", "diffusers", "--also-write=webdataset"),
     )
     assert again[:2] == (code, data)
     assert not web.hits
@@ -231,6 +236,57 @@ def test_bad_input_is_said_before_anything_is_tried(
     assert len(read_regularization_set(tmp_path / "set")) == 0
 
 
+def test_where_nothing_is_similar_the_nearest_captions_and_what_would_take_them_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [PoolPicture(f"a photo of a dog in the {n}", f"http://a.test/{n}") for n in ["park", "street", "house"]]
+    rows += [PoolPicture(f"a dog no {n}", f"http://b.test/{n}") for n in range(20)]
+    index = index_of(tmp_path / "index", rows, ENCODER)
+    command = (index, "a photo of a dog", "--images", tmp_path / "none", "--count", 4)
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "0.jpg").write_bytes(picture(0))
+    (tmp_path / "none" / "0.txt").write_text("a tall ship at sea")
+    code, data, words = retrieve(
+        capsys, *command[:2], "--min-similarity", 0.99, "--count", 4, "--out", tmp_path / "set"
+    )
+    assert (code, data["accepted"], data["tried"]) == (5, 0, 0)
+    said = re.search(
+        r"Nearest: '(a photo of a dog in the \w+)' \((0\.\d+)\), .* --min-similarity (\S+) takes 1 c", words
+    )
+    assert said is not None, words
+    takes = dict(re.findall(r"([\d.]+) takes (\d+) caption", words))
+    assert len(takes) == 3
+    for threshold, number in takes.items():
+        arguments = ["--min-similarity", threshold, "--limit", "50", "--format", "json"]
+        assert execute_command(["index", "search", str(index), "a photo of a dog", *arguments]) == 0
+        assert len(json.loads(capsys.readouterr().out)["results"]) == int(number)
+    # Of a folder at hand, its own captions are the nearest.
+    code, _, words = retrieve(capsys, *command, "--min-similarity", 0.99, "--out", tmp_path / "other")
+    assert code == 5
+    assert "Nearest: 'a tall ship at sea'" in words
+    with pytest.raises(InputError, match=r"is empty: 0 of 4 images found.*Nearest: 'a tall ship"):
+        regularization_pictures(str(tmp_path / "other"))
+
+
+def test_who_is_refused_by_the_guard_is_told_the_option_that_lets_him_in(
+    tmp_path: Path, web: HostileServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    web.files["/file/0"] = picture(0)
+    rows = [PoolPicture("a dog 0", web.url("file/0"))]
+    rows += [PoolPicture("a dog 1", "http://[::1]:81/1"), PoolPicture("a dog 2", "http://10.0.0.1/1")]
+    index = index_of(tmp_path / "index", rows, ENCODER)
+    command = (index, "a dog", "--count", 3, "--deadline", 2, "--retries", 0)
+    code, data, words = retrieve(capsys, *command, "--out", tmp_path / "set")
+    assert (code, data["rejected"]) == (5, {"port": 2, "blocked_address": 1})
+    options = " ".join(["--allow-host 10.0.0.1:80", f"--allow-host {web.place}", "--allow-host '[::1]:81'"])
+    assert f"for servers of your own add {options}." in words
+    assert not web.hits
+    given = shlex.split(options)
+    code, data, words = retrieve(capsys, *command, *given, "--out", tmp_path / "allowed")
+    assert data["accepted"] == 1
+    assert "--allow-host" not in words
+
+
 def test_blocklisted_images_are_known_by_hash_only(
     tmp_path: Path, web: HostileServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -264,7 +320,7 @@ def test_a_set_says_nothing_of_user_names_and_passwords(
     rows = [PoolPicture(f"a dog {n}", f"http://user:secret@images.test/{path}") for n, path in enumerate(paths)]
     index = index_of(tmp_path / "index", rows, ENCODER)
     command = (index, "a dog", "--proxy", f"http://user:secret@{web.place}", "--count", 3, "--out", tmp_path / "set")
-    code, data, words = retrieve(capsys, *command, "--also-write", "diffusers", "imagefolder", "webdataset")
+    code, data, words = retrieve(capsys, *command, *LAYOUT_OPTIONS)
     assert (code, data["accepted"]) == (5, 2)
     assert f"the proxy http://{web.place}:" in words
     written = [path for path in (tmp_path / "set").rglob("*") if path.is_file()]
@@ -272,8 +328,7 @@ def test_a_set_says_nothing_of_user_names_and_passwords(
     assert not any(b"secret" in path.read_bytes() for path in written)
     # The same set without the proxy's password is the same set.
     web.hits.clear()
-    layouts = ("--also-write", "diffusers", "imagefolder", "webdataset")
-    again = retrieve(capsys, *command[:2], "--proxy", f"http://{web.place}", *command[4:], *layouts)
+    again = retrieve(capsys, *command[:2], "--proxy", f"http://{web.place}", *command[4:], *LAYOUT_OPTIONS)
     assert again[:2] == (code, data)
     assert not web.hits
     removal = remove(index, urls=[str(rows[0].url)])

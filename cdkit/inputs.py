@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -62,20 +64,69 @@ def resolve_inputs(config: StageConfig, planned: Mapping[Path, str] | None = Non
 
 
 def check_apart(inputs: Mapping[str, Input], folder: Path) -> None:
-    """Raise OutputError when an input is `folder` or lies in it: making the folder anew would delete it."""
-    target = folder.resolve()
+    """Raise OutputError when an input is `folder` or lies in it, or `folder` lies in an input.
+
+    The first would delete the input when the folder is made anew, the second change what the input is next time.
+    Links count as what they lead to.
+    """
     for given in inputs.values():
-        for value in [source.url for source in given.files if source.is_local] or _values(given.value):
-            path = Path(value).resolve()
-            if value != EMBEDDED and path.exists() and target in (path, *path.parents):
-                raise OutputError(f"--out {folder} would overwrite the input {value}.", hint="Choose another --out.")
+        places = {os.path.dirname(source.url): source.url for source in given.files if source.is_local}
+        for place, url in places.items():
+            if _lies_in(Path(place), folder):
+                raise _not_apart(f"would overwrite the input {url}", folder)
+        for value in _values(given.value):
+            path = Path(value)
+            if value == EMBEDDED or not path.exists():
+                continue
+            if _lies_in(path, folder):
+                raise _not_apart(f"would overwrite the input {value}", folder)
+            # A run's report stands in the run's folder, and does not count as a part of it.
+            steps = (entry for entry in path.iterdir() if _step_mark(entry)) if given.kind == "run" else (path,)
+            if any(_lies_in(folder, inner) for inner in steps):
+                raise _not_apart(f"lies in the input {value}, which it would change", folder)
+        for pattern in _values(given.value) if given.kind == "files" else []:
+            if _matches_folder(pattern, folder):
+                raise _not_apart(f"lies where the input {pattern} is looked for", folder)
+
+
+def _not_apart(what: str, folder: Path) -> OutputError:
+    return OutputError(f"--out {folder} {what}.", hint="Choose another --out.")
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    """Whether `path` is `folder` or in it, by the names it has or by what they lead to."""
+    named, real = Path(os.path.abspath(path)), path.resolve()
+    above = {*(named, *named.parents), *(real, *real.parents)}
+    return folder.exists() and any(place.exists() and place.samefile(folder) for place in above)
+
+
+def _matches_folder(pattern: str, folder: Path) -> bool:
+    """Whether files in `folder` may match a glob of folders, such as `pools/*/*.parquet` or `pools/**`."""
+    words = Path(os.path.abspath(pattern)).parts[:-1]
+    fixed = next((place for place, word in enumerate(words) if glob.has_magic(word)), len(words))
+    if fixed == len(words):
+        return False
+    wanted, parts = (*Path(*words[:fixed]).resolve().parts, *words[fixed:]), folder.resolve().parts
+    for part, word in zip(parts, wanted, strict=False):
+        if word == "**":
+            return True
+        if not fnmatchcase(part, word):
+            return False
+    return len(parts) <= len(wanted)
 
 
 def _values(value: Any) -> list[str]:
-    """What a config field names: one, several, or several by name."""
+    """The paths and names in a config field: one, several, several by name; without the library of an encoder."""
     if isinstance(value, Mapping):
-        return [str(item) for item in value.values()]
-    return [str(value)] if isinstance(value, str) or not isinstance(value, Sequence) else [str(item) for item in value]
+        return [name for item in value.values() for name in _values(item)]
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [name for item in value for name in _values(item)]
+    return [_location(str(value))]
+
+
+def _location(spec: str) -> str:
+    """Where a model is: what stands behind the library in `open_clip:FOLDER` and `transformers:FOLDER`."""
+    return spec.split(":", 1)[1] if spec.startswith(("open_clip:", "transformers:")) else spec
 
 
 def _resolve(name: str, kind: InputKind, value: Any, planned: Mapping[Path, str]) -> Input:
@@ -148,7 +199,7 @@ def _step_mark(folder: Path) -> str:
 def _model_fingerprint(spec: str) -> str:
     """A model that a stage made counts by its manifest, one in another local folder by its files, a hub or listed
     model by its name (its commit when cached)."""
-    location = spec.split(":", 1)[1] if spec.startswith(("open_clip:", "transformers:")) else spec
+    location = _location(spec)
     path = Path(location)
     if path.exists():
         manifest = read_manifest(path) if path.is_dir() else None

@@ -281,8 +281,8 @@ def execute(
     known = target.finished()
     if known is not None and not force:
         return Result(name, "partial" if known.shortfall else "cached", known, out, time.monotonic() - clock)
-    target.check(may_replace=force or replace_other)
     check_apart(target.inputs, out)
+    target.check(may_replace=force or replace_other)
     parallel = (config.engine, config.workers) if isinstance(config, ParallelConfig) else ("local", 1)
     engine = create_engine(*parallel)
     with target.folder.lock(), writing(out):

@@ -9,11 +9,16 @@ import pytest
 from cdkit.config import StageConfig
 from cdkit.datasets import parts
 from cdkit.errors import ConfigError, InputError, OutputError
+from cdkit.inputs import Input, check_apart
 from cdkit.manifest import STARTED_NAME, read_manifest
 from cdkit.stages import STAGES, execute
 from tests.support.adding_stage import AddingConfig
 
 pytestmark = pytest.mark.usefixtures("adding")
+
+
+def listing(folder: Path) -> list[tuple[str, int]]:
+    return sorted((str(path), path.stat().st_mtime_ns) for path in folder.rglob("*"))
 
 
 def _times(out: Path) -> list[int]:
@@ -50,9 +55,68 @@ def test_an_output_that_is_an_input_or_holds_one_is_refused(out: Path) -> None:
             assert _times(first)
     with pytest.raises(OutputError, match="would overwrite the input"):
         execute("adding", AddingConfig(source=str(first)), first, force=True)
-    # A folder inside an input is fine: reports stand in their run's folder.
-    execute("adding", AddingConfig(source=str(first)), first / "inner")
     execute("adding", AddingConfig(source=str(first)), second)
+
+
+def test_an_output_inside_an_input_is_refused(out: Path, tmp_path: Path) -> None:
+    first = out / "one"
+    execute("adding", AddingConfig(), first)
+    (tmp_path / "link").symlink_to(first)
+    (first / "deep").mkdir()
+    (tmp_path / "inner").symlink_to(first / "deep")
+    for source, target in (
+        (first, first / "inner"),
+        (first, first / "a" / "b" / "c"),
+        (first, first / "sums"),
+        (tmp_path / "link", first / "inner"),
+        (first, tmp_path / "link" / "inner"),
+        (first, tmp_path / "inner"),
+        (first, tmp_path / "inner" / "new"),
+        (f"{first}/", first / ".." / "one" / "inner"),
+    ):
+        before = listing(first)
+        for force in (False, True):
+            with pytest.raises(OutputError, match="lies in the input"):
+                execute("adding", AddingConfig(source=str(source)), target, force=force)
+        assert listing(first) == before
+
+
+def test_an_output_among_the_pool_files_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("pools/a.csv", "pools/x/b.csv", "pools/y/c.csv"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text("text,url\na dog,http://a.test/1\n")
+    Path("link").symlink_to("pools")
+    config = STAGES["import"].config_class()
+    for captions, target in (
+        ("pools", "pools/index"),
+        ("pools", "link/index"),
+        ("link", "pools/deep/index"),
+        ("pools/*/*.csv", "pools/index"),
+        ("link/**/*.csv", "pools/z/index"),
+        ("pools/x/b.csv", "pools/x"),
+        ("pools/*.csv", "pools"),
+        ("pools/*.csv", "."),
+    ):
+        with pytest.raises(OutputError, match=r"overwrite|lies"):
+            execute("import", config(captions=[captions]), Path(target), force=True)
+    assert not list(Path().rglob("*.json"))
+    for captions, target in (("pools", "index"), ("pools/*.csv", "pools/index"), ("pools/x/b.csv", "pools/x/index")):
+        assert execute("import", config(captions=[captions]), Path(target)).state == "done"
+
+
+def test_every_shape_of_an_input_field_is_looked_at(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "x.bin").touch()
+    name = str(folder)
+    for value in (name, [name], {"dog": name}, {"dog": [name, "b"]}, f"open_clip:{name}", f"transformers:{name}"):
+        given = {"field": Input("field", "folder", value, "")}
+        for target, words in ((folder, "overwrite"), (tmp_path, "overwrite"), (folder / "x", "lies in the input")):
+            with pytest.raises(OutputError, match=words):
+                check_apart(given, target)
+        check_apart(given, tmp_path / "other")
+    check_apart({"field": Input("field", "model", "a/hub-id", "")}, tmp_path / "a")
 
 
 def test_a_folder_may_have_the_embedded_models_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cdkit.errors import CdkitError, InputError
-from cdkit.inputs import Input, resolve_inputs
+from cdkit.errors import CdkitError
+from cdkit.inputs import Input, check_apart, resolve_inputs
 from cdkit.manifest import differences
 from cdkit.pipeline.spec import Pipeline, Step
 from cdkit.stages import STAGES, Target
@@ -63,9 +63,15 @@ def plan(pipeline: Pipeline, folder: Path, forced: Set[str] = frozenset()) -> li
         state, reason = _state(target, step, forced, rerun)
         if state != "cached":
             rerun.add(step.name)
+            try:
+                check_apart(inputs, out)
+            except CdkitError as error:
+                problems.append(error)
         planned.append(Planned(step, out, state, reason, _input_bytes(inputs), _output_bytes(out, state)))
     if problems:
-        raise problems[0] if len(problems) == 1 else InputError(_joined(problems), hint=problems[0].hint)
+        if len(problems) == 1:
+            raise problems[0]
+        raise type(problems[0])(_joined(problems), hint=problems[0].hint)
     return planned
 
 
@@ -96,4 +102,4 @@ def _output_bytes(out: Path, state: State) -> int | None:
 
 
 def _joined(problems: list[CdkitError]) -> str:
-    return f"{len(problems)} inputs are missing or unreadable:\n" + "\n".join(f"  - {p.message}" for p in problems)
+    return f"{len(problems)} inputs cannot be used:\n" + "\n".join(f"  - {p.message}" for p in problems)

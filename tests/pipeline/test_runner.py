@@ -137,6 +137,18 @@ def test_a_stage_that_found_nothing_at_all_stops_the_run_there(chain: Path) -> N
     ]
 
 
+def test_a_run_inside_an_input_of_its_own_is_refused_before_anything_is_made(chain: Path) -> None:
+    photos = chain.parent / "photos"
+    photos.mkdir()
+    (photos / "1.jpg").touch()
+    chain.write_text(CHAIN.replace("source: b", f"source: {photos}"))
+    for folder in (photos / "run", photos / "deep" / "run"):
+        with pytest.raises(OutputError, match="lies in the input"):
+            _run(load(chain, {}, folder), folder)
+    assert [path.name for path in photos.iterdir()] == ["1.jpg"]
+    assert _run(_load(chain), chain.parent / "run").results[-1].state == "done"
+
+
 def test_a_shortfall_does_not_stop_the_rest(chain: Path) -> None:
     result = _run(_load(chain, a__wanted=99), chain.parent / "run")
     assert [entry.state for entry in result.results] == ["partial", "done", "done", "done"]

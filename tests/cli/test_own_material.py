@@ -65,7 +65,19 @@ def test_training_needs_no_index_only_photos_and_class_images(tmp_path: Path) ->
     assert trained.data["steps"] == 2
     assert (out / "delta.safetensors").exists()
     drawn = ran(
-        ["sample", "--delta", out, "--prompt", "a <new1> star", "--seeds", 1, "--steps", 2, "--out", out / "s"]
+        [
+            "sample",
+            "--delta",
+            out,
+            "--prompt",
+            "a <new1> star",
+            "--seeds",
+            1,
+            "--steps",
+            2,
+            "--out",
+            tmp_path / "drawn",
+        ]
     )
     assert drawn.code == 0, drawn.err
 

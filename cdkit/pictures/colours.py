@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -16,14 +17,49 @@ _SAME = 2
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 
 
-def to_rgb(image: Image.Image, profile: bytes | None = None) -> Image.Image:
-    """A decoded picture as RGB. profile: in place of the one that it carries.
+@dataclass(frozen=True)
+class Stored:
+    """What a file says of its numbers beyond Pillow's mode, and what is forgotten once the pixels are loaded.
+
+    bits: of one level of grey, where they are more than 8; clear: the transparent colour, in the levels of the loaded
+    pixels; profile: in place of the one that the picture carries.
+    """
+
+    bits: int = 16
+    white_is_zero: bool = False
+    clear: Any = None
+    profile: bytes | None = None
+
+
+def stored_facts(image: ImageFile.ImageFile, profile: bytes | None = None) -> Stored:
+    """What a picture's header says, before its pixels are loaded."""
+    tags: Any = getattr(image, "tag_v2", {})
+    bits = tags.get(_BITS_PER_SAMPLE) or (16,)
+    white_is_zero = image.mode[0] in "IF" and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+    return Stored(min(int(bits[0]), 16), white_is_zero, _clear_colour(image), profile)
+
+
+def _clear_colour(image: ImageFile.ImageFile) -> Any:
+    """The transparent colour of a PNG's header: it is in the file's own depth, the loaded pixels in another."""
+    colour = image.info.get("transparency")
+    depth = str(image.tile[0].args) if image.tile else ""
+    shift = 8 if "16" in depth and image.mode in ("L", "RGB") else 0
+    if isinstance(colour, tuple):
+        return tuple(level >> shift & 255 for level in colour)
+    if image.mode == "L" and isinstance(colour, int):
+        return colour * {"L;2": 85, "L;4": 17}.get(depth, 1) >> shift & 255
+    return colour
+
+
+def to_rgb(image: Image.Image, stored: Stored | None = None) -> Image.Image:
+    """A decoded picture as RGB.
 
     A profile that is broken, or of another kind of colours than the picture has, says nothing. Raises ValueError for
     pixels that are no numbers.
     """
-    opaque, alpha = _parts(image)
-    profile = profile or image.info.get("icc_profile")
+    stored = stored or Stored()
+    opaque, alpha = _parts(image, stored)
+    profile = stored.profile or image.info.get("icc_profile")
     colours = _in_srgb(opaque, profile) if isinstance(profile, bytes) or opaque.mode == "LAB" else None
     rgb = colours or opaque.convert("RGB")
     if alpha is None:
@@ -34,10 +70,12 @@ def to_rgb(image: Image.Image, profile: bytes | None = None) -> Image.Image:
     return white.convert("RGB")
 
 
-def _parts(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+def _parts(image: Image.Image, stored: Stored) -> tuple[Image.Image, Image.Image | None]:
     """The colours (mode L, RGB, CMYK or LAB), and the transparency (mode L), None where everything is opaque."""
     if image.mode.startswith("I") or image.mode == "F":
-        return _eight_bits(image)
+        return _eight_bits(image, stored)
+    if stored.clear is not None:
+        image.info["transparency"] = stored.clear
     if image.mode == "La":
         image = image.convert("LA")
     if image.mode == "LA":
@@ -50,40 +88,24 @@ def _parts(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     return image.convert("L" if image.mode == "1" else "RGB"), None
 
 
-def _eight_bits(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+def _eight_bits(image: Image.Image, stored: Stored) -> tuple[Image.Image, Image.Image | None]:
     """Grey of 16 or 32 bits or floats as 8 bits; where the format does not say its white, the values do."""
-    tags: Any = getattr(image, "tag_v2", {})
-    stored = np.asarray(image)
-    values = stored.astype(np.float32)
+    levels = np.asarray(image)
+    values = levels.astype(np.float32)
     if not np.isfinite(values).all():
         raise ValueError("it holds NaN or infinite pixels")
     most = float(values.max(initial=0.0))
     if "16" in image.mode:
-        bits = tags.get(_BITS_PER_SAMPLE) or (16,)
-        white = float(2 ** min(int(bits[0]), 16) - 1)
+        white = float(2**stored.bits - 1)
     else:
         white = next((limit for limit in (1.0, 255.0, 65535.0) if most <= limit), most)
         white = 255.0 if white == 1.0 and image.mode != "F" else white
     scaled = np.rint(np.clip(values * (255.0 / white), 0, 255)).astype(np.uint8)
-    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+    if stored.white_is_zero:
         scaled = 255 - scaled
-    clear = image.info.get("transparency")
-    alpha = Image.fromarray(np.where(stored == clear, 0, 255).astype(np.uint8)) if isinstance(clear, int) else None
-    return Image.fromarray(scaled), alpha
-
-
-def transparent_colour(image: ImageFile.ImageFile) -> Any:
-    """The transparent colour of a PNG's header in 8 bits, as the pixels will be; it is stored in the file's own depth.
-
-    Asked for before the pixels are loaded: afterwards the depth is forgotten.
-    """
-    colour = image.info.get("transparency")
-    depth = str(image.tile[0].args) if image.tile else ""
-    if image.mode == "RGB" and isinstance(colour, tuple):
-        return tuple((level >> 8 if "16" in depth else level) & 255 for level in colour)
-    if image.mode == "L" and isinstance(colour, int):
-        return (colour * {"L;2": 85, "L;4": 17}.get(depth, 1) >> (8 if "16" in depth else 0)) & 255
-    return colour
+    if not isinstance(stored.clear, int):
+        return Image.fromarray(scaled), None
+    return Image.fromarray(scaled), Image.fromarray(np.where(levels == stored.clear, 0, 255).astype(np.uint8))
 
 
 def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image | None:

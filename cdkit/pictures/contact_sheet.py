@@ -16,17 +16,16 @@ MOST = 960
 
 
 def write_contact_sheet(path: Path, rows: Sequence[SetRow], title: str) -> None:
-    """Draw up to 960 images, under each the start of its caption and the caption's similarity to the prompt.
-
-    An image that a model drew for its caption has no similarity to show.
-    """
-    shown = rows[:MOST]
-    title = f"{title} (the first {MOST} are shown)" if len(shown) < len(rows) else title
-    cells = [Cell(row.path, (_similarity(row), row.caption)) for row in shown]
-    for sheet in islice(draw_sheets([Block(title, cells)], COLUMNS, SIDE), 1):
+    """Draw up to 960 images, each with the start of its caption and the caption's similarity to the prompt."""
+    for sheet in islice(draw_sheets([contact_block(rows, title)], COLUMNS, SIDE), 1):
         with atomic_path(path) as temporary:
             sheet.save(temporary, format="PNG")
 
 
-def _similarity(row: SetRow) -> str:
-    return "drawn" if row.source == GENERATED else f"{row.similarity:.3f}"
+def contact_block(rows: Sequence[SetRow], title: str) -> Block:
+    """The images and what is written at them; one that a model drew for its caption has no similarity to show."""
+    shown = rows[:MOST]
+    cells = [
+        Cell(row.path, ("drawn" if row.source == GENERATED else f"{row.similarity:.3f}", row.caption)) for row in shown
+    ]
+    return Block(f"{title} (the first {MOST} are shown)" if len(shown) < len(rows) else title, cells)

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from cdkit.errors import InputError
-from cdkit.pictures.colours import to_rgb, transparent_colour
+from cdkit.pictures.colours import stored_facts, to_rgb
 from cdkit.pictures.content import FileContent, printable
 from cdkit.pictures.formats import EXACT_FORMATS, HINTS, START, foreign_kind, picture_format
 from cdkit.pictures.png_chunks import without_large_texts
@@ -68,11 +68,9 @@ def decode(content: bytes, max_side: int | None = None, *, max_pixels: int = MAX
             if shrunk and max_side is not None:
                 # JPEG can be decoded at a fraction of its size.
                 source.draft(None, _fitting(source, max_side))
-            clear = transparent_colour(source)
+            stored = stored_facts(source, profile)
             source.load()
-            if clear is not None:
-                source.info["transparency"] = clear
-            picture = to_rgb(_upright(source), profile)
+            picture = to_rgb(_upright(source), stored)
             if shrunk and max_side is not None:
                 picture = picture.resize(_fitting(picture, max_side), Image.Resampling.LANCZOS, reducing_gap=3.0)
         except (MemoryError, Undecodable):

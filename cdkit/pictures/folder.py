@@ -48,10 +48,11 @@ def list_folder(root: Path) -> Listing:
     listing = Listing(root)
     for folder, subfolders, names in os.walk(root, onerror=_unreadable):
         inside = Path(folder).relative_to(root)
+        subfolders[:] = [name for name in subfolders if not _hidden(name)]
         for name in subfolders:
-            if not _hidden(name) and Path(folder, name).is_symlink():
+            # os.walk does not follow it.
+            if os.path.islink(os.path.join(folder, name)):
                 listing.left_out.append(LeftOut(printable(inside / name), "a link to a folder"))
-        subfolders[:] = [name for name in subfolders if not _hidden(name) and not Path(folder, name).is_symlink()]
         for name in names:
             if not _hidden(name):
                 _add(listing, inside, name)

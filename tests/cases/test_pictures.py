@@ -126,6 +126,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "turned.png": {"mode": "RGB", "turned": True},
     "turned.webp": {"mode": "RGB", "turned": True},
     "turned.tif": {"mode": "RGB", "turned": True},
+    "turned_lzw.tif": {"mode": "RGB", "turned": True, "compression": "tiff_lzw"},
     "turned.avif": {"mode": "RGB", "turned": True},
 }
 

@@ -4,13 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from cdkit.pictures.regularization_set import SetRow, write_images
 from cdkit.publishing.images import ROWS_SHOWN, images_section
 from cdkit.publishing.picture_box import PictureBox
 from cdkit.publishing.regularization import Source, regularization_section
 from cdkit.publishing.rendering import duration_text, size_text, value_text
 from cdkit.publishing.run_folder import StepFolder, read_run
 from cdkit.publishing.training import token_texts, training_section
+from cdkit.storage import Folder
 from tests.support.pretend_run import write_manifest, write_retrieved, write_trained
 
 
@@ -32,6 +35,19 @@ def test_where_images_came_from(tmp_path: Path) -> None:
     assert section.images[0].similarity == pytest.approx(0.99)
 
 
+def test_a_drawn_image_shows_no_similarity(tmp_path: Path) -> None:
+    picture = tmp_path / "drawn.png"
+    Image.new("RGB", (8, 8), "red").save(picture)
+    rows = [
+        SetRow(f"00000{number}", picture, "a star", 1.0, None, 8, 8, "s", "0", source, "a star")
+        for number, source in enumerate(["generated", "pool.parquet"])
+    ]
+    write_images(Folder(tmp_path / "set"), rows, "f" * 64)
+    write_manifest(tmp_path / "set", "class-images")
+    section = regularization_section(_step(tmp_path, "set"), PictureBox())
+    assert [image.similarity for image in section.images] == [None, 1.0]
+
+
 def test_a_training_log_may_have_gaps(tmp_path: Path) -> None:
     write_trained(tmp_path / "tuned", finished=False, steps=5)
     (tmp_path / "tuned" / "metrics.csv").write_text(
@@ -47,7 +63,6 @@ def test_a_training_log_may_have_gaps(tmp_path: Path) -> None:
 def _write_samples(folder: Path, prompts: Sequence[str], seed: int = 0) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
-    from PIL import Image
 
     (folder / "images").mkdir(parents=True)
     rows = [

@@ -163,6 +163,7 @@ def test_what_is_not_found_is_drawn(
         assert drawn.size == (128, 128), "the model's 32 pixels, enlarged to the least side"
     manifest = json.loads((tmp_path / "filled" / "manifest.json").read_text())
     assert manifest["details"]["generated"] == 4
+    assert sum(manifest["details"]["similarities"]["counts"]) == 2, "a drawn image has no similarity"
     steps = {entry["step"]: entry["count"] for entry in manifest["details"]["funnel"]}
     assert (steps["fetched"], steps["generated"], steps["accepted"]) == (2, 4, 6)
     counts = manifest["counts"]

@@ -108,7 +108,7 @@ STAGES: dict[str, Stage] = {
             summary="count every vocabulary token over a sample of caption rows",
             config="cdkit.tokens.caption_counts:TokenCountsConfig",
             function="cdkit.tokens.caption_counts:count_caption_tokens",
-            version=1,
+            version=2,
             owns=_COUNTS,
         ),
         Stage(
@@ -116,7 +116,7 @@ STAGES: dict[str, Stage] = {
             summary="pick rare tokens to start modifier tokens from",
             config="cdkit.tokens.pick:RareTokensConfig",
             function="cdkit.tokens.pick:pick_tokens",
-            version=1,
+            version=2,
             owns=(*_COUNTS, "picks.json"),
         ),
         Stage(

@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "cdkit"
 LAYERS = [
     (
         "cache_file",
+        "columns",
         "credentials",
         "errors",
         "file_kinds",

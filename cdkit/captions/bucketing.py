@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from cdkit.captions.bucket_files import BucketWriter, bucket_schema, bucket_writer, is_finished
 from cdkit.captions.digests import digests_of
+from cdkit.captions.json_lines import needed_keys
 from cdkit.captions.reject_files import RejectsWriter, rejects_writer
+from cdkit.captions.relation import keys_sql
 from cdkit.captions.repair import NeedsRepairError, reading_error, repaired_copy
 from cdkit.captions.row_query import CHECKED, impossible_counts, rated_sql, rows_sql
-from cdkit.captions.source_reading import SourceTable, inspect, local_copy
+from cdkit.captions.source_reading import SourceTable, inspect, local_copy, with_keys
+from cdkit.captions.text_lines import check_whole
 from cdkit.credentials import URL_USERINFO
 from cdkit.datasets import finished_facts, part_name, schema
 from cdkit.errors import CdkitError, InputError
@@ -129,8 +132,12 @@ def _read_group(group: FileGroup, job: BucketingJob, work: Path, repair: set[int
             try:
                 with local_copy(source, work) as path:
                     table = inspect(source, path, job.config)
-                    if not table.empty and (number in repair or table.encoding == "utf-16"):
-                        table = repaired_copy(table, work / "repaired.parquet")
+                    check_whole(table.name, path, table.compression)
+                    by_row = number in repair or table.by_row
+                    if table.kind == "jsonl" and not by_row and not table.empty:
+                        table = _with_every_key(connection, table, job.config)
+                    if not table.empty and (by_row or table.by_row):
+                        table = repaired_copy(table, work / "repaired.parquet", job.config)
                     reader = _FileReader(connection, table, number, label, job.config)
                     facts.append(reader.read(bucket, rejects))
             except NeedsRepairError:
@@ -166,9 +173,21 @@ def _connection(job: BucketingJob, work: Path) -> Iterator[duckdb.DuckDBPyConnec
     try:
         # DuckDB draws on stdout by itself when a query takes long.
         connection.execute("SET enable_progress_bar = false")
+        # It decides comparisons by what a Parquet file says of its values, which leaves NaN out and may be wrong.
+        connection.execute("SET disabled_optimizers = 'statistics_propagation'")
         yield connection
     finally:
         connection.close()
+
+
+def _with_every_key(connection: duckdb.DuckDBPyConnection, table: SourceTable, config: ImportConfig) -> SourceTable:
+    """A jsonl file by all its keys: a rating that first appears in the last line counts, however it is spelt."""
+    more: set[str] = set()
+    with _reading(table):
+        found = connection.execute(keys_sql(table))
+        while rows := found.fetchmany(BATCH_ROWS):
+            more |= needed_keys((key for (key,) in rows), config)
+    return with_keys(table, tuple(sorted(more - table.keys.seen.keys())), config)
 
 
 class _FileReader:
@@ -186,25 +205,20 @@ class _FileReader:
 
     def read(self, bucket: BucketWriter, rejects: RejectsWriter) -> dict[str, Any]:
         """Facts of the file; raises NeedsRepairError or InputError when DuckDB refuses it."""
-        import duckdb
-
         rated = False
         if not self._table.empty:
-            try:
-                rated = self._is_rated()
-                query = rows_sql(self._table, self._config, rated=rated)
-                for batch in self._connection.sql(query).to_arrow_reader(BATCH_ROWS):
-                    self._take(batch, bucket, rejects)
-            except duckdb.OutOfMemoryException as error:
-                hint = "Raise --memory-gib, or use fewer --workers."
-                raise CdkitError(f"{self._label}: DuckDB ran out of memory: {error}", hint=hint) from error
-            except duckdb.Error as error:
-                raise _disk_or_reading_error(self._table, error) from error
+            rated = self._is_rated()
+            for batch in self._batches(rows_sql(self._table, self._config, rated=rated)):
+                self._take(batch, bucket, rejects)
         return self._tally.facts(self._table, self._label, rated=rated)
 
     def _is_rated(self) -> bool:
         query = rated_sql(self._table)
-        return query is not None and bool(self._connection.execute(query).fetchall())
+        return query is not None and any(batch.num_rows for batch in self._batches(query))
+
+    def _batches(self, query: str) -> Iterator[pa.RecordBatch]:
+        with _reading(self._table):
+            yield from self._connection.sql(query).to_arrow_reader(BATCH_ROWS)
 
     def _take(self, batch: pa.RecordBatch, bucket: BucketWriter, rejects: RejectsWriter) -> None:
         import numpy as np
@@ -251,6 +265,21 @@ class _FileReader:
         rejects.add(table.add_column(0, "source", source).cast(schema("import_rejects")))
 
 
-def _disk_or_reading_error(table: SourceTable, error: Exception) -> Exception:
-    # A full disk is left as it is for storage.writing, which makes an OutputError of it.
-    return reading_error(table, error) if write_problem(error, table.path) is None else error
+@contextmanager
+def _reading(table: SourceTable) -> Iterator[None]:
+    """Turn what DuckDB raises while it reads `table` into NeedsRepairError, InputError or what memory it lacks."""
+    import duckdb
+    import pyarrow as pa
+
+    try:
+        yield
+    except (duckdb.Error, pa.ArrowException, OSError) as error:
+        # What stands below the first line is the file's own text.
+        said = str(error).partition("\n")[0]
+        if said.startswith("Out of Memory"):
+            hint = "Raise --memory-gib, or use fewer --workers."
+            raise CdkitError(f"{table.name}: DuckDB ran out of memory: {said}", hint=hint) from error
+        # A full disk is left as it is for storage.writing, which makes an OutputError of it.
+        if write_problem(OSError(getattr(error, "errno", None), said), table.path) is not None:
+            raise
+        raise reading_error(table, error) from error

@@ -14,6 +14,7 @@ from cdkit.captions.bucketing import BucketingJob, FileGroup, bucket_group, comb
 from cdkit.captions.deduplication import DeduplicationJob, deduplicate_shard
 from cdkit.captions.pools import PRESETS, preset_named
 from cdkit.captions.source_reading import inspect
+from cdkit.columns import ColumnNames
 from cdkit.config import ParallelConfig, setting
 from cdkit.datasets import Dataset, merge_counts
 from cdkit.errors import CdkitError, InputError
@@ -178,7 +179,7 @@ def _check_layouts(groups: Sequence[FileGroup], config: ImportConfig, context: C
             problems.append(problem)
             continue
         said = table.layout.describe(table.names) if table.layout.columns else "no rows"
-        if table.layout.pool == "laion2b" and {"SAMPLE_ID", "LICENSE"} <= set(table.names):
+        if table.layout.pool == "laion2b" and {"sample_id", "license"} <= ColumnNames(table.names).folded:
             said += "; for original LAION-400M files, whose HEIGHT and WIDTH are swapped, add --pool laion400m"
         detected[said] = detected.get(said, 0) + 1
     if problems:

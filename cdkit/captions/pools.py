@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from cdkit.columns import ColumnNames, displayed, folded, listed
 from cdkit.config import did_you_mean
 from cdkit.errors import ConfigError, InputError
 
-# Column names by meaning, in order of preference; compared without case where no preset says otherwise.
+# Column names by meaning, in order of preference.
 KNOWN_NAMES: dict[str, tuple[str, ...]] = {
     "caption": ("caption", "text", "alt_text", "alttext", "alt", "description", "title", "prompt", "sentence"),
     "url": ("url", "image_url", "img_url", "image_link", "link", "uri"),
     "width": ("original_width", "width", "image_width"),
     "height": ("original_height", "height", "image_height"),
-    "nsfw": ("nsfw",),
+    "nsfw": (
+        *("nsfw", "is_nsfw", "nsfw_rating", "nsfw_label", "nsfw_flag", "nsfw_class", "nsfw_tag"),
+        *("unsafe", "is_unsafe", "has_nsfw", "image_nsfw", "prompt_nsfw"),
+    ),
     "similarity": ("similarity", "clip_similarity_vitb32", "clip_b32_similarity_score", "clip_similarity"),
-    "punsafe": ("punsafe", "nsfw_score_opennsfw2"),
-    "pwatermark": ("pwatermark", "watermark_score"),
+    "punsafe": (
+        *("punsafe", "p_unsafe", "unsafe_prob", "unsafe_probability", "unsafe_score", "pnsfw", "p_nsfw"),
+        *("nsfw_prob", "nsfw_probability", "nsfw_score", "nsfw_prediction", "nsfw_confidence"),
+        *("nsfw_score_opennsfw2", "nsfw_score_gantman", "opennsfw2", "open_nsfw", "open_nsfw_score"),
+    ),
+    "pwatermark": (
+        *("pwatermark", "p_watermark", "watermark_score", "watermark", "watermark_prob", "watermark_probability"),
+        *("has_watermark", "is_watermarked"),
+    ),
     "md5": ("md5",),
 }
 FIELDS = tuple(KNOWN_NAMES)
+# What keeps images out: every column that says it counts, and of several the worst.
+SAFETY = ("nsfw", "punsafe", "pwatermark")
+# More than this share of a file's first lines has to look like rows of a pool without a header line.
+HEADERLESS_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -68,41 +84,58 @@ PRESETS: dict[str, Preset] = {
 
 @dataclass(frozen=True)
 class Layout:
-    """Which column of one file means what. `columns`: field name → position in the file."""
+    """Which columns of one file mean what. `columns`: field name → positions in the file.
+
+    Several positions only where all of them count: for ratings, and for JSON keys that lines spell differently.
+    """
 
     pool: str
-    columns: Mapping[str, int]
+    columns: Mapping[str, tuple[int, ...]]
+
+    @property
+    def positions(self) -> list[int]:
+        """Every column that means something, in the file's order."""
+        return sorted({position for positions in self.columns.values() for position in positions})
 
     def describe(self, names: Sequence[str]) -> str:
         """`laion2b (caption: TEXT, url: URL)`, for a note to the user."""
-        chosen = [f"{name}: {names[self.columns[name]]}" for name in ("caption", "url") if name in self.columns]
-        return f"{self.pool} ({', '.join(chosen)})"
+        chosen = {name: self.columns[name][0] for name in ("caption", "url") if name in self.columns}
+        shown = [f"{name}: {displayed(names[position])}" for name, position in chosen.items()]
+        return f"{self.pool} ({', '.join(shown)})"
 
 
 def find_layout(
-    names: Sequence[str], *, pool: str | None, caption_column: str | None, url_column: str | None
+    names: Sequence[str],
+    *,
+    pool: str | None,
+    caption_column: str | None,
+    url_column: str | None,
+    spellings: bool = False,
 ) -> Layout:
     """What the columns `names` of a file mean.
 
-    Raises ConfigError for a column the user named that is not there, InputError when no caption column is known.
+    spellings: names that are the same are one column which lines spell differently, not several columns. Raises
+    ConfigError for a column the user named that is not there, InputError when no caption column is known, or when
+    several columns have the name of one that is needed.
     """
-    preset = preset_named(pool) if pool else _detect(names)
-    columns: dict[str, int] = {}
+    table = ColumnNames(tuple(names))
+    preset = preset_named(pool) if pool else _detected(table)
+    columns: dict[str, tuple[int, ...]] = {}
+    chosen = {"caption": caption_column, "url": url_column}
     for meaning in FIELDS:
-        position = _position(names, meaning, preset, required=bool(pool))
-        if position is not None:
-            columns[meaning] = position
-    for meaning, chosen in (("caption", caption_column), ("url", url_column)):
-        if chosen is not None:
-            columns[meaning] = _named_by_user(names, meaning, chosen)
+        option = chosen.get(meaning)
+        if option is not None:
+            columns[meaning] = (_named_by_user(table, meaning, option),)
+        elif positions := _positions(table, meaning, preset, required=bool(pool), spellings=spellings):
+            columns[meaning] = positions
     if "caption" not in columns:
         raise InputError(
-            f"no caption column found; the columns are {', '.join(names)}",
+            f"no caption column found; the columns are {table.listed()}",
             hint="Name it with --caption-column (and --url-column), or choose --pool.",
         )
     if preset and preset.swapped:
         sides = {"width": columns.get("height"), "height": columns.get("width")}
-        columns.update({name: position for name, position in sides.items() if position is not None})
+        columns.update({name: positions for name, positions in sides.items() if positions is not None})
     return Layout(preset.name if preset else "own", columns)
 
 
@@ -114,41 +147,74 @@ def preset_named(pool: str) -> Preset:
 
 
 def headerless_preset(rows: Sequence[Sequence[str]]) -> Preset | None:
-    """cc3m or cc12m when every row has two values and exactly one, always the same, is a web address."""
-    if not rows or any(len(row) != 2 for row in rows):
+    """cc3m or cc12m when rows have two values and exactly one, always the same, is a web address.
+
+    A few broken lines among them do not count, but the first of two values has to fit: it may be a header.
+    """
+    kinds = [_address_columns(row) for row in rows]
+    kind, number = Counter(kinds).most_common(1)[0] if kinds else (None, 0)
+    if not kind or number <= HEADERLESS_SHARE * len(rows) or kinds[0] not in (kind, None):
         return None
-    addresses = {tuple(value.strip().lower().startswith(("http://", "https://")) for value in row) for row in rows}
-    if addresses == {(False, True)}:
-        return PRESETS["cc3m"]
-    return PRESETS["cc12m"] if addresses == {(True, False)} else None
+    return PRESETS[kind]
 
 
-def _detect(names: Sequence[str]) -> Preset | None:
-    present = set(names)
-    return next((preset for preset in PRESETS.values() if preset.signature and preset.signature <= present), None)
+def _address_columns(row: Sequence[str]) -> str | None:
+    """The pool that has rows of this kind; None for one of other than two values, empty when none has."""
+    if len(row) != 2:
+        return None
+    first, second = (value.strip().lower().startswith(("http://", "https://")) for value in row)
+    return "" if first == second else "cc12m" if first else "cc3m"
 
 
-def _position(names: Sequence[str], meaning: str, preset: Preset | None, *, required: bool) -> int | None:
+def _detected(table: ColumnNames) -> Preset | None:
+    """The first preset whose signature fits, unless the table has a column that is more of a caption than its own."""
+    best = next((name for name in KNOWN_NAMES["caption"] if name in table.folded), None)
+    for preset in PRESETS.values():
+        exact = preset.signature <= set(table.names)
+        fits = {folded(name) for name in preset.signature} <= table.folded
+        if preset.signature and (exact or (fits and folded(preset.columns["caption"]) == best)):
+            return preset
+    return None
+
+
+def _positions(
+    table: ColumnNames, meaning: str, preset: Preset | None, *, required: bool, spellings: bool
+) -> tuple[int, ...]:
     exact = preset.columns.get(meaning) if preset else None
-    if exact is not None:
-        if exact in names:
-            return list(names).index(exact)
-        if required and preset and meaning in ("caption", "url"):
-            raise InputError(
-                f"not the layout of pool {preset.name!r}: no column {exact!r}; the columns are {', '.join(names)}",
-                hint="Leave --pool out to have the layout detected, or name --caption-column and --url-column.",
-            )
-    lowered = [name.strip().lower() for name in names]
-    return next((lowered.index(known) for known in KNOWN_NAMES[meaning] if known in lowered), None)
+    if required and preset and meaning in ("caption", "url") and exact is not None and not table.positions(exact):
+        raise InputError(
+            f"not the layout of pool {preset.name!r}: no column {exact!r}; the columns are {table.listed()}",
+            hint="Leave --pool out to have the layout detected, or name --caption-column and --url-column.",
+        )
+    if meaning in SAFETY:
+        return tuple(sorted({position for known in KNOWN_NAMES[meaning] for position in table.positions(known)}))
+    candidates = (exact, *KNOWN_NAMES[meaning]) if exact is not None else KNOWN_NAMES[meaning]
+    name = next((known for known in candidates if table.positions(known)), None)
+    if name is None or spellings:
+        return table.positions(name) if name is not None else ()
+    position = table.position(name, hint=choice_hint(meaning))
+    return () if position is None else (position,)
 
 
-def _named_by_user(names: Sequence[str], meaning: str, chosen: str) -> int:
-    if chosen in names:
-        return list(names).index(chosen)
-    matches = [position for position, name in enumerate(names) if name.lower() == chosen.lower()]
+def choice_hint(meaning: str) -> str:
+    """What to do when several columns may mean the same."""
+    if meaning in ("caption", "url"):
+        return f"Name one of them exactly with --{meaning}-column, or rename the other."
+    return "Rename or remove one of them."
+
+
+def _named_by_user(table: ColumnNames, meaning: str, chosen: str) -> int:
+    """The column a user named: the one that is spelt so, else the only one of that name."""
+    exact = [position for position, name in enumerate(table.names) if name == chosen]
+    matches = exact or list(table.positions(chosen))
     if len(matches) == 1:
         return matches[0]
+    if matches:
+        raise InputError(
+            f"{table.shown(matches)} could both be {chosen!r}",
+            hint="Rename one of them." if exact else f"Give --{meaning}-column the name exactly as it is written.",
+        )
     raise ConfigError(
-        f"there is no column {chosen!r}{did_you_mean(chosen, names)}",
-        hint=f"Give --{meaning}-column one of: {', '.join(names)}.",
+        f"there is no column {chosen!r}{did_you_mean(chosen, table.names)}",
+        hint=f"Give --{meaning}-column one of: {listed(table.names)}.",
     )

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cdkit.captions.repair import MARK
-from cdkit.captions.source_reading import SourceTable, relation_sql
+from cdkit.captions.cells import BLANKS, NSFW_RATINGS, any_of, cells, greatest, rating_cells, worst_rating
+from cdkit.captions.relation import FAULT, FAULT_TEXT, quote, relation_sql
+from cdkit.captions.source_reading import SourceTable
+from cdkit.captions.source_rows import TOO_LONG, UNDECODABLE
 from cdkit.text import PLAIN_PATTERN, TIDY_PATTERN
 
 if TYPE_CHECKING:
@@ -15,25 +17,17 @@ if TYPE_CHECKING:
 MAX_CHARACTERS = 4000
 MAX_SIDE = 65_535
 VALUE_CHARACTERS = 200
-NSFW_RATINGS = ("UNLIKELY", "UNSURE", "NSFW")
-# Values that may be impossible, one bit each in the `impossible` column; a bound pair, or None for text.
-CHECKED: dict[str, tuple[float, float] | None] = {
-    "width": (1, MAX_SIDE),
-    "height": (1, MAX_SIDE),
-    "similarity": (-1, 1),
-    "punsafe": (0, 1),
-    "pwatermark": (0, 1),
-    "nsfw": None,
-    "md5": None,
-}
-_BLANKS = "e' \\t\\n\\r'"
-_NUMBERS = ("int", "uint", "float", "double", "halffloat", "decimal")
+# Values that may be impossible, one bit each in the `impossible` column.
+CHECKED = ("width", "height", "similarity", "punsafe", "pwatermark", "nsfw", "md5")
+_BOUNDS = {"width": (1, MAX_SIDE), "height": (1, MAX_SIDE), "similarity": (-1, 1)}
+# An error that makes the file be read row by row.
+_NESTED = "a caption that may be a list"
 
 
 def rated_sql(table: SourceTable) -> str | None:
-    """A query that yields a row when at least one rating of the file is not blank; None when it has no ratings."""
-    given = [_is_given(table, name) for name in ("nsfw", "punsafe") if name in table.layout.columns]
-    return f"SELECT 1 FROM {relation_sql(table)} WHERE {' OR '.join(given)} LIMIT 1" if given else None
+    """A query that yields a row when at least one rating of the file is given; None when it has no ratings."""
+    given = [cell.is_given for cell in rating_cells(table)]
+    return f"SELECT 1 FROM {relation_sql(table)} WHERE {any_of(given)} LIMIT 1" if given else None
 
 
 def rows_sql(table: SourceTable, config: ImportConfig, *, rated: bool) -> str:
@@ -43,25 +37,26 @@ def rows_sql(table: SourceTable, config: ImportConfig, *, rated: bool) -> str:
     where Python has to clean), reason and value (null: keep), url, width, height, nsfw, pool_similarity, punsafe,
     pwatermark, md5, impossible (bits in the order of CHECKED).
     """
-    values = ", ".join(f"{_normal(table, name)} AS {name}" for name in ("caption", "url", *CHECKED))
-    given = ", ".join(f"{_is_given(table, name)} AS {name}_given" for name in CHECKED)
-    marked = _is_marked(table) if table.repaired else "false"
+    values = {"caption": _caption(table), "url": _text(table, "url"), **_values(table)}
+    named = ", ".join(f"{value} AS {name}" for name, value in values.items())
     impossible = " + ".join(
-        f"CASE WHEN {name}_given AND {name} IS NULL THEN {1 << bit} ELSE 0 END" for bit, name in enumerate(CHECKED)
+        f"CASE WHEN {condition} THEN {1 << bit} ELSE 0 END" for bit, condition in enumerate(_impossible(table))
     )
     return f"""
-    WITH normal AS (SELECT row, {marked} AS marked, {values}, {given} FROM {relation_sql(table)}),
-    judged AS (SELECT *, {_reason(config, rated=rated)} AS reason FROM normal),
-    cleaned AS (SELECT *, CASE WHEN reason IN ('empty', 'too_long', 'undecodable') THEN NULL
-        WHEN regexp_full_match(caption, {_text(TIDY_PATTERN)}) THEN lower(caption)
-        WHEN regexp_full_match(caption, {_text(PLAIN_PATTERN)})
-        THEN lower(trim(regexp_replace(caption, '[ \\t\\n\\r]+', ' ', 'g'))) END AS cleaned FROM judged)
-    SELECT row, CASE WHEN reason IN ('empty', 'too_long', 'undecodable') THEN NULL ELSE caption END AS caption,
-        sha256(cleaned) AS digest, reason,
-        CASE WHEN reason IS NOT NULL THEN left(coalesce({_value()}, ''), {VALUE_CHARACTERS}) END AS value,
+    WITH normal AS (SELECT *, {named} FROM {relation_sql(table)}),
+    judged AS (SELECT *, ({impossible})::UTINYINT AS impossible, {_reason(table, config, rated=rated)} AS reason
+        FROM normal),
+    readable AS (SELECT *, {FAULT} IS NULL AND coalesce(reason NOT IN ('empty', '{TOO_LONG}', '{UNDECODABLE}'), true)
+        AS readable FROM judged),
+    cleaned AS (SELECT *, CASE WHEN NOT readable THEN NULL
+        WHEN regexp_full_match(caption, {quote(TIDY_PATTERN)}) THEN lower(caption)
+        WHEN regexp_full_match(caption, {quote(PLAIN_PATTERN)})
+        THEN lower(trim(regexp_replace(caption, '[ \\t\\n\\r]+', ' ', 'g'))) END AS cleaned FROM readable)
+    SELECT row, CASE WHEN readable THEN caption END AS caption, sha256(cleaned) AS digest, reason,
+        CASE WHEN reason IS NOT NULL THEN left(coalesce({_shown()}, ''), {VALUE_CHARACTERS}) END AS value,
         CASE WHEN reason IS NULL THEN url END AS url, width::INTEGER AS width, height::INTEGER AS height, nsfw,
         similarity::FLOAT AS pool_similarity, punsafe::FLOAT AS punsafe, pwatermark::FLOAT AS pwatermark, md5,
-        ({impossible})::UTINYINT AS impossible
+        impossible
     FROM cleaned"""
 
 
@@ -73,93 +68,102 @@ def impossible_counts(bits: Sequence[int]) -> dict[str, int]:
     return {name: number for name, number in counts.items() if number}
 
 
-def _reason(config: ImportConfig, *, rated: bool) -> str:
+def _reason(table: SourceTable, config: ImportConfig, *, rated: bool) -> str:
     """The first rule that a row breaks; null when it breaks none."""
     level = NSFW_RATINGS.index(config.nsfw_limit.upper())
     forbidden = ", ".join(f"'{rating}'" for rating in NSFW_RATINGS[level + 1 :])
     rules = [
-        ("undecodable", "marked"),
-        ("empty", "caption IS NULL OR NOT regexp_matches(caption, '[^ \\t\\n\\r]')"),
-        ("too_long", f"strlen(caption) > {MAX_CHARACTERS} AND length(caption) > {MAX_CHARACTERS}"),
-        ("bad_url", "url IS NOT NULL AND NOT regexp_matches(url, '^(?i)https?://[^/?#\\s]')"),
+        (f"'{UNDECODABLE}'", "contains(caption, chr(0)) OR contains(url, chr(0))"),
+        ("'empty'", "caption IS NULL OR NOT regexp_matches(caption, '[^ \\t\\n\\r]')"),
+        (f"'{TOO_LONG}'", f"strlen(caption) > {MAX_CHARACTERS} AND length(caption) > {MAX_CHARACTERS}"),
+        ("'bad_url'", "url IS NOT NULL AND NOT regexp_matches(url, '^(?i)https?://[^/?#\\s]')"),
     ]
+    if table.repaired:
+        rules.insert(0, (FAULT, f"{FAULT} IS NOT NULL"))
     if rated and not config.keep_unrated:
-        rules.append(("unrated", "nsfw IS NULL AND punsafe IS NULL"))
+        rules.append(("'unrated'", _is_unrated(table)))
     if forbidden:
-        rules.append(("nsfw", f"nsfw IN ({forbidden})"))
-    rules.append(("punsafe", f"punsafe > {config.max_punsafe!r}"))
+        rules.append(("'nsfw'", f"nsfw IN ({forbidden})"))
+    rules.append(("'punsafe'", f"punsafe > {config.max_punsafe!r}"))
     if config.min_side is not None:
-        rules.append(("too_small", f"least(width, height) < {config.min_side}"))
+        rules.append(("'too_small'", f"least(width, height) < {config.min_side}"))
     if config.max_aspect_ratio is not None:
-        rules.append(("aspect", f"greatest(width, height) > {config.max_aspect_ratio!r} * least(width, height)"))
-    return "CASE " + " ".join(f"WHEN {condition} THEN '{reason}'" for reason, condition in rules) + " END"
+        rules.append(("'aspect'", f"greatest(width, height) > {config.max_aspect_ratio!r} * least(width, height)"))
+    return "CASE " + " ".join(f"WHEN {condition} THEN {reason}" for reason, condition in rules) + " END"
 
 
-def _value() -> str:
+def _is_unrated(table: SourceTable) -> str:
+    """Nothing says how safe the row is, or something that is not understood does."""
+    unclear = [f"({_is_unclear(cell.is_given, cell.rating, cell.probability)})" for cell in rating_cells(table)]
+    return f"(nsfw IS NULL AND punsafe IS NULL) OR {any_of(unclear)}"
+
+
+def _is_unclear(given: str, *readings: str) -> str:
+    # What is read needs no look at whether it is there, which costs more.
+    return f"CASE WHEN {any_of([f'({reading}) IS NOT NULL' for reading in readings])} THEN false ELSE {given} END"
+
+
+def _shown() -> str:
     """What of a rejected row shows why."""
-    return f"""CASE reason WHEN 'bad_url' THEN url WHEN 'nsfw' THEN nsfw WHEN 'punsafe' THEN punsafe::VARCHAR
-        WHEN 'too_small' THEN concat_ws('x', width::INTEGER, height::INTEGER)
-        WHEN 'aspect' THEN concat_ws('x', width::INTEGER, height::INTEGER)
-        ELSE replace(caption, {_text(MARK)}, '') END"""
+    return f"""CASE WHEN {FAULT} IS NOT NULL THEN {FAULT_TEXT} WHEN reason = 'bad_url' THEN url
+        WHEN reason = 'nsfw' THEN nsfw WHEN reason = 'punsafe' THEN punsafe::VARCHAR
+        WHEN reason IN ('too_small', 'aspect') THEN concat_ws('x', width::INTEGER, height::INTEGER)
+        ELSE replace(caption, chr(0), '') END"""
 
 
-def _normal(table: SourceTable, name: str) -> str:
-    """The normalised value of one field: null when blank or impossible."""
-    if name not in table.layout.columns:
-        return "NULL::DOUBLE" if CHECKED.get(name) else "NULL::VARCHAR"
-    bounds = CHECKED.get(name)
-    if bounds is not None:
-        value = _number(table, name)
-        # A side may be written as 640.0; what is not a number at all fails the comparison and becomes null.
-        value = f"round({value})" if name in ("width", "height") else value
-        return f"CASE WHEN {value} BETWEEN {bounds[0]} AND {bounds[1]} THEN {value} END"
-    text = _as_text(table, name)
-    if name == "caption":
+def _caption(table: SourceTable) -> str:
+    """The caption as written; an error where a line of JSON may hold a list or an object for it."""
+    text = _text(table, "caption", trimmed=False)
+    if table.kind != "jsonl":
+        return text
+    column = cells(table, "caption")[0].column
+    nested = f"CASE WHEN {column}[1] IN ('[', '{{') THEN json_valid({column}) ELSE false END"
+    return f"CASE WHEN {nested} THEN error('{_NESTED}') ELSE {text} END"
+
+
+def _text(table: SourceTable, name: str, *, trimmed: bool = True) -> str:
+    found = [cell.text for cell in cells(table, name)]
+    if not found:
+        return "NULL::VARCHAR"
+    text = found[0] if len(found) == 1 else f"coalesce({', '.join(found)})"
+    if not trimmed:
         return text
     # The cheap test comes first: trimming a set of characters costs DuckDB ten times as much.
-    trimmed = f"CASE WHEN regexp_full_match({text}, '[!-~]+') THEN {text} ELSE nullif(trim({text}, {_BLANKS}), '') END"
-    if name == "nsfw":
-        rating = f"upper(trim({text}, {_BLANKS}))"
-        return f"CASE WHEN {text} IN {NSFW_RATINGS} THEN {text} WHEN {rating} IN {NSFW_RATINGS} THEN {rating} END"
-    if name == "md5":
-        return f"CASE WHEN regexp_full_match({trimmed}, '[0-9a-fA-F]{{32}}') THEN lower({trimmed}) END"
-    return trimmed
+    return f"CASE WHEN regexp_full_match({text}, '[!-~]+') THEN {text} ELSE nullif(trim({text}, {BLANKS}), '') END"
 
 
-def _is_given(table: SourceTable, name: str) -> str:
-    """Whether the file says anything at all; LAION writes ? and the empty string for nothing."""
-    if name not in table.layout.columns:
-        return "false"
-    column = _column(table, name)
-    if _is_number(table, name):
-        return f"({column} IS NOT NULL)"
-    said = f"(coalesce(trim({column}::VARCHAR, {_BLANKS}), '') NOT IN ('', '?'))"
-    return f"CASE WHEN {column} IN {NSFW_RATINGS} THEN true ELSE {said} END" if name == "nsfw" else said
-
-
-def _is_marked(table: SourceTable) -> str:
-    columns = [
-        f"coalesce(contains(c{position}, {_text(MARK)}), false)" for position in set(table.layout.columns.values())
-    ]
-    return f"({' OR '.join(sorted(columns))})"
+def _values(table: SourceTable) -> dict[str, str]:
+    """The normalised value of every field of CHECKED: null when unknown or impossible."""
+    values = {name: _bounded(_number(table, name), name) for name in _BOUNDS}
+    ratings = rating_cells(table)
+    values["punsafe"] = greatest([cell.probability for cell in ratings])
+    values["pwatermark"] = greatest([_bounded(cell.number, "pwatermark") for cell in cells(table, "pwatermark")])
+    values["nsfw"] = worst_rating(ratings)
+    md5 = _text(table, "md5")
+    values["md5"] = f"CASE WHEN regexp_full_match({md5}, '[0-9a-fA-F]{{32}}') THEN lower({md5}) END"
+    return values
 
 
 def _number(table: SourceTable, name: str) -> str:
-    column = _column(table, name)
-    return f"{column}::DOUBLE" if _is_number(table, name) else f"TRY_CAST(trim({column}::VARCHAR) AS DOUBLE)"
+    found = [cell.number for cell in cells(table, name)]
+    return "NULL::DOUBLE" if not found else found[0] if len(found) == 1 else f"coalesce({', '.join(found)})"
 
 
-def _is_number(table: SourceTable, name: str) -> bool:
-    return bool(table.types) and table.types[table.layout.columns[name]].startswith(_NUMBERS)
+def _bounded(value: str, name: str) -> str:
+    low, high = _BOUNDS.get(name, (0, 1))
+    # A side may be written as 640.0.
+    value = f"round({value})" if name in ("width", "height") else value
+    return f"CASE WHEN {value} BETWEEN {low} AND {high} THEN {value} END"
 
 
-def _as_text(table: SourceTable, name: str) -> str:
-    return f"{_column(table, name)}::VARCHAR"
-
-
-def _column(table: SourceTable, name: str) -> str:
-    return f"c{table.layout.columns[name]}"
-
-
-def _text(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"
+def _impossible(table: SourceTable) -> list[str]:
+    """For every field of CHECKED, whether the table says something that cannot be."""
+    conditions = []
+    for name in CHECKED:
+        found = cells(table, name)
+        if name in ("nsfw", "punsafe"):
+            unclear = [_is_unclear(cell.is_given, cell.rating, cell.probability) for cell in found]
+            conditions.append(any_of(unclear))
+        else:
+            conditions.append(_is_unclear(any_of([cell.is_given for cell in found]), name))
+    return conditions

@@ -1,21 +1,30 @@
-"""Source files: fetched when remote, their columns found, and opened in DuckDB with row numbers."""
+"""Source files: fetched when remote, and found out about: how they are written, and what their columns mean."""
 
 from __future__ import annotations
 
 import csv
-import gzip
-import io
-import json
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
-from cdkit.captions.pools import FIELDS, KNOWN_NAMES, Layout, find_layout, headerless_preset, preset_named
+from cdkit.captions.json_lines import KeySample, keyed_layout, sampled_keys
+from cdkit.captions.pools import Layout, find_layout, headerless_preset, preset_named
+from cdkit.captions.separated_lines import separated_reader
+from cdkit.captions.text_lines import (
+    Compression,
+    compression_of,
+    encoding_of,
+    newline_of,
+    open_bytes,
+    open_lines,
+    readable,
+)
 from cdkit.errors import CdkitError, InputError, NetworkError
 from cdkit.storage import SourceFile, write_problem
 
@@ -23,17 +32,23 @@ if TYPE_CHECKING:
     from cdkit.captions.import_captions import ImportConfig
 
 Kind = Literal["parquet", "csv", "tsv", "jsonl"]
-SAMPLE_ROWS = 1000
-_GZIP, _ZSTD, _PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
+SAMPLE_LINES = 50
+HEAD_BYTES = 1 << 16
+_PARQUET = b"PAR1"
 _KINDS: dict[str, Kind] = {"parquet": "parquet", "csv": "csv", "tsv": "tsv", "jsonl": "jsonl", "ndjson": "jsonl"}
+_TEXT_TYPE = re.compile(
+    r"null|(large_)?(string|binary)(_view)?|fixed_size_binary\[\d+\]|"
+    r"dictionary<values=(large_)?(string|binary)(_view)?,.*"
+)
 
 
 @dataclass(frozen=True)
 class SourceTable:
     """One file as a table: where it lies, how it is written, its columns and what they mean.
 
-    types: the Arrow type of each column as text, empty for text formats; empty: no rows and no columns; repaired:
-    a copy of the needed columns in which undecodable values are marked.
+    types: the Arrow type of each column as text, empty for text formats; keys: what is known of a jsonl file's first
+    lines; empty: no rows and no columns; by_row: DuckDB cannot read it as it is; repaired: a copy of the needed
+    columns in which rows that are none say why.
     """
 
     name: str
@@ -42,17 +57,24 @@ class SourceTable:
     names: tuple[str, ...] = ()
     types: tuple[str, ...] = ()
     layout: Layout = field(default_factory=lambda: Layout("none", {}))
-    compression: Literal["none", "gzip", "zstd"] = "none"
+    compression: Compression = "none"
     encoding: str = "utf-8-sig"
+    newline: str = "\n"
     delimiter: str = ","
     quoted: bool = True
     header: bool = True
+    keys: KeySample = field(default_factory=KeySample)
     empty: bool = False
+    by_row: bool = False
     repaired: bool = False
 
     def problem(self, what: str, *, hint: str) -> InputError:
         """An InputError that names this file."""
         return InputError(f"{self.name}: {what}", hint=hint)
+
+    def lines(self) -> AbstractContextManager[Iterator[str]]:
+        """The lines of a text file; see open_lines."""
+        return open_lines(self.path, self.compression, self.encoding, self.newline)
 
 
 @contextmanager
@@ -89,53 +111,48 @@ def _download(source: SourceFile, path: Path) -> None:
 
 
 def inspect(source: SourceFile, path: Path, config: ImportConfig) -> SourceTable:
-    """Find out how a file is written and what its columns mean.
+    """Find out how a file is written and what its columns mean, from its schema or its first lines.
 
     Raises InputError for a damaged file or one without a caption column, ConfigError for a column that is not there.
     """
-    table = SourceTable(source.name, path, "parquet")
     try:
-        table = _format_of(source, path)
-        described = _parquet_columns(table) if table.kind == "parquet" else _text_columns(table, config)
-        if described.empty:
-            return described
-        if described.layout.columns:
-            return described
-        names = list(described.names)
-        layout = find_layout(
-            names, pool=config.pool, caption_column=config.caption_column, url_column=config.url_column
-        )
-    except (OSError, EOFError, UnicodeError) as error:
-        raise table.problem(f"cannot be read: {error}", hint="The file may be truncated; get it again.") from error
+        with readable(source.name):
+            table = _format_of(source, path)
+            if table.kind == "parquet":
+                return _parquet_table(table, config)
+            return _json_table(table, config) if table.kind == "jsonl" else _separated_table(table, config)
     except CdkitError as error:
-        raise type(error)(
-            f"{source.name}: {error.message.removeprefix(f'{source.name}: ')}", hint=error.hint
-        ) from error
-    _check_types(described, layout)
-    return replace(described, layout=layout)
+        message = f"{source.name}: {error.message.removeprefix(f'{source.name}: ')}"
+        raise type(error)(message, hint=error.hint) from error
 
 
 def _format_of(source: SourceFile, path: Path) -> SourceTable:
     with open(path, "rb") as handle:
         head = handle.read(4)
     name = source.name.split("?")[0].lower()
-    compression: Literal["none", "gzip", "zstd"] = "none"
-    if head.startswith((_GZIP, _ZSTD)):
-        compression = "gzip" if head.startswith(_GZIP) else "zstd"
     kind = _KINDS.get(name.removesuffix(".gz").removesuffix(".zst").rsplit(".", 1)[-1])
     kind = "parquet" if head == _PARQUET else kind
     if kind is None:
         raise InputError(
-            f"{source.name}: not a kind of file that can be imported",
+            "not a kind of file that can be imported",
             hint="Give parquet, csv, tsv or jsonl; text may be compressed as .gz or .zst.",
         )
-    table = SourceTable(source.name, path, kind, compression=compression, delimiter="\t" if kind == "tsv" else ",")
-    if compression == "none" and head[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return replace(table, encoding="utf-16")
-    return table
+    table = SourceTable(source.name, path, kind, compression=compression_of(head))
+    if kind == "parquet":
+        return table
+    with open_bytes(path, table.compression) as plain:
+        start = plain.read(HEAD_BYTES)
+    encoding = encoding_of(start)
+    return replace(
+        table,
+        encoding=encoding,
+        newline=newline_of(start),
+        delimiter="\t" if kind == "tsv" else ",",
+        by_row=encoding == "utf-16",
+    )
 
 
-def _parquet_columns(table: SourceTable) -> SourceTable:
+def _parquet_table(table: SourceTable, config: ImportConfig) -> SourceTable:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -143,155 +160,66 @@ def _parquet_columns(table: SourceTable) -> SourceTable:
         schema = pq.read_schema(table.path)
     except (pa.ArrowException, OSError) as error:
         hint = "The file may be truncated or not parquet at all; get it again."
-        raise table.problem(f"cannot be read as parquet: {error}", hint=hint) from error
-    return replace(table, names=tuple(schema.names), types=tuple(str(kind) for kind in schema.types))
+        raise InputError(f"cannot be read as parquet: {error}", hint=hint) from error
+    names, types = tuple(schema.names), tuple(str(kind) for kind in schema.types)
+    layout = find_layout(names, pool=config.pool, caption_column=config.caption_column, url_column=config.url_column)
+    for meaning in ("caption", "url"):
+        for position in layout.columns.get(meaning, ()):
+            if not _TEXT_TYPE.fullmatch(types[position]):
+                raise InputError(
+                    f"column {names[position]!r} holds {types[position].split('<')[0]} values, not text",
+                    hint=f"Choose another column with --{meaning}-column, or write one row per {meaning}.",
+                )
+    return replace(table, names=names, types=types, layout=layout)
 
 
-def _text_columns(table: SourceTable, config: ImportConfig) -> SourceTable:
-    with open_bytes(table) as handle:
-        text = io.TextIOWrapper(handle, encoding=table.encoding, errors="surrogateescape", newline="")
-        if table.kind == "jsonl":
-            return _json_columns(table, text, config)
-        sample = list(islice(text, 50))
-    if not any(line.strip() for line in sample):
+def _json_table(table: SourceTable, config: ImportConfig) -> SourceTable:
+    with table.lines() as lines:
+        sample = sampled_keys(lines, config)
+    if not sample.lines:
         return replace(table, empty=True)
-    return _separated_columns(table, sample, config)
+    return with_keys(replace(table, keys=sample), (), config)
 
 
-def _separated_columns(table: SourceTable, sample: list[str], config: ImportConfig) -> SourceTable:
+def with_keys(table: SourceTable, more: tuple[str, ...], config: ImportConfig) -> SourceTable:
+    """A jsonl file by the keys of its first lines and `more`, those that were found besides."""
+    if not table.keys.objects:
+        # Not one object: every line is rejected for what it is.
+        return replace(table, by_row=True)
+    names = (*table.keys.seen, *more)
+    layout = keyed_layout(names, table.keys, config)
+    several = any(len(positions) > 1 for positions in layout.columns.values())
+    return replace(table, names=names, layout=layout, by_row=table.by_row or several)
+
+
+def _separated_table(table: SourceTable, config: ImportConfig) -> SourceTable:
     """Header or not, separator and columns of a csv or tsv file, from its first lines."""
+    with table.lines() as lines:
+        sample = list(islice(lines, SAMPLE_LINES))
     plain = [line.rstrip("\r\n").split(table.delimiter) for line in sample if line.strip()]
-    preset = preset_named(config.pool) if config.pool else headerless_preset(plain)
+    if not plain:
+        return replace(table, empty=True)
+    chosen = config.caption_column or config.url_column
+    preset = preset_named(config.pool) if config.pool else None if chosen else headerless_preset(plain)
     if preset is not None and preset.header:
-        if config.caption_column or config.url_column:
+        if chosen:
             raise InputError("has no header line, so no column can be chosen by name", hint="Choose --pool alone.")
-        if len(plain[0]) != 2:
+        values = Counter(map(len, plain)).most_common(1)[0][0]
+        if values != len(preset.header):
             raise InputError(
-                f"not the layout of pool {preset.name!r}: {len(plain[0])} values in the first line instead of 2",
+                f"not the layout of pool {preset.name!r}: {values} values in a line instead of {len(preset.header)}",
                 hint="Leave --pool out to have the layout detected.",
             )
-        columns = {meaning: position for position, meaning in enumerate(preset.header)}
+        columns = {meaning: (position,) for position, meaning in enumerate(preset.header)}
         # These pools know no quoting: a quotation mark is a part of the caption.
         described = replace(table, names=preset.header, header=False, quoted=table.kind == "csv")
         return replace(described, layout=Layout(preset.name, columns))
     if table.kind == "csv" and "," not in sample[0]:
         table = replace(table, delimiter=next((mark for mark in ";\t|" if mark in sample[0]), ","))
-    names = next(csv.reader(sample, delimiter=table.delimiter), [])
-    return replace(table, names=tuple(names))
-
-
-def _json_columns(table: SourceTable, lines: io.TextIOWrapper, config: ImportConfig) -> SourceTable:
-    """The keys of the first lines, and every known name besides: a rating may first appear further down."""
-    names: dict[str, None] = {}
-    nested: set[str] = set()
-    for number, line in enumerate(islice(lines, SAMPLE_ROWS), start=1):
-        if line.strip():
-            value = parse_json_line(table, line, number)
-            names.update(dict.fromkeys(value))
-            nested.update(key for key, item in value.items() if isinstance(item, (list, dict)))
-    if not names:
-        return replace(table, empty=True)
-    layout = find_layout(
-        list(names), pool=config.pool, caption_column=config.caption_column, url_column=config.url_column
-    )
-    found, columns = list(names), dict(layout.columns)
-    types = ["list" if name in nested else "string" for name in found]
-    _check_types(replace(table, names=tuple(found), types=tuple(types)), layout)
-    for meaning in FIELDS[1:]:
-        for known in KNOWN_NAMES[meaning]:
-            if meaning not in columns and known not in {name.lower() for name in found}:
-                columns[meaning] = len(found)
-                found.append(known)
-    return replace(table, names=tuple(found), layout=Layout(layout.pool, columns))
-
-
-def parse_json_line(table: SourceTable, line: str, number: int) -> dict[str, object]:
-    """One line of a jsonl file; raises InputError naming the line when it is not a JSON object."""
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise table.problem(f"line {number} is not JSON: {error}", hint="Repair or remove that line.") from error
-    if not isinstance(value, dict):
-        raise table.problem(f"line {number} is not a JSON object", hint="Each line has to be one {...} object.")
-    return value
-
-
-@contextmanager
-def open_bytes(table: SourceTable) -> Iterator[BinaryIO]:
-    """The decompressed bytes of a text file."""
-    if table.compression == "zstd":
-        import pyarrow as pa
-
-        with pa.input_stream(str(table.path), compression="zstd") as plain:
-            yield cast(BinaryIO, io.BufferedReader(plain))
-    elif table.compression == "gzip":
-        with gzip.open(table.path, "rb") as handle:
-            yield cast(BinaryIO, handle)
-    else:
-        with open(table.path, "rb") as handle:
-            yield handle
-
-
-def _check_types(table: SourceTable, layout: Layout) -> None:
-    for meaning in ("caption", "url"):
-        if not table.types or meaning not in layout.columns:
-            continue
-        position = layout.columns[meaning]
-        kind = table.types[position]
-        if re.match(r"(large_|fixed_size_)?list|struct|map", kind):
-            raise table.problem(
-                f"column {table.names[position]!r} holds {kind.split('<')[0]} values, not text",
-                hint=f"Choose another column with --{meaning}-column, or write one row per {meaning}.",
-            )
-
-
-def relation_sql(table: SourceTable) -> str:
-    """A FROM item with columns c0, c1, … (those that mean something) and `row`, the row's number in the file."""
-    wanted = sorted(set(table.layout.columns.values()))
-    location = _quote(str(table.path))
-    if table.kind == "parquet":
-        chosen = ", ".join(f"{_identifier(table.names[position])} AS c{position}" for position in wanted)
-        options = "file_row_number=true, hive_partitioning=false, binary_as_string=true"
-        return f"(SELECT file_row_number AS row, {chosen} FROM read_parquet({location}, {options}))"
-    if table.kind == "jsonl":
-        reader = _json_reader(table, location, wanted)
-        chosen = ", ".join(f"{_identifier(table.names[position])} AS c{position}" for position in wanted)
-    else:
-        reader = _csv_reader(table, location)
-        chosen = ", ".join(f"c{position}" for position in wanted)
-    return f"(SELECT row_number() OVER () - 1 AS row, {chosen} FROM {reader})"
-
-
-def _csv_reader(table: SourceTable, location: str) -> str:
-    columns = ", ".join(f"'c{position}': 'VARCHAR'" for position in range(len(table.names)))
-    quote = "'\"'" if table.quoted else "''"
-    options = [
-        "auto_detect=false",
-        f"columns={{{columns}}}",
-        f"header={str(table.header).lower()}",
-        f"delim={_quote(table.delimiter)}",
-        f"quote={quote}",
-        f"escape={quote}",
-        f"compression='{table.compression}'",
-        "strict_mode=true",
-        "null_padding=false",
-        "ignore_errors=false",
-        "max_line_size=16777216",
-    ]
-    return f"read_csv({location}, {', '.join(options)})"
-
-
-def _json_reader(table: SourceTable, location: str, wanted: list[int]) -> str:
-    columns = ", ".join(f"{_quote(table.names[position])}: 'VARCHAR'" for position in wanted)
-    return (
-        f"read_json({location}, format='newline_delimited', records=true, columns={{{columns}}}, "
-        f"compression='{table.compression}')"
-    )
-
-
-def _quote(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
-
-
-def _identifier(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
+        names = tuple(next(separated_reader(iter(sample), table.delimiter), []))
+    except csv.Error as error:
+        hint = "Repair the header: every quoted name has to be closed."
+        raise InputError(f"the header line is broken: {error}", hint=hint) from error
+    layout = find_layout(names, pool=config.pool, caption_column=config.caption_column, url_column=config.url_column)
+    return replace(table, names=names, layout=layout)

@@ -6,11 +6,12 @@ import csv
 import io
 import json
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from cdkit.columns import ColumnNames
 from cdkit.errors import InputError
 from cdkit.pictures.content import FileContent, printable
 
@@ -103,15 +104,12 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         raise InputError(f"{printable(path)}, line {reader.line_num}: {error}", hint="Mend that line.") from error
 
 
-def _named(path: Path, values: Any) -> dict[str, Any]:
-    """Values by their names in lower case; two columns that differ in case only would be read by chance."""
-    named: dict[str, Any] = {}
-    for name, value in values:
-        key = str(name).strip().lower()
-        if key in named and key in (FILE_KEY, *CAPTION_KEYS):
-            raise InputError(f"{printable(path)} has two columns called {key}.", hint="Leave one out.")
-        named[key] = value
-    return named
+def _named(path: Path, values: Iterable[tuple[Any, Any]]) -> dict[str, Any]:
+    """The values that mean something, by the names of FILE_KEY and CAPTION_KEYS."""
+    given = [(str(name), value) for name, value in values]
+    names = ColumnNames(tuple(name for name, _ in given), where=printable(path))
+    places = {key: names.position(key, hint="Leave one of them out.") for key in (FILE_KEY, *CAPTION_KEYS)}
+    return {key: given[place][1] for key, place in places.items() if place is not None}
 
 
 def read_text(path: Path, content: bytes) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from cdkit.columns import ColumnNames
 from cdkit.errors import InputError
 from cdkit.pictures.content import CellContent, Content, FileContent, printable
 from cdkit.pictures.folder import is_picture_name
@@ -18,7 +19,8 @@ from cdkit.pictures.picture import Picture
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
-# What img2dataset calls the column of an image.
+# What img2dataset calls the columns that are read of a row, and the column of an image.
+_ROW = ("key", "url", "caption", "status")
 _FORMATS = ("jpg", "png", "webp")
 _MOST_TEXT = 1 << 20
 
@@ -66,15 +68,18 @@ def _read_shard(path: Path) -> tuple[str | None, Mapping[str, Content], dict[str
 
     try:
         table = pq.ParquetFile(path)
-        names = table.schema_arrow.names
+        names = _column_names(path, table)
         if "key" not in names or "status" not in names:
             return None, {}, {}
-        columns = [name for name in ("key", "url", "caption", "status") if name in names]
+        columns = {name: names[name] for name in _ROW if name in names}
         # By key, never by place: rows stand in the order in which downloads ended.
-        rows = {str(row["key"]): row for row in table.read(columns=columns).to_pylist()}
-        column = next((name for name in _FORMATS if name in names), None)
+        rows = {
+            str(row[names["key"]]): {name: row[column] for name, column in columns.items()}
+            for row in table.read(columns=list(columns.values())).to_pylist()
+        }
+        column = next((names[name] for name in _FORMATS if name in names), None)
         if column is not None:
-            return "parquet", dict(_cells(path, table, column)), rows
+            return "parquet", dict(_cells(path, table, names["key"], column)), rows
     except (OSError, pa.ArrowException) as error:
         raise InputError(
             f"{printable(path)} is damaged: {error}", hint="Run img2dataset again for this shard."
@@ -87,11 +92,18 @@ def _read_shard(path: Path) -> tuple[str | None, Mapping[str, Content], dict[str
     return "files", {item.stem: FileContent(item) for item in pictures if item.is_file()}, rows
 
 
-def _cells(path: Path, table: pq.ParquetFile, column: str) -> Iterator[tuple[str, Content]]:
+def _column_names(path: Path, table: pq.ParquetFile) -> dict[str, str]:
+    """The columns of a shard's table as it spells them, by what img2dataset calls them."""
+    names = ColumnNames(tuple(table.schema_arrow.names), where=printable(path))
+    places = {name: names.position(name, hint="Rename or remove one of them.") for name in (*_ROW, *_FORMATS)}
+    return {name: names.names[place] for name, place in places.items() if place is not None}
+
+
+def _cells(path: Path, table: pq.ParquetFile, key: str, column: str) -> Iterator[tuple[str, Content]]:
     for group in range(table.num_row_groups):
-        keys = table.read_row_group(group, columns=["key"])["key"].to_pylist()
-        for row, key in enumerate(keys):
-            yield str(key), CellContent(path, group, row, column)
+        keys = table.read_row_group(group, columns=[key])[key].to_pylist()
+        for row, name in enumerate(keys):
+            yield str(name), CellContent(path, group, row, column)
 
 
 def _images(archive: Path) -> Iterator[tuple[str, Content]]:

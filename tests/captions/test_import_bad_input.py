@@ -15,16 +15,10 @@ from tests.captions.running import run_import
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        (
-            "p.csv",
-            b'caption,url\na,https://x\n"open,https://x\nb,https://x\n',
-            r"p\.csv: line 3: Value with unterminated quote",
-        ),
-        ("p.csv", b"caption,url\na,b,c\n", r"p\.csv: line 2: Expected Number of Columns: 2 Found: 3"),
-        ("p.csv", b'caption,url\r\nb\xff,x\r\n"open,x\r\n', r"p\.csv: the row that starts in line 3 is broken|line 3"),
-        ("p.jsonl", b'{"caption": "a"}\n{"caption": \n', r"p\.jsonl: line 2 is not JSON"),
-        ("p.jsonl", b'{"caption": "a"}\n' * 1500 + b"[1]\n", r"p\.jsonl: line 1501 is not a JSON object"),
-        ("p.jsonl", b'{"caption": ["a", "b"]}\n', r"holds list values, not text"),
+        ("p.csv", b'"caption,url\na,b\n', r"p\.csv: the header line is broken"),
+        ("p.csv", b"caption,url\na,b,c\nd\n", r"No row of the pool was kept \(2 wrong_columns\)"),
+        ("p.jsonl", b"[1]\n{\n", r"No row of the pool was kept \(1 not_json, 1 not_object\)"),
+        ("p.jsonl", b'{"caption": ["a", "b"]}\n', r"holds lists or objects, not text"),
         ("p.parquet", b"PAR1 cut short", r"p\.parquet: cannot be read as parquet"),
         ("p.parquet", b"", r"p\.parquet: cannot be read as parquet"),
         ("p.csv", b"caption,url\n", r"The pool is empty"),

@@ -96,13 +96,14 @@ def test_impossible_values_become_null_and_are_counted(tmp_path: Path, out: Path
     pool = write_parquet(
         tmp_path / "p.parquet",
         TEXT=["a", "b", "c"],
+        # NaN is how tables say that they do not know.
         similarity=[6016.0, float("nan"), 0.3],
         WIDTH=[0, -1, 640],
         HEIGHT=["", "tall", "480.0"],
         md5=["0" * 32, "zz", None],
     )
     found = run_import(out, pool)
-    assert found.manifest.details["impossible"] == {"similarity": 2, "width": 2, "height": 1, "md5": 1}
+    assert found.manifest.details["impossible"] == {"similarity": 1, "width": 2, "height": 1, "md5": 1}
     (row,) = [row for row in found.image_rows if row["width"] is not None]
     assert (row["width"], row["height"], round(row["pool_similarity"], 6)) == (640, 480, 0.3)
 
@@ -284,7 +285,7 @@ def test_fsspec_memory_files(out: Path) -> None:
     assert run_import(out, "memory://pool/p.csv").captions == {"a dog": 1}
 
 
-VALUES = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+VALUES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
 
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -27,7 +27,7 @@ def layout(
     names: list[str], pool: str | None = None, caption: str | None = None, url: str | None = None
 ) -> dict[str, str]:
     found = find_layout(names, pool=pool, caption_column=caption, url_column=url)
-    return {"pool": found.pool, **{meaning: names[position] for meaning, position in found.columns.items()}}
+    return {"pool": found.pool, **{meaning: names[position] for meaning, (position,) in found.columns.items()}}
 
 
 def test_sides_of_laion400m_are_swapped_only_when_it_is_named() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,8 @@ from cdkit.weights.delta import delta_path, delta_tokens
 
 TABLE_NAME = "samples.parquet"
 PROMPTS_NAME = "prompts.json"
-DELTA_SEPARATOR = ", "
+# Between the paths of several deltas, where version 0.1 wrote them as one text.
+FORMER_SEPARATOR = ", "
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,7 @@ def read_sample_set(folder: Path, tokens: Sequence[str] = ()) -> SampleSet:
     rows = _table_rows(folder) if (folder / TABLE_NAME).exists() else _prompt_file_rows(folder)
     if not rows:
         raise InputError(f"{folder} holds no samples.", hint="Run cdkit sample with a prompt first.")
-    deltas = [Path(part) for row in rows if row["delta"] for part in str(row["delta"]).split(DELTA_SEPARATOR)]
-    deltas = list(dict.fromkeys(deltas))
+    deltas = list(dict.fromkeys(Path(path) for row in rows for path in delta_paths(row["delta"])))
     manifest = read_manifest(folder)
     details = manifest.details if manifest is not None else {}
     known = list(dict.fromkeys([*tokens, *details.get("tokens", []), *_tokens_of(deltas)]))
@@ -88,6 +89,24 @@ def read_sample_set(folder: Path, tokens: Sequence[str] = ()) -> SampleSet:
     if manifest is not None and "seconds" in manifest.run:
         facts["seconds_per_image"] = float(manifest.run["seconds"]) / len(samples)
     return SampleSet(folder, samples, tuple(known), facts, dict(details))
+
+
+def delta_paths(written: Any) -> list[str]:
+    """The deltas' paths that a samples table names: a list, or the one text of former tables, None for none.
+
+    A text is taken apart at its commas only where the parts, and not the longer names, are there.
+    """
+    if not isinstance(written, str):
+        return [str(path) for path in written] if isinstance(written, list) else []
+    parts, found = written.split(FORMER_SEPARATOR), list[str]()
+    while parts:
+        for length in range(len(parts), 0, -1):
+            path = FORMER_SEPARATOR.join(parts[:length])
+            if length == 1 or os.path.exists(path):
+                found.append(path)
+                del parts[:length]
+                break
+    return found
 
 
 def _table_rows(folder: Path) -> list[dict[str, Any]]:

@@ -114,9 +114,9 @@ def sample(config: SampleConfig, inputs: Mapping[str, Input], out: Folder, conte
         "prompt": [entry.prompt for entry in samples],
         "seed": [entry.seed for entry in samples],
         "path": [f"images/{entry.name}" for entry in samples],
-        "delta": [", ".join(config.deltas) or None] * len(samples),
+        "delta": [config.deltas or None] * len(samples),
     }
-    types = [("prompt", pa.string()), ("seed", pa.int64()), ("path", pa.string()), ("delta", pa.string())]
+    types = [("prompt", pa.string()), ("seed", pa.int64()), ("path", pa.string()), ("delta", pa.list_(pa.string()))]
     write_shard(out / "samples.parquet", pa.table(columns, schema=pa.schema(types)), fingerprint="samples")
     write_grid(grid_blocks(samples, images.path), out / "grid.png", columns=config.seeds)
     scheduler, steps, guidance = config.drawn_with()

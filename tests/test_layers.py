@@ -15,6 +15,7 @@ LAYERS = [
         "cache_file",
         "columns",
         "credentials",
+        "devices",
         "errors",
         "file_kinds",
         "json_text",

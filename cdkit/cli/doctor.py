@@ -20,6 +20,7 @@ import cdkit
 from cdkit.cache_file import cache_folder
 from cdkit.cli.options import command
 from cdkit.cli.output import Output, size, table
+from cdkit.devices import choose_device
 from cdkit.engines import available_cores
 from cdkit.errors import InputError, pip_install
 
@@ -106,11 +107,12 @@ def _torch() -> list[Check]:
     def look() -> Check:
         import torch
 
-        if torch.cuda.is_available():
+        kind = choose_device().type
+        if kind == "cuda":
             names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
             free, total = torch.cuda.mem_get_info()
             return Check("device", "ok", f"{', '.join(names)}: {size(free)} of {size(total)} free")
-        if torch.backends.mps.is_available():
+        if kind == "mps":
             return Check("device", "ok", "Apple GPU (mps)")
         return Check(
             "device",

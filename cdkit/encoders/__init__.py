@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cdkit.config import did_you_mean
+from cdkit.devices import choose_device
 from cdkit.errors import ConfigError, InputError
 from cdkit.file_kinds import check_weight_folder
 
@@ -66,7 +67,7 @@ def load_text_encoder(spec: str, *, device: str | None = None, precision: str | 
     on a GPU and fp32 elsewhere. Raises ConfigError, InputError or NetworkError with a hint.
     """
     library, location = parse_spec(spec)
-    chosen = resolve_device(device)
+    chosen = str(choose_device(device))
     numbers = resolve_precision(precision, chosen)
 
     from cdkit.encoders.text_tower import TowerTextEncoder
@@ -85,21 +86,6 @@ def load_text_encoder(spec: str, *, device: str | None = None, precision: str | 
 
         tower = transformers.load_tower(location)
     return TowerTextEncoder(spec, tower, device=chosen, precision=numbers, threshold=threshold)
-
-
-def resolve_device(device: str | None) -> str:
-    """The torch device to use; raises ConfigError when it is not one or not there."""
-    import torch
-
-    if device in (None, "auto"):
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        kind = torch.device(str(device))
-    except RuntimeError as error:
-        raise ConfigError(f"There is no device {device!r}.", hint="Write cpu, cuda, or cuda:0.") from error
-    if kind.type == "cuda" and (not torch.cuda.is_available() or (kind.index or 0) >= torch.cuda.device_count()):
-        raise ConfigError(f"This machine has no device {device!r}.", hint="Leave the device out, or write cpu.")
-    return str(device)
 
 
 def resolve_precision(precision: str | None, device: str) -> str:

@@ -92,7 +92,7 @@ class CausalTower(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """int64 [rows, length] to [rows, dimension]."""
-        ends = (tokens if self.end_id is None else (tokens == self.end_id).int()).argmax(dim=-1)
+        ends = (tokens if self.end_id is None else tokens == self.end_id).int().argmax(dim=-1)
         x = self.token_embedding(tokens) + self.positions[: tokens.shape[1]]
         for block in self.blocks[:-1]:
             x = block(x)

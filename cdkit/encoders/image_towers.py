@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cdkit.encoders import parse_spec, resolve_device
+from cdkit.devices import choose_device
+from cdkit.encoders import parse_spec
 from cdkit.encoders.text_tower import tower_hash
 from cdkit.encoders.transformers import loading_error
 from cdkit.errors import CdkitError, ConfigError, InputError
@@ -83,7 +84,7 @@ def load_image_encoder(spec: str, *, device: str | None = None) -> TowerImageEnc
     hint.
     """
     library, location = parse_spec(spec)
-    chosen = resolve_device(device)
+    chosen = str(choose_device(device))
     if library == "embedded":
         tower = _embedded_tower()
     elif library == "open_clip":

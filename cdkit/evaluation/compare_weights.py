@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from cdkit.config import StageConfig, setting
 from cdkit.datasets import Dataset
+from cdkit.devices import choose_device
 from cdkit.errors import ConfigError
 from cdkit.inputs import Input
 from cdkit.manifest import Counts
 from cdkit.protocols import Context, Progress
 from cdkit.storage import Folder, atomic_path, write_json, write_text
-from cdkit.weights.base_model import choose_device, load_base_model
+from cdkit.weights.base_model import load_base_model
 from cdkit.weights.delta import DELTA_FORMATS, DELTA_NAME, load_delta, matrix
 from cdkit.weights.tensor_file import read_tensor_header
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cdkit.config import StageConfig, setting
 from cdkit.datasets import Dataset
+from cdkit.devices import choose_device
 from cdkit.inputs import Input
 from cdkit.manifest import Counts
 from cdkit.protocols import Context
@@ -14,7 +15,7 @@ from cdkit.sampling.sample import LARGEST_SEED, Sample, SampleConfig, draw
 from cdkit.sampling.schedulers import SchedulerName, make_scheduler
 from cdkit.storage import Folder, atomic_path, write_json
 from cdkit.weights.apply import apply_deltas
-from cdkit.weights.base_model import choose_device, load_base_model
+from cdkit.weights.base_model import load_base_model
 from cdkit.weights.delta import load_delta
 from cdkit.weights.tensor_file import write_tensors
 

@@ -77,7 +77,8 @@ def open_index(folder: Path, encoder: TextEncoder | str | None = None) -> Captio
     facts = manifest.details["encoder"]
     if encoder is None:
         encoder = str(facts["spec"])
-    loaded = load_text_encoder(encoder) if isinstance(encoder, str) else encoder
+    # On a GPU the default would be half precision; similarities are reported in fp32.
+    loaded = load_text_encoder(encoder, precision="fp32") if isinstance(encoder, str) else encoder
     check_encoder(folder, manifest, loaded)
     while True:
         index = manifest.details["index"]

@@ -72,16 +72,19 @@ def embed_captions(
     never cost a second embedding. Shards without captions any more are removed.
     Raises InputError naming the shard when it is damaged or the encoder gives NaN; nothing of that shard is written.
     """
-    from cdkit.encoders import resolve_device, resolve_precision
+    from cdkit.devices import choose_device
+    from cdkit.encoders import resolve_precision
 
     sources = parts(captions)
     if not sources:
         raise InputError(f"{captions} holds no captions.", hint="Import captions first: cdkit index import.")
-    place = device or ("cuda" if context.engine.gpus else "cpu")
+    local, chosen = context.engine.name == "local", None if device == "auto" else device
+    # Another engine's workers have what its cluster has, not what this machine has.
+    place = str(choose_device(chosen)) if local else chosen or ("cuda" if context.engine.gpus else "cpu")
     numbers = resolve_precision(precision, place)
     # Workers load their own encoder; this process then needs only the facts, not a place on a GPU.
-    spread = context.engine.name != "local" or (device is None and context.engine.gpus > 1)
-    here, format_here = ("cpu", "fp32") if spread else (resolve_device(place), numbers)
+    spread = not local or (chosen is None and context.engine.gpus > 1)
+    here, format_here = ("cpu", "fp32") if spread else (place, numbers)
     try:
         loaded = worker_encoder(encoder, here, format_here)
         jobs = [

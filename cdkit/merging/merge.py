@@ -12,6 +12,7 @@ from pydantic import model_validator
 
 from cdkit.config import StageConfig, setting
 from cdkit.datasets import Dataset
+from cdkit.devices import choose_device
 from cdkit.errors import ConfigError, InputError
 from cdkit.inputs import Input
 from cdkit.manifest import Counts
@@ -24,7 +25,7 @@ from cdkit.protocols import Context
 from cdkit.storage import TEMPORARY_PREFIX, Folder
 from cdkit.tokens.sample import SampledCaptions, captions_folder, import_pools, sample_rows
 from cdkit.weights.apply import add_tokens, check_fit
-from cdkit.weights.base_model import base_hash, choose_device, cross_attention_names, load_base_model
+from cdkit.weights.base_model import base_hash, cross_attention_names, load_base_model
 from cdkit.weights.delta import DELTA_NAME, ON_TOP_OF, Delta, LowRank, load_delta, matrix, save_delta
 from cdkit.weights.text_features import text_towers
 

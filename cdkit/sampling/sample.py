@@ -12,6 +12,7 @@ from pydantic import model_validator
 
 from cdkit.config import StageConfig, setting
 from cdkit.datasets import Dataset, write_shard
+from cdkit.devices import choose_device
 from cdkit.errors import InputError
 from cdkit.inputs import Input
 from cdkit.manifest import Counts
@@ -21,7 +22,7 @@ from cdkit.sampling.prompts import gather_prompts, too_long, unknown_tokens
 from cdkit.sampling.schedulers import SCHEDULERS, SchedulerName, make_scheduler
 from cdkit.storage import Folder, atomic_path
 from cdkit.weights.apply import apply_deltas
-from cdkit.weights.base_model import choose_device, load_base_model
+from cdkit.weights.base_model import load_base_model
 from cdkit.weights.delta import delta_tokens, load_delta
 from cdkit.weights.resolution import pipeline_resolution
 

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from cdkit.devices import choose_device
 from cdkit.training.base_facts import facts_of_files, facts_of_pipeline
 from cdkit.training.memory import configs_of_base, device_memory, estimate_memory, what_to_lower
 from cdkit.training.plan import make_plan
-from cdkit.weights.base_model import choose_device, load_base_model
+from cdkit.weights.base_model import load_base_model
 
 if TYPE_CHECKING:
     from cdkit.training.train import TrainConfig

@@ -145,11 +145,11 @@ def _take_part(config: TrainConfig, out: Folder, team: Team) -> None:
 
 
 def _train(config: TrainConfig, out: Folder, context: Context, team: Team) -> dict[str, Any]:
+    from cdkit.devices import choose_device
     from cdkit.training.base_facts import facts_of_files, facts_of_pipeline
     from cdkit.training.memory import check_memory, configs_of_base
     from cdkit.training.plan import make_plan
     from cdkit.training.processes import accelerated
-    from cdkit.weights.base_model import choose_device
 
     device = choose_device(config.device)
     earlier = [load_delta(path) for path in config.delta]

@@ -19,24 +19,6 @@ EMBEDDED = "embedded"
 PRECISIONS = ("no", "bf16", "fp16")
 
 
-def choose_device(device: str | None = None) -> torch.device:
-    """The device named, else CUDA, else Apple's, else the CPU. Raises ConfigError for one that is not there."""
-    import torch
-
-    if device is None:
-        return torch.device(
-            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        )
-    try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            f"The device {device!r} is not available: {error}", hint="cdkit doctor lists devices."
-        ) from error
-    return chosen
-
-
 def compute_type(precision: str) -> torch.dtype:
     """The torch type of `no`, `bf16` or `fp16`."""
     import torch

@@ -13,6 +13,7 @@ from pydantic import model_validator
 
 from cdkit.config import StageConfig, setting
 from cdkit.datasets import Dataset
+from cdkit.devices import choose_device
 from cdkit.errors import ConfigError
 from cdkit.inputs import Input
 from cdkit.manifest import Counts
@@ -20,7 +21,7 @@ from cdkit.protocols import Context
 from cdkit.shell import command_line
 from cdkit.storage import TEMPORARY_PREFIX, Folder
 from cdkit.weights.apply import check_fit
-from cdkit.weights.base_model import choose_device, load_base_model
+from cdkit.weights.base_model import load_base_model
 from cdkit.weights.delta import ON_TOP_OF, Delta, LowRank, load_delta, matrix, norm
 from cdkit.weights.exporters.embeddings import write_embeddings
 from cdkit.weights.exporters.full_matrices import write_full_matrices

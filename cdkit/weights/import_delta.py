@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cdkit.config import StageConfig, setting
 from cdkit.datasets import Dataset
+from cdkit.devices import choose_device
 from cdkit.errors import ConfigError, InputError
 from cdkit.inputs import Input
 from cdkit.manifest import Counts
@@ -16,7 +17,7 @@ from cdkit.protocols import Context
 from cdkit.shell import command_line
 from cdkit.storage import Folder
 from cdkit.weights.apply import check_fit
-from cdkit.weights.base_model import base_hash, choose_device, load_base_model
+from cdkit.weights.base_model import base_hash, load_base_model
 from cdkit.weights.delta import DELTA_NAME, Delta, LowRank, ModifierToken, check_changes, norm, save_delta
 from cdkit.weights.exporters.names import SDXL_WIDTH, kohya_module, module_of
 from cdkit.weights.importers.found import Found

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cdkit.devices import choose_device
 from cdkit.errors import InputError
 from cdkit.weights.apply import apply_deltas
-from cdkit.weights.base_model import choose_device, load_base_model
+from cdkit.weights.base_model import load_base_model
 from cdkit.weights.delta import Delta
 
 MODEL_INDEX = "model_index.json"

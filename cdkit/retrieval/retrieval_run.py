@@ -118,12 +118,12 @@ class RetrievalRun:
             return Found(candidates, threshold, index.encoder, find, self.rendered(candidates))
 
         stored = read_images(Path(config.images), candidates.candidates)
+        for sentence in stored.notes:
+            self.context.progress.note(sentence)
         matched = match_candidates(candidates.candidates, stored.images)
         if matched:
             return Found(candidates, threshold, index.encoder, find, dict(matched))
         stored = read_images(Path(config.images))
-        for sentence in stored.notes:
-            self.context.progress.note(sentence)
         self.context.progress.note(
             f"No image of {config.images} belongs to a caption of the index; the folder's own captions are compared."
         )

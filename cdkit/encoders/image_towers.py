@@ -118,10 +118,10 @@ def _clip_tower(model: Any, prepare: Callable[..., Tensor], facts: Mapping[str, 
 
 
 def _open_clip_tower(location: str) -> ImageTower:
-    import open_clip
-
     from cdkit.encoders.open_clip import _quiet, find_source
+    from cdkit.encoders.open_clip_imports import open_clip_library
 
+    open_clip = open_clip_library()
     with _quiet():
         source = find_source(location)
         options: dict[str, Any] = {} if source.quick_gelu is None else {"quick_gelu": source.quick_gelu}

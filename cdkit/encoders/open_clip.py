@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cdkit.config import did_you_mean
 from cdkit.encoders.causal_tower import CausalBlock, CausalTower, linear
+from cdkit.encoders.open_clip_imports import open_clip_library
 from cdkit.encoders.text_tower import TextTower
 from cdkit.encoders.tokenizing import ClipTokenizer, Counting, LibraryTokenizer, Tokenizer, pooled_positions
 from cdkit.encoders.transformers import counting, loading_error
@@ -53,8 +54,7 @@ def load_tower(location: str) -> TextTower:
     Raises ConfigError for a name open_clip does not list, InputError for a bad folder, NetworkError when a download
     fails.
     """
-    import open_clip
-
+    open_clip = open_clip_library()
     with _quiet():
         source = find_source(location)
         try:
@@ -74,6 +74,7 @@ def load_tower(location: str) -> TextTower:
 
 def find_source(location: str) -> Source:
     """Resolve a location, fetching the checkpoint if it is not on this machine."""
+    open_clip_library()
     from open_clip.pretrained import download_pretrained, download_pretrained_from_hf, get_pretrained_cfg
 
     if Path(location).expanduser().is_dir():

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from cdkit.config import did_you_mean
 from cdkit.encoders.causal_tower import CausalBlock, CausalTower, linear
+from cdkit.encoders.open_clip_imports import simple_tokenizer
 from cdkit.encoders.text_tower import TextTower
 from cdkit.encoders.tokenizing import (
     ClipTokenizer,
@@ -224,9 +225,7 @@ class FastClipTokenizer(ClipTokenizer):
 
 
 def _tokenizer(tokenizer: Any, context_length: int, end_id: int | None) -> Tokenizer:
-    from open_clip import SimpleTokenizer
-
-    clip = SimpleTokenizer(context_length=context_length)
+    clip = simple_tokenizer(context_length)
     if is_standard_clip(tokenizer.get_vocab(), clip.encoder):
         return FastClipTokenizer(clip, tokenizer, context_length)
     return library_tokenizer(tokenizer, context_length, end_id, trims=True)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -60,3 +61,33 @@ def test_importing_the_package_is_light() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+IMPORTS = """
+import json, sys
+from cdkit import encoders
+for spec in sys.argv[1:]:
+    encoder = encoders.load_text_encoder(spec)
+    encoder.encode(["a dog"])
+print(json.dumps([name for name in ("wandb", "timm", "open_clip") if name in sys.modules]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("library", "expected"), [("embedded", []), ("transformers", []), ("open_clip", ["timm", "open_clip"])]
+)
+def test_no_encoder_imports_what_logs_trainings(
+    library: str, expected: list[str], open_clip_model: Path, clip_model: Path
+) -> None:
+    specs = {"transformers": f"transformers:{clip_model}", "open_clip": f"open_clip:{open_clip_model}"}
+    command = [sys.executable, "-c", IMPORTS, specs.get(library, library)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == expected
+
+
+def test_what_was_kept_out_can_be_imported_afterwards() -> None:
+    code = (
+        "from cdkit.encoders.open_clip_imports import open_clip_library as o; o(); import wandb; print(wandb.__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "wandb"

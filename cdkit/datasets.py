@@ -25,7 +25,8 @@ FACTS_KEY = "cdkit.facts"
 class Dataset:
     """What a stage produced: its folder, the row counts, facts for the manifest, and why it is short if it is.
 
-    dropped: stages it extends whose own result it did not keep.
+    dropped: stages it extends whose own result it did not keep. clocks: what this run took, for the manifest's `run`;
+    it leaves out what an interrupted run had done.
     """
 
     kind: str
@@ -34,6 +35,7 @@ class Dataset:
     details: dict[str, Any] = field(default_factory=dict)
     shortfall: str = ""
     dropped: tuple[str, ...] = ()
+    clocks: dict[str, float] = field(default_factory=dict)
 
 
 @cache

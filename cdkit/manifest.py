@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import platform
-import resource
-import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -121,16 +119,19 @@ def differences(old: Identity, new: Identity) -> list[str]:
     return lines
 
 
-def run_record(started: datetime, seconds: float) -> dict[str, Any]:
-    """Clock, host and versions of one run: facts that never enter a fingerprint."""
-    # ru_maxrss is in KiB on Linux and in bytes on macOS.
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) * unit
+def run_record(
+    started: datetime, seconds: float, peak: int | None = None, clocks: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """Clock, host and versions of one run: facts that never enter a fingerprint.
+
+    peak: the memory of its largest process in bytes, where it is known; clocks: what the stage measured itself.
+    """
     return {
         "started": started.isoformat(timespec="seconds"),
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 3),
         "peak_process_bytes": peak,
+        **(clocks or {}),
         "host": platform.node(),
         "python": platform.python_version(),
         "cdkit": cdkit.__version__,

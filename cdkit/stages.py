@@ -25,6 +25,7 @@ from cdkit.manifest import (
     read_manifest,
     run_record,
 )
+from cdkit.peak_memory import PeakMemory
 from cdkit.protocols import Context, Engine, Progress, SilentProgress
 from cdkit.storage import TEMPORARY_PREFIX, Folder, writing
 
@@ -376,7 +377,8 @@ class Target:
         )
         # Recorded first, so that an interrupted folder is recognised as ours and can be continued.
         draft.write(self.folder.path, STARTED_NAME)
-        dataset = self.stage.run()(self.config, self.inputs, self.folder, context)
+        with PeakMemory() as peak:
+            dataset = self.stage.run()(self.config, self.inputs, self.folder, context)
         seconds = time.monotonic() - clock
         manifest = replace(
             draft,
@@ -384,7 +386,7 @@ class Target:
             shortfall=dataset.shortfall,
             details=dataset.details,
             steps={name: step for name, step in steps.items() if name not in dataset.dropped},
-            run=run_record(started, seconds),
+            run=run_record(started, seconds, peak.bytes, dataset.clocks),
         )
         manifest.write(self.folder.path)
         self.folder.remove([STARTED_NAME])

@@ -24,6 +24,7 @@ LAYERS = [
         "config",
         "manifest",
         "datasets",
+        "peak_memory",
         "protocols",
         "inputs",
         "shell",

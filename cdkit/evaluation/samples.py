@@ -86,8 +86,8 @@ def read_sample_set(folder: Path, tokens: Sequence[str] = ()) -> SampleSet:
         for row in rows
     )
     facts = _facts(deltas)
-    if manifest is not None and "seconds" in manifest.run:
-        facts["seconds_per_image"] = float(manifest.run["seconds"]) / len(samples)
+    if manifest is not None and manifest.run.get("drawn"):
+        facts["seconds_per_image"] = float(manifest.run["drawing_seconds"]) / int(manifest.run["drawn"])
     return SampleSet(folder, samples, tuple(known), facts, dict(details))
 
 

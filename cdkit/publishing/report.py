@@ -101,7 +101,7 @@ class Page:
     def peak_bytes(self) -> int:
         """The largest memory a step's process took."""
         records = [step.manifest.run for step in self.run.steps if step.manifest is not None]
-        return max((int(record.get("peak_process_bytes", 0)) for record in records), default=0)
+        return max((int(record.get("peak_process_bytes") or 0) for record in records), default=0)
 
 
 def report(config: ReportConfig, inputs: Mapping[str, Input], out: Folder, context: Context) -> Dataset:

@@ -98,7 +98,8 @@ class RetrievalRun:
                 done = fill(done, self.make, wanted=config.count, judge=curator)
         clocks["gathering_seconds"] = time.monotonic() - clock - clocks["candidates_seconds"]
         clocks["waves_seconds"] = sum(wave.seconds for wave in done.waves)
-        clocks["urls_tried"] = done.tried
+        # As the seconds: of this run alone, not of one that was interrupted.
+        clocks["urls_tried"] = sum(wave.urls for wave in done.waves)
         result = self.write(found, done, curator)
         return result, {name: round(value, 3) for name, value in clocks.items()}
 

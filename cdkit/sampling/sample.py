@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,8 +110,7 @@ def sample(config: SampleConfig, inputs: Mapping[str, Input], out: Folder, conte
     samples = plan_samples(prompts, config)
     images = out.sub("images")
     missing = [entry for entry in samples if not (images / entry.name).exists()]
-    if missing:
-        draw_missing(config, prompts, missing, images.path, context)
+    seconds = draw_missing(config, prompts, missing, images.path, context) if missing else 0.0
     columns: dict[str, list[Any]] = {
         "prompt": [entry.prompt for entry in samples],
         "seed": [entry.seed for entry in samples],
@@ -123,13 +123,14 @@ def sample(config: SampleConfig, inputs: Mapping[str, Input], out: Folder, conte
     scheduler, steps, guidance = config.drawn_with()
     details: dict[str, Any] = {"samples": len(samples), "scheduler": scheduler, "steps": steps, "guidance": guidance}
     details["tokens"] = delta_tokens(config.deltas)
-    return Dataset("samples", out.path, Counts(len(samples), len(samples)), details)
+    clocks = {"drawn": len(missing), "drawing_seconds": round(seconds, 3)}
+    return Dataset("samples", out.path, Counts(len(samples), len(samples)), details, clocks=clocks)
 
 
 def draw_missing(
     config: SampleConfig, prompts: Sequence[str], missing: Sequence[Sample], images: Path, context: Context
-) -> None:
-    """Load the model with its deltas and draw `missing` into a folder, under their names."""
+) -> float:
+    """Load the model with its deltas and draw `missing` into a folder, under their names; seconds of drawing."""
     device = choose_device(config.device)
     # Damaged deltas are found before the model is loaded, which takes long.
     deltas = [load_delta(path) for path in config.deltas]
@@ -143,7 +144,7 @@ def draw_missing(
         context.progress.note(f"Longer than the text encoder's context, its end is not seen: {prompt[:60]}…")
     scheduler, steps, _ = config.drawn_with()
     pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler)
-    batches = range(0, len(missing), config.batch_size)
+    batches, clock = range(0, len(missing), config.batch_size), time.monotonic()
     with context.progress.task("sampling", len(batches) * steps, unit="steps") as task:
         for start in batches:
             batch = missing[start : start + config.batch_size]
@@ -151,6 +152,7 @@ def draw_missing(
             for entry, image in zip(batch, drawn, strict=True):
                 with atomic_path(images / entry.name) as temporary:
                     image.save(temporary, format="PNG", pnginfo=_caption(entry))
+    return time.monotonic() - clock
 
 
 def draw(

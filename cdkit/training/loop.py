@@ -74,8 +74,7 @@ class Loop:
         if start:
             context.progress.note(f"Going on after step {start}.")
         trained = list(parameters.values())
-        with context.progress.task("training", self.settings.steps, unit="steps") as task:
-            task.advance(start)
+        with context.progress.task("training", self.settings.steps - start, unit="steps") as task:
             for step in range(start, self.settings.steps):
                 sums = self.step(step, optimizer, trained)
                 if self.accelerator.is_main_process:

@@ -8,6 +8,7 @@ from PIL import Image
 
 from cdkit.config import parse_config
 from cdkit.errors import ConfigError, InputError
+from cdkit.evaluation.samples import read_sample_set
 from cdkit.protocols import SilentProgress
 from cdkit.sampling.sample import SampleConfig, read_samples
 from cdkit.sampling.schedulers import SCHEDULERS, make_scheduler
@@ -83,10 +84,24 @@ def test_an_interrupted_run_draws_only_what_is_missing(base: str, out: Path, tmp
     times = {path.name: path.stat().st_mtime_ns for path in (out / "images").iterdir()}
     (out / "images" / "0001-1.png").unlink()
     (out / "manifest.json").rename(out / "started.json")
-    assert execute("sample", _config(base), out).state == "done"
+    again = execute("sample", _config(base), out)
+    assert again.state == "done"
+    run = again.manifest.run
+    assert run["drawn"] == 1
+    assert 0 < run["drawing_seconds"] < run["seconds"]
+    # Seconds of this run over images of this run, not over all there are.
+    assert read_sample_set(out).facts["seconds_per_image"] == run["drawing_seconds"]
     after = {path.name: path.stat().st_mtime_ns for path in (out / "images").iterdir()}
     assert {name for name in times if times[name] != after[name]} == {"0001-1.png"}
     assert np.abs(_pixels(out) - whole).max() <= 2
+
+
+def test_where_nothing_was_left_to_draw_no_time_is_given(base: str, out: Path) -> None:
+    first = execute("sample", _config(base, seeds=1), out)
+    assert read_sample_set(out).facts["seconds_per_image"] == first.manifest.run["drawing_seconds"] / 2
+    (out / "manifest.json").rename(out / "started.json")
+    assert execute("sample", _config(base, seeds=1), out).manifest.run["drawn"] == 0
+    assert "seconds_per_image" not in read_sample_set(out).facts
 
 
 def test_a_file_of_prompts_and_a_prompt_beyond_the_context(base: str, out: Path, tmp_path: Path) -> None:

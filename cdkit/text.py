@@ -1,4 +1,7 @@
-"""Caption cleaning and identity: the one function that import, queries and token counting all use."""
+"""Texts as CLIP reads them: cleaned captions and their identity, and words that stand in a text as words.
+
+Import, encoders and token counting all clean with the one function here.
+"""
 
 from __future__ import annotations
 
@@ -110,3 +113,27 @@ def clean_captions(texts: Sequence[str]) -> list[str]:
 @lru_cache(maxsize=1 << 16)
 def _cached_clean(text: str) -> str:
     return clean_caption(text)
+
+
+def whole_words(*words: str) -> re.Pattern[str]:
+    """Finds any of some words or phrases where it stands on its own, in any case, the longest first.
+
+    `sks` is not in `desks` or `sks2`. `<new1>` ends by itself, so that a letter may touch it as tokenizers allow, but
+    it is not in `<new1>_1`, which is what the second row of a token is called. Blanks are as good as each other.
+    """
+    if not words:
+        return re.compile(r"(?!)")
+    return re.compile("|".join(map(_alone, sorted(words, key=len, reverse=True))), re.IGNORECASE)
+
+
+def _alone(word: str) -> str:
+    parts = word.split()
+    inside = r"\s+".join(map(re.escape, parts))
+    before = r"(?<!\w)" if re.match(r"\w", inside) else ""
+    after = r"(?!\w)" if re.search(r"\w$", inside) else r"(?!_\d)"
+    return f"{before}{inside}{after}" if parts else r"(?!)"
+
+
+def same_word(word: str) -> str:
+    """What two spellings of a word have in common for a tokenizer, which tells no upper from lower case."""
+    return word.lower()

@@ -24,6 +24,7 @@ from cdkit.text import (
     clean_caption,
     clean_captions,
     digest_halves,
+    whole_words,
 )
 from tests.support import material
 
@@ -161,3 +162,20 @@ def test_digests_from_sql_and_from_python_agree() -> None:
     assert blank.tolist() == [False, True, False, False]
     assert ids.tolist() == [caption_id("a dog"), 0, caption_id("a dog"), caption_id("a dog")]
     assert checks.tolist()[0] == checks.tolist()[3] == digest_halves("a dog")[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "text", "found"),
+    [
+        (["sks"], "desks asks sks2 sks_ ßsks", []),
+        (["sks"], "sks, SKS's “sks” sks-like", ["sks", "SKS", "sks", "sks"]),
+        (["<a>"], "a<a>b <A> <ab> <a>_1", ["<a>", "<A>"]),
+        (["<a>", "<a>_1"], "<a> <a>_1 <a>_12", ["<a>", "<a>_1"]),
+        (["teddy bear", "bear"], "Teddy \n bear, bearing bear", ["Teddy \n bear", "bear"]),
+        (["c++", "c"], "c++ c C#", ["c++", "c", "C"]),
+        ([], "anything", []),
+        (["", " "], "anything", []),
+    ],
+)
+def test_words_are_found_where_they_stand_alone(words: list[str], text: str, found: list[str]) -> None:
+    assert whole_words(*words).findall(text) == found

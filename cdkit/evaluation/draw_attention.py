@@ -11,12 +11,13 @@ from cdkit.devices import choose_device
 from cdkit.inputs import Input
 from cdkit.manifest import Counts
 from cdkit.protocols import Context
+from cdkit.sampling.prompts import notes_on_prompts
 from cdkit.sampling.sample import LARGEST_SEED, Sample, SampleConfig, draw
 from cdkit.sampling.schedulers import SchedulerName, make_scheduler
 from cdkit.storage import Folder, atomic_path, write_json
 from cdkit.weights.apply import apply_deltas
 from cdkit.weights.base_model import load_base_model
-from cdkit.weights.delta import load_delta
+from cdkit.weights.delta import delta_tokens, load_delta
 from cdkit.weights.tensor_file import write_tensors
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ def attention_maps(config: AttentionConfig, inputs: Mapping[str, Input], out: Fo
     deltas = [load_delta(path) for path in config.deltas]
     pipeline = load_base_model(config.base, device=choose_device(config.device))
     apply_deltas(pipeline, deltas, note=context.progress.note)
+    for note in notes_on_prompts([config.prompt], delta_tokens(config.deltas), pipeline):
+        context.progress.note(note)
     pipeline.scheduler = make_scheduler(config.scheduler, pipeline.scheduler)
     entry = Sample(config.prompt, config.seed, IMAGE_NAME)
     with (

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cdkit.errors import ConfigError
 from cdkit.merging.features import tokenised
 from cdkit.merging.tokens import substitution
+from cdkit.text import whole_words
 from cdkit.weights.apply import row_texts
 from cdkit.weights.delta import Delta, ModifierToken
 from cdkit.weights.text_features import TextTower, encode_ids
@@ -57,7 +58,8 @@ class _Subject:
 
     def tail(self, prompt: str) -> str:
         """The prompt from the concept's words on; what stands before them belongs to no concept."""
-        return prompt[prompt.index(self.words) :]
+        found = whole_words(self.words).search(prompt)
+        return prompt[found.start() :] if found else prompt
 
     def plain(self, prompt: str) -> str:
         """The prompt without the modifier."""
@@ -169,7 +171,7 @@ def _behind_others(
 def _subjects(number: int, delta: Delta) -> Iterator[_Subject]:
     """The concepts of a delta: one for each modifier token; without any, its categories."""
     for token in delta.tokens:
-        own = [prompt for prompt in delta.prompts if _stands_in(token, prompt)] or [f"photo of a {token.text}"]
+        own = _with(token.text, delta.prompts) or [f"photo of a {token.text}"]
         written = tuple(_written_out(token, prompt) for prompt in own)
         yield _Subject(number, " ".join(row_texts(token)), True, written)
     categories = delta.settings.get("concepts") or {}
@@ -179,12 +181,12 @@ def _subjects(number: int, delta: Delta) -> Iterator[_Subject]:
             hint="Import it again with --category NAME.",
         )
     for category in categories if not delta.tokens else ():
-        own = [prompt for prompt in delta.prompts if category in prompt]
-        yield _Subject(number, category, False, (*own, category))
+        yield _Subject(number, category, False, (*_with(category, delta.prompts), category))
 
 
-def _stands_in(token: ModifierToken, prompt: str) -> bool:
-    return substitution({token.text: ""})(prompt) != prompt
+def _with(word: str, prompts: Sequence[str]) -> list[str]:
+    """The prompts in which a word stands."""
+    return [prompt for prompt in prompts if whole_words(word).search(prompt)]
 
 
 def _written_out(token: ModifierToken, text: str) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from cdkit.errors import ConfigError
+from cdkit.text import same_word, whole_words
 from cdkit.weights.delta import Delta, ModifierToken
 
 
@@ -24,16 +24,16 @@ def rename_tokens(deltas: Sequence[Delta]) -> list[Renamed]:
     A name that only one delta uses stays. Raises ConfigError when two deltas bring the very same token: then they are
     the same delta, or one was trained on top of the other.
     """
-    texts = [token.text for delta in deltas for token in delta.tokens]
+    texts = [same_word(token.text) for delta in deltas for token in delta.tokens]
     shared = {text for text in texts if texts.count(text) > 1}
-    _check_distinct([token for delta in deltas for token in delta.tokens if token.text in shared])
+    _check_distinct([token for delta in deltas for token in delta.tokens if same_word(token.text) in shared])
     taken = set(texts) - shared
     result = []
     for delta in deltas:
         names = {}
         for token in delta.tokens:
-            names[token.text] = token.text if token.text not in shared else _free(taken)
-            taken.add(names[token.text])
+            names[token.text] = token.text if same_word(token.text) not in shared else _free(taken)
+            taken.add(same_word(names[token.text]))
         result.append(Renamed(_renamed(delta, names), {new: old for old, new in names.items()}))
     return result
 
@@ -48,7 +48,7 @@ def _free(taken: set[str]) -> str:
 def _check_distinct(tokens: Sequence[ModifierToken]) -> None:
     for position, token in enumerate(tokens):
         for other in tokens[:position]:
-            same = other.text == token.text and set(other.rows) == set(token.rows)
+            same = same_word(other.text) == same_word(token.text) and set(other.rows) == set(token.rows)
             if same and all(other.rows[name].equal(token.rows[name]) for name in token.rows):
                 raise ConfigError(
                     f"Two deltas bring the same token {token.text} with the same embedding.",
@@ -67,8 +67,5 @@ def _renamed(delta: Delta, names: dict[str, str]) -> Delta:
 
 def substitution(names: dict[str, str]) -> Callable[[str], str]:
     """A function that puts new words in place of old ones in a text, all at once, and only where they stand alone."""
-    if not names:
-        return lambda text: text
-    longest_first = sorted(names, key=len, reverse=True)
-    pattern = re.compile(r"(?<!\w)(?:" + "|".join(re.escape(word) for word in longest_first) + r")(?!\w)")
-    return lambda text: pattern.sub(lambda found: names[found.group()], text)
+    pattern, new = whole_words(*names), {same_word(name): text for name, text in names.items()}
+    return lambda text: pattern.sub(lambda found: new[same_word(" ".join(found.group().split()))], text)

@@ -19,7 +19,7 @@ from cdkit.inputs import Input
 from cdkit.manifest import Counts
 from cdkit.pictures.grid import Block, Cell, write_grid
 from cdkit.protocols import Context
-from cdkit.sampling.prompts import gather_prompts, too_long, unknown_tokens
+from cdkit.sampling.prompts import gather_prompts, notes_on_prompts
 from cdkit.sampling.schedulers import SCHEDULERS, SchedulerName, make_scheduler
 from cdkit.storage import Folder, atomic_path
 from cdkit.weights.apply import apply_deltas
@@ -137,11 +137,8 @@ def draw_missing(
     pipeline = load_base_model(config.base, device=device, precision=config.precision)
     pipeline_resolution(pipeline, config.resolution)
     apply_deltas(pipeline, deltas, scale=config.scale, note=context.progress.note)
-    # A base that a delta was baked into knows its words.
-    for word in unknown_tokens(prompts, [*delta_tokens(config.deltas), *pipeline.tokenizer.get_added_vocab()]):
-        context.progress.note(f"No delta brings the word {word}: the prompt is read without it. Give --delta.")
-    for prompt in too_long(prompts, pipeline.tokenizer):
-        context.progress.note(f"Longer than the text encoder's context, its end is not seen: {prompt[:60]}…")
+    for note in notes_on_prompts(prompts, delta_tokens(config.deltas), pipeline):
+        context.progress.note(note)
     scheduler, steps, _ = config.drawn_with()
     pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler)
     batches, clock = range(0, len(missing), config.batch_size), time.monotonic()

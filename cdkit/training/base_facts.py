@@ -51,10 +51,19 @@ def facts_of_files(base: str) -> BaseFacts | None:
     if not is_pipeline_folder(folder):
         return None
     classes = read_classes(folder, base)
-    tokenizers = {tower: read_tokenizer(folder / tokenizer_name(tower)) for tower in TOWERS if tower in classes}
+    tokenizers = {tower: _tokenizer(folder, tower) for tower in TOWERS if tower in classes}
     return _facts(
         base, read_json(folder / "unet" / "config.json"), read_json(folder / "vae" / "config.json"), tokenizers
     )
+
+
+def _tokenizer(folder: Path, tower: str) -> Any:
+    """A text encoder's tokenizer; many a file does not say how long the text encoder's context is."""
+    tokenizer = read_tokenizer(folder / tokenizer_name(tower))
+    context = read_json(folder / tower / "config.json").get("max_position_embeddings")
+    if isinstance(context, int):
+        tokenizer.model_max_length = min(tokenizer.model_max_length, context)
+    return tokenizer
 
 
 def facts_of_pipeline(base: str, pipeline: DiffusionPipeline) -> BaseFacts:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from cdkit.errors import ConfigError, InputError
+from cdkit.text import same_word, whole_words
 from cdkit.weights.select import Method
 
 if TYPE_CHECKING:
@@ -45,9 +45,9 @@ class Concept:
             return template.replace("{}", self.subject)
         if "{}" in given:
             return given.replace("{}", self.subject)
-        if not self.word or self.word in given:
+        if not self.word or whole_words(self.word).search(given):
             return given
-        found = re.search(rf"(?<!\w){re.escape(self.category)}(?!\w)", given, re.IGNORECASE)
+        found = whole_words(self.category).search(given)
         if found is None:
             raise InputError(
                 f"The caption {given!r} names neither {self.word} nor {self.category!r}.",
@@ -73,7 +73,7 @@ def describe_concepts(
     initializers are wanting.
     """
     concepts = []
-    named = {*taken, *(word.partition("=")[0] for word in words.values())}
+    named = {same_word(word) for word in (*taken, *(word.partition("=")[0] for word in words.values()))}
     free = (word for word in map("<new{}>".format, count(1)) if word not in named)
     for number, (name, folder) in enumerate(folders.items(), start=1):
         word, _, initializer = words.get(name, "").partition("=")
@@ -84,7 +84,7 @@ def describe_concepts(
             word = own if method.word == "modifier" else _rare_word(number, picks)
         category = categories.get(name, name)
         concepts.append(Concept(name, category, folder, word, initializer or None, regularization.get(name)))
-    used = [*taken, *(concept.word for concept in concepts if concept.word)]
+    used = [same_word(word) for word in (*taken, *(concept.word for concept in concepts if concept.word))]
     twice = sorted({word for word in used if used.count(word) > 1})
     if twice:
         raise ConfigError(f"Two concepts would have the word {twice[0]!r}.", hint="Give each its own with --token.")

@@ -6,17 +6,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cdkit.errors import ConfigError
+from cdkit.errors import ConfigError, InputError
 from cdkit.pictures.picture import Picture
+from cdkit.sampling.prompts import words_beyond
 from cdkit.shell import command_line
 from cdkit.tokens.modifiers import read_picks, resolve_initializer
+from cdkit.training.augmentation import ALL_WORDS, with_words
 from cdkit.training.base_facts import BaseFacts
 from cdkit.training.concepts import Concept, check_word, describe_concepts, initializer_name
 from cdkit.training.modifier_rows import NewToken
 from cdkit.training.photos import Square, concept_photos, decode_photos, regularization_pictures
 from cdkit.training.rarity import check_rarity
+from cdkit.weights.apply import extended_tokenizer
 from cdkit.weights.delta import delta_tokens
-from cdkit.weights.select import METHODS, Method
+from cdkit.weights.select import METHODS, Method, Recipe
 
 if TYPE_CHECKING:
     from cdkit.training.train import TrainConfig
@@ -72,8 +75,10 @@ def make_plan(config: TrainConfig, facts: BaseFacts, note: Callable[[str], None]
         for word in dict.fromkeys(concept.word for concept in concepts):
             check_rarity(word, next(iter(facts.tokenizers.values())), config.tokens, note)
     tokens = _new_tokens(facts.tokenizers, concepts)
+    texts = [*delta_tokens(config.delta), *(token.text for token in tokens)]
+    tokenizers = [extended_tokenizer(one, texts) for one in facts.tokenizers.values()]
     resolution = facts.resolution_or(config.resolution)
-    planned = [_planned(config, concept, resolution, note) for concept in concepts]
+    planned = [_planned(config, concept, resolution, tokenizers, note) for concept in concepts]
     return Plan(method, planned, tokens, resolution)
 
 
@@ -89,7 +94,13 @@ def _new_tokens(tokenizers: Mapping[str, Any], concepts: Sequence[Concept]) -> l
     return tokens
 
 
-def _planned(config: TrainConfig, concept: Concept, resolution: int, note: Callable[[str], None]) -> PlannedConcept:
+def _planned(
+    config: TrainConfig,
+    concept: Concept,
+    resolution: int,
+    tokenizers: Sequence[Any],
+    note: Callable[[str], None],
+) -> PlannedConcept:
     recipe = config.recipe()
     found = concept_photos(concept.folder)
     photos = found.pictures
@@ -99,6 +110,7 @@ def _planned(config: TrainConfig, concept: Concept, resolution: int, note: Calla
         note(f"{concept.folder} holds {len(photos)} photos; 4 to 20 work best.")
     squares = decode_photos(concept, photos, resolution, enlarge=config.enlarge)
     captions = [concept.caption_of(photo.caption, recipe.template) for photo in photos]
+    _check_context(concept, photos, recipe, tokenizers)
     own = recipe.template.replace("{}", concept.category)
     images = _regularization(concept.regularization, own, note) if concept.regularization else []
     if not images:
@@ -117,6 +129,31 @@ def _planned(config: TrainConfig, concept: Concept, resolution: int, note: Calla
         images = images[:asked]
     about = [image.caption or own for image in images]
     return PlannedConcept(concept, squares, captions, images, about, len(found.left_out))
+
+
+def _check_context(concept: Concept, photos: Sequence[Picture], recipe: Recipe, tokenizers: Sequence[Any]) -> None:
+    """Raise for captions that hold the concept's word where no text encoder reads it: they would not teach it."""
+    if not concept.word:
+        return
+
+    def is_lost(caption: str) -> bool:
+        # The longest of the words that may come before a caption.
+        words = max(ALL_WORDS, key=len) if recipe.augmentation else ""
+        prompt = with_words(words, caption)
+        return any(words_beyond(prompt, [concept.word], tokenizer) for tokenizer in tokenizers)
+
+    limit = min(tokenizer.model_max_length for tokenizer in tokenizers)
+    read = f"behind the {limit} tokens that the text encoder reads"
+    if is_lost(concept.caption_of(None, recipe.template)):
+        raise ConfigError(f"The template has {concept.subject!r} {read}.", hint="Give a shorter --template.")
+    lost = [photo.name for photo in photos if is_lost(concept.caption_of(photo.caption, recipe.template))]
+    if lost:
+        others = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
+        raise InputError(
+            f"The caption of {lost[0]}{others} has {concept.word} {read}: that photo would train as any other "
+            f"{concept.category}.",
+            hint=f"Shorten the caption, or write {{}} near its start: it becomes {concept.subject!r}.",
+        )
 
 
 def _regularization(source: str, stand_in: str, note: Callable[[str], None]) -> list[Picture]:

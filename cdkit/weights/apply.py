@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from cdkit.errors import ConfigError
+from cdkit.text import same_word
 from cdkit.weights.base_model import base_hash
 from cdkit.weights.delta import Delta, ModifierToken, matrix
 from cdkit.weights.text_features import TextTower, text_towers
@@ -123,13 +124,13 @@ def check_fit(pipeline: DiffusionPipeline, delta: Delta) -> None:
 def _distinct_tokens(deltas: Sequence[Delta]) -> list[ModifierToken]:
     found: dict[str, ModifierToken] = {}
     for token in (token for delta in deltas for token in delta.tokens):
-        known = found.get(token.text)
+        known = found.get(same_word(token.text))
         if known is not None and not _same_rows(known, token):
             raise ConfigError(
                 f"Two deltas bring the modifier token {token.text}.",
                 hint="cdkit merge renames colliding tokens; or train one with --token NAME='<new2>'.",
             )
-        found[token.text] = token
+        found[same_word(token.text)] = token
     return list(found.values())
 
 
@@ -180,13 +181,16 @@ def extended_tokenizer(tokenizer: Any, texts: Sequence[str]) -> Any:
     extended = copy.deepcopy(tokenizer, shared)
     # add_tokens itself counts an entry of the vocabulary as new, and would let it share that entry's row.
     known = tokenizer.get_vocab()
+    # And it would take <NEW1> beside <new1>, which no text could ever reach.
+    added = {same_word(text) for text in tokenizer.get_added_vocab()}
     for text in texts:
-        if text in known or extended.add_tokens([text]) != 1:
+        if text in known or same_word(text) in added or extended.add_tokens([text]) != 1:
             raise ConfigError(
                 f"The modifier token {text!r} is in the vocabulary already.",
                 hint="A new token takes a word that does not exist yet. If the delta was baked into this base model, "
                 "leave it out, or give the base model it was trained on.",
             )
+        added.add(same_word(text))
     return extended
 
 

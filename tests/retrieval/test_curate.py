@@ -174,7 +174,7 @@ def test_images_made_by_a_model_fill_up_and_pass_the_same_curation(tmp_path: Pat
         short = top_up(done, made, wanted=9, judge=curator)
     assert [entry.source for entry, _ in filled.accepted] == [None, None, "generated", "generated"]
     assert filled.accepted[:2] == done.accepted
-    assert filled.accepted[2][0].caption == "a photo of a dog"
+    assert filled.accepted[2][0].caption == "A photo of a dog", "as it is written"
     assert filled.accepted[2][1].content == made[2].content
     assert not filled.exhausted
     assert len(short.accepted) == 5

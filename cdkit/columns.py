@@ -50,6 +50,8 @@ class ColumnNames:
         An exact match does not win: that a table has `url` and `URL` says nothing of which one is meant.
         """
         found = self.positions(name)
+        if len({self.names[position] for position in found}) < len(found):
+            hint = "Rename or remove all but one of them."
         if len(found) > 1:
             where = f"{self.where}: " if self.where else ""
             raise InputError(f"{where}{self.shown(found)} have the same name, and only one can be meant", hint=hint)

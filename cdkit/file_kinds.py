@@ -1,4 +1,4 @@
-"""What a file is when it is not the weights it should be: a download that went wrong, an archive, another format."""
+"""What a file is when it is not what it should be: no ordinary file, a download that went wrong, another format."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ _LFS_HINT = "Fetch the file itself: git lfs pull in its repository, or the downl
 _PAGE_HINT = "The link led to a page (a log-in, a preview, an error), not to the file: download the file itself."
 _ANNEX_HINT = "Fetch the file itself: git annex get."
 _UNPACK_HINT = "Unpack it, and give the weight file or folder inside."
-# What a file starts with, what that makes it, and what to do.
-_STARTS: tuple[tuple[bytes, str, str], ...] = (
+# What a file starts with, what that makes it, and what to do: of what stands for a file, and of files of weights.
+_POINTERS: tuple[tuple[bytes, str, str], ...] = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file that it stands for", _LFS_HINT),
     (b"version https://hawser", "a Git LFS pointer, not the file that it stands for", _LFS_HINT),
     (b"/annex/objects/", "a git-annex pointer, not the file that it stands for", _ANNEX_HINT),
+)
+_STARTS: tuple[tuple[bytes, str, str], ...] = (
+    *_POINTERS,
     (b"GGUF", "a GGUF file, which holds quantised weights", "Give the model's safetensors files."),
     (b"PK\x05\x06", "an empty zip archive", AGAIN),
     (b"\x1f\x8b", "a gzip archive", _UNPACK_HINT),
@@ -38,6 +41,7 @@ _STARTS: tuple[tuple[bytes, str, str], ...] = (
 )
 # What transformers and open_clip read from a folder.
 _LOADED = ("*.safetensors", "pytorch_model*.bin", "open_clip_*.bin")
+_BEFORE_TEXT = b"\xef\xbb\xbf \t\r\n"
 _PAGES = (b"<!doctype", b"<html", b"<head", b"<body", b"<?xml", b"<!--", b"<svg")
 
 
@@ -59,7 +63,7 @@ def require_file(path: Path) -> None:
         stat.S_IFBLK: "a device",
     }
     what = kinds.get(stat.S_IFMT(mode), "no ordinary file")
-    raise InputError(f"{path} is {what}, not a file of weights.", hint="Give the file itself.")
+    raise InputError(f"{path} is {what}, not a file.", hint="Give the file itself; what a pipe sends, save first.")
 
 
 def check_weight_file(path: Path) -> bytes:
@@ -89,6 +93,16 @@ def check_weight_folder(folder: Path) -> None:
             check_weight_file(path)
 
 
+def wrong_download(start: bytes) -> tuple[str, str] | None:
+    """What a file of data is when it is a pointer or a web page, and what to do; None for any other."""
+    for mark, what, hint in _POINTERS:
+        if start.startswith(mark):
+            return what, hint
+    # Tables may begin with `<`; XML and comments are no sign of a page either.
+    page = start.lstrip(_BEFORE_TEXT).lower().startswith(_PAGES[:2])
+    return ("a web page, not the file itself", _PAGE_HINT) if page else None
+
+
 def _impression(start: bytes, size: int) -> tuple[str, str] | None:
     """What a file is, and what to do; None when it may hold weights."""
     if size == 0:
@@ -98,7 +112,7 @@ def _impression(start: bytes, size: int) -> tuple[str, str] | None:
     for mark, what, hint in _STARTS:
         if start.startswith(mark):
             return what, hint
-    plain = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    plain = start.lstrip(_BEFORE_TEXT).lower()
     if plain.startswith(_PAGES):
         return "a web page, not a file of weights", _PAGE_HINT
     if start[257:262] == b"ustar":

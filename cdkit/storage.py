@@ -16,6 +16,7 @@ from typing import Any
 
 from cdkit.cache_file import CacheFile
 from cdkit.errors import CdkitError, InputError, OutputError
+from cdkit.file_kinds import require_file
 from cdkit.json_text import json_text
 
 TEMPORARY_PREFIX = ".tmp-"
@@ -161,10 +162,9 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """Read a JSON file; raises InputError when it is missing or not JSON."""
+    require_file(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist.", hint="Check the path.") from error
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as JSON: {error}", hint="The file may be truncated.") from error
 
@@ -205,10 +205,14 @@ def _expand(pattern: str, suffixes: Sequence[str]) -> list[SourceFile]:
             matches = [path]
         elif filesystem.isdir(path):
             matches = [name for name in filesystem.find(path) if _is_data(name, path, suffixes)]
+        elif _is_glob(path):
+            matches = [name for name in filesystem.glob(path) if not filesystem.isdir(name)]
         else:
-            matches = [name for name in filesystem.glob(path) if filesystem.isfile(name)] if _is_glob(path) else []
+            matches = [path] if local and os.path.lexists(path) else []
         sources = []
         for name in sorted(matches):
+            if local:
+                require_file(Path(name))
             url = str(name) if local else filesystem.unstrip_protocol(name)
             # What follows a question mark in a web address may be a key to it, and the name is kept with every row.
             path = str(name) if local else str(name).partition("?")[0]

@@ -20,6 +20,7 @@ from cdkit.datasets import Dataset, merge_counts
 from cdkit.errors import CdkitError, InputError
 from cdkit.inputs import Input
 from cdkit.manifest import Counts
+from cdkit.pictures.content import printable
 from cdkit.protocols import Context
 from cdkit.storage import Folder, SourceFile
 
@@ -124,12 +125,12 @@ def file_groups(files: Sequence[SourceFile]) -> list[FileGroup]:
 
 
 def labels_of(files: Sequence[SourceFile]) -> list[str]:
-    """What `source` says of each file: its name, numbered when an earlier file has the same one."""
+    """What `source` says of each file: its name as it can be shown, numbered when an earlier file has the same one."""
     seen: dict[str, int] = {}
     labels = []
-    for source in files:
-        seen[source.name] = seen.get(source.name, 0) + 1
-        labels.append(source.name if seen[source.name] == 1 else f"{source.name}#{seen[source.name]}")
+    for name in (printable(source.name) for source in files):
+        seen[name] = seen.get(name, 0) + 1
+        labels.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
     return labels
 
 
@@ -178,7 +179,8 @@ def _check_layouts(groups: Sequence[FileGroup], config: ImportConfig, context: C
         except CdkitError as problem:
             problems.append(problem)
             continue
-        said = table.layout.describe(table.names) if table.layout.columns else "no rows"
+        said = table.layout.describe(table.names) if table.layout.columns else "lines that are no rows"
+        said = "no rows" if table.empty else said
         if table.layout.pool == "laion2b" and {"sample_id", "license"} <= ColumnNames(table.names).folded:
             said += "; for original LAION-400M files, whose HEIGHT and WIDTH are swapped, add --pool laion400m"
         detected[said] = detected.get(said, 0) + 1

@@ -140,6 +140,7 @@ def json_rows(lines: Iterable[str], names: Sequence[str], layout: Layout) -> Ite
         if meaning not in SAFETY and len(positions) > 1
     ]
     captions = {wanted.index(position) for position in layout.columns.get("caption", ())}
+    texts = layout.texts
     for line in lines:
         if not line.strip(_BLANKS):
             continue
@@ -154,4 +155,4 @@ def json_rows(lines: Iterable[str], names: Sequence[str], layout: Layout) -> Ite
         elif any(isinstance(row.get(place), list) for place in captions):
             yield broken(NOT_TEXT, line, len(wanted))
         else:
-            yield row_of([row.get(place) for place in range(len(wanted))])
+            yield row_of([row.get(place) for place in range(len(wanted))], texts)

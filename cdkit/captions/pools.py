@@ -97,6 +97,12 @@ class Layout:
         """Every column that means something, in the file's order."""
         return sorted({position for positions in self.columns.values() for position in positions})
 
+    @property
+    def texts(self) -> frozenset[int]:
+        """The places, among `positions`, of captions and URLs."""
+        texts = {position for name in ("caption", "url") for position in self.columns.get(name, ())}
+        return frozenset(place for place, position in enumerate(self.positions) if position in texts)
+
     def describe(self, names: Sequence[str]) -> str:
         """`laion2b (caption: TEXT, url: URL)`, for a note to the user."""
         chosen = {name: self.columns[name][0] for name in ("caption", "url") if name in self.columns}

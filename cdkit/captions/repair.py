@@ -70,7 +70,7 @@ def _rows(table: SourceTable) -> Iterator[SourceRow]:
             yield from separated_rows(
                 lines,
                 len(table.names),
-                table.layout.positions,
+                table.layout,
                 table.delimiter,
                 quoted=table.quoted,
                 header=table.header,
@@ -94,7 +94,7 @@ def _parquet_rows(table: SourceTable) -> Iterator[SourceRow]:
                     if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
                         values = values.cast(pa.large_binary())
                     columns.append(values.to_pylist())
-                yield from (row_of(row) for row in zip(*columns, strict=True))
+                yield from (row_of(row, table.layout.texts) for row in zip(*columns, strict=True))
         except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
             hint = "The file may be cut off or damaged; get it again."
-            raise table.problem(f"cannot be read as parquet: {error}", hint=hint) from error
+            raise table.problem(f"cannot be read as parquet: {' '.join(str(error).split())}", hint=hint) from error

@@ -6,6 +6,7 @@ import csv
 from collections import deque
 from collections.abc import Iterator, Sequence
 
+from cdkit.captions.pools import Layout
 from cdkit.captions.source_rows import BROKEN_QUOTES, TOO_LONG, WRONG_COLUMNS, SourceRow, broken, row_of
 from cdkit.captions.text_lines import MAX_LINE
 
@@ -46,13 +47,13 @@ def separated_reader(lines: Iterator[str], delimiter: str, *, quoted: bool = Tru
 
 
 def separated_rows(
-    text: Iterator[str], width: int, wanted: Sequence[int], delimiter: str, *, quoted: bool, header: bool
+    text: Iterator[str], width: int, layout: Layout, delimiter: str, *, quoted: bool, header: bool
 ) -> Iterator[SourceRow]:
-    """Every row under the header, with the values of the wanted columns; `width`: how many values a row has.
+    """Every row under the header, with the values that mean something; `width`: how many values a row has.
 
     A record that is broken costs the line it begins in: its other lines are read again as lines of their own.
     """
-    lines = _Lines(text)
+    lines, wanted, texts = _Lines(text), layout.positions, layout.texts
     reader = separated_reader(lines, delimiter, quoted=quoted)
     while True:
         lines.begin()
@@ -72,7 +73,7 @@ def separated_rows(
         elif fault is not None:
             yield broken(TOO_LONG if len(first) > MAX_LINE else fault, first, len(wanted))
         elif row or width == 1:
-            yield row_of([row[position] if row else None for position in wanted])
+            yield row_of([row[position] if row else None for position in wanted], texts)
 
 
 def _fault(row: Sequence[str], width: int) -> str | None:

@@ -26,6 +26,7 @@ from cdkit.captions.text_lines import (
     readable,
 )
 from cdkit.errors import CdkitError, InputError, NetworkError
+from cdkit.file_kinds import wrong_download
 from cdkit.storage import SourceFile, write_problem
 
 if TYPE_CHECKING:
@@ -128,10 +129,12 @@ def inspect(source: SourceFile, path: Path, config: ImportConfig) -> SourceTable
 
 def _format_of(source: SourceFile, path: Path) -> SourceTable:
     with open(path, "rb") as handle:
-        head = handle.read(4)
+        head = handle.read(HEAD_BYTES)
+    if (wrong := wrong_download(head)) is not None:
+        raise InputError(f"is {wrong[0]}", hint=wrong[1])
     name = source.name.split("?")[0].lower()
     kind = _KINDS.get(name.removesuffix(".gz").removesuffix(".zst").rsplit(".", 1)[-1])
-    kind = "parquet" if head == _PARQUET else kind
+    kind = "parquet" if head.startswith(_PARQUET) else kind
     if kind is None:
         raise InputError(
             "not a kind of file that can be imported",
@@ -157,10 +160,11 @@ def _parquet_table(table: SourceTable, config: ImportConfig) -> SourceTable:
     import pyarrow.parquet as pq
 
     try:
-        schema = pq.read_schema(table.path)
+        with open(table.path, "rb") as handle:
+            schema = pq.read_schema(handle)
     except (pa.ArrowException, OSError) as error:
         hint = "The file may be truncated or not parquet at all; get it again."
-        raise InputError(f"cannot be read as parquet: {error}", hint=hint) from error
+        raise InputError(f"cannot be read as parquet: {' '.join(str(error).split())}", hint=hint) from error
     names, types = tuple(schema.names), tuple(str(kind) for kind in schema.types)
     layout = find_layout(names, pool=config.pool, caption_column=config.caption_column, url_column=config.url_column)
     for meaning in ("caption", "url"):
@@ -219,7 +223,7 @@ def _separated_table(table: SourceTable, config: ImportConfig) -> SourceTable:
     try:
         names = tuple(next(separated_reader(iter(sample), table.delimiter), []))
     except csv.Error as error:
-        hint = "Repair the header: every quoted name has to be closed."
-        raise InputError(f"the header line is broken: {error}", hint=hint) from error
+        hint = "Repair it: every quoted name has to be closed, and no line end may stand in a name without quotes."
+        raise InputError("the header line is broken", hint=hint) from error
     layout = find_layout(names, pool=config.pool, caption_column=config.caption_column, url_column=config.url_column)
     return replace(table, names=names, layout=layout)

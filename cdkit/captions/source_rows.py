@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from cdkit.credentials import without_credentials
@@ -35,11 +35,15 @@ def broken(fault: str, text: str, width: int) -> SourceRow:
     return SourceRow((None,) * width, fault, without_credentials(_shown(text[:MOST_SHOWN])))
 
 
-def row_of(values: Sequence[object]) -> SourceRow:
-    """A row, or an undecodable one when a value holds what is no text: invalid UTF-8, or a NUL."""
-    texts = [as_text(value) for value in values]
-    bad = next((text for text in texts if text is not None and not _is_text(text)), None)
-    return SourceRow(texts) if bad is None else broken(UNDECODABLE, bad, len(values))
+def row_of(values: Sequence[object], texts: Collection[int]) -> SourceRow:
+    """A row; an undecodable one when a value at a place of `texts` is no text: invalid UTF-8, or with a NUL in it."""
+    row = [as_text(value) for value in values]
+    for place, text in enumerate(row):
+        if text is not None and not _is_text(text):
+            if place in texts:
+                return broken(UNDECODABLE, text, len(row))
+            row[place] = _shown(text)
+    return SourceRow(row)
 
 
 def as_text(value: object) -> str | None:
@@ -62,4 +66,5 @@ def _is_text(text: str) -> bool:
 
 
 def _shown(text: str) -> str:
-    return text.encode("utf-8", "replace").decode().replace("\0", "").rstrip("\r\n")
+    readable = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+    return readable.replace("\0", "").rstrip("\r\n")

@@ -52,7 +52,8 @@ def open_bytes(path: Path, compression: Compression) -> Iterator[BinaryIO]:
     if compression == "zstd":
         import pyarrow as pa
 
-        with pa.input_stream(str(path), compression="zstd") as plain:
+        # Opened here: Arrow takes no path that is not UTF-8.
+        with open(path, "rb") as packed, pa.CompressedInputStream(pa.PythonFile(packed, "r"), "zstd") as plain:
             yield cast(BinaryIO, io.BufferedReader(plain))
     elif compression == "gzip":
         with gzip.open(path, "rb") as handle:

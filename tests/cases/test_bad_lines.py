@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cdkit.captions.pools import Layout
 from cdkit.captions.separated_lines import separated_rows
 from cdkit.captions.text_lines import MAX_LINE
 from cdkit.errors import InputError
@@ -121,10 +122,12 @@ def test_json_lines(tmp_path: Path, out: Path, suffix: str, line: bytes, reason:
 
 
 def test_bad_lines_anywhere_also_first_and_last_and_many(tmp_path: Path, out: Path) -> None:
-    (tmp_path / "a.jsonl").write_bytes(b"[\n" * 1200 + b'{"caption": "a dog"}\n' + b"]")
-    (tmp_path / "b.csv").write_bytes(b'caption,url\n"first,x\na cat,https://x/1\n"last,x')
-    (tmp_path / "c.tsv").write_bytes(b"no url\na bird\thttps://x/2\n" + b"a fish\thttps://x/3\n" * 5 + b"\x80\n")
-    found = run_import(out, tmp_path)
+    pool = tmp_path / "pool"
+    pool.mkdir()
+    (pool / "a.jsonl").write_bytes(b"[\n" * 1200 + b'{"caption": "a dog"}\n' + b"]")
+    (pool / "b.csv").write_bytes(b'caption,url\n"first,x\na cat,https://x/1\n"last,x')
+    (pool / "c.tsv").write_bytes(b"no url\na bird\thttps://x/2\n" + b"a fish\thttps://x/3\n" * 5 + b"\x80\n")
+    found = run_import(out, pool)
     assert found.captions == {"a dog": 1, "a cat": 1, "a bird": 1, "a fish": 5}
     assert found.reasons == {"not_json": 1201, "broken_quotes": 2, "wrong_columns": 2}
     files = {entry["file"]: (entry["in"], entry["kept"]) for entry in found.manifest.details["files"]}
@@ -132,31 +135,37 @@ def test_bad_lines_anywhere_also_first_and_last_and_many(tmp_path: Path, out: Pa
 
 
 def test_fields_longer_than_the_csv_module_reads(tmp_path: Path, out: Path) -> None:
+    pool = tmp_path / "pool"
+    pool.mkdir()
     long, other = "x" * 200_000, "y" * 200_000
     assert csv.field_size_limit() != 0
-    (tmp_path / "a.csv").write_text(f'caption,note\nkept,{long}\n"open,1\n{other},2\n')
-    (tmp_path / "b.csv").write_text(f"caption,{long}\nalso kept,1\n")
-    (tmp_path / "c.jsonl").write_text(f'{{"caption": "kept too", "note": "{long}"}}\n{{"caption": "{other}"}}\n')
-    found = run_import(out, tmp_path)
+    (pool / "a.csv").write_text(f'caption,note\nkept,{long}\n"open,1\n{other},2\n')
+    (pool / "b.csv").write_text(f"caption,{long}\nalso kept,1\n")
+    (pool / "c.jsonl").write_text(f'{{"caption": "kept too", "note": "{long}"}}\n{{"caption": "{other}"}}\n')
+    found = run_import(out, pool)
     assert found.captions == {"kept": 1, "also kept": 1, "kept too": 1}
     assert found.rejects == [("a.csv", 1, "broken_quotes"), ("a.csv", 2, "too_long"), ("c.jsonl", 1, "too_long")]
     assert all(len(value) <= 200 for value in _shown(found))
 
 
 def test_lines_too_long_for_anybody(tmp_path: Path, out: Path) -> None:
+    pool = tmp_path / "pool"
+    pool.mkdir()
     huge = b"x" * (MAX_LINE + 10)
-    (tmp_path / "a.csv").write_bytes(b"caption,url\na dog,https://x/1\n" + huge + b",https://x/2\na cat,https://x/3\n")
-    (tmp_path / "b.jsonl").write_bytes(b'{"caption": "a bird"}\n{"caption": "' + huge + b'"}\n{"caption": "a fish"}\n')
-    found = run_import(out, tmp_path)
+    (pool / "a.csv").write_bytes(b"caption,url\na dog,https://x/1\n" + huge + b",https://x/2\na cat,https://x/3\n")
+    (pool / "b.jsonl").write_bytes(b'{"caption": "a bird"}\n{"caption": "' + huge + b'"}\n{"caption": "a fish"}\n')
+    found = run_import(out, pool)
     assert found.captions == {"a dog": 1, "a cat": 1, "a bird": 1, "a fish": 1}
     assert found.rejects == [("a.csv", 1, "too_long"), ("b.jsonl", 1, "too_long")]
 
 
 def test_line_ends_of_all_machines(tmp_path: Path, out: Path) -> None:
-    (tmp_path / "mac.csv").write_bytes(b'caption,url\ra dog,https://x/1\r"open,x\ra cat,https://x/2\r')
-    (tmp_path / "mixed.csv").write_bytes(b"caption,url\na bird,https://x/3\r\na fish,https://x/4\nshort\r\n")
-    (tmp_path / "two.jsonl").write_bytes(b'{"caption": "a horse"}\r\n\r\n{\r\n{"caption": "a cow"}')
-    found = run_import(out, tmp_path)
+    pool = tmp_path / "pool"
+    pool.mkdir()
+    (pool / "mac.csv").write_bytes(b'caption,url\ra dog,https://x/1\r"open,x\ra cat,https://x/2\r')
+    (pool / "mixed.csv").write_bytes(b"caption,url\na bird,https://x/3\r\na fish,https://x/4\nshort\r\n")
+    (pool / "two.jsonl").write_bytes(b'{"caption": "a horse"}\r\n\r\n{\r\n{"caption": "a cow"}')
+    found = run_import(out, pool)
     assert sorted(found.captions) == ["a bird", "a cat", "a cow", "a dog", "a fish", "a horse"]
     assert found.reasons == {"broken_quotes": 1, "wrong_columns": 1, "not_json": 1}
 
@@ -237,12 +246,15 @@ def test_a_rejected_line_shows_no_password(tmp_path: Path, out: Path) -> None:
 LINES = st.lists(st.text(st.sampled_from('a",\t\\ \r\0é'), max_size=8), max_size=12)
 
 
+LAYOUT = Layout("own", {"caption": (0,), "url": (1,)})
+
+
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(LINES, st.sampled_from([",", "\t"]))
 def test_any_lines_are_rows_or_bad_rows(lines: list[str], delimiter: str) -> None:
     """Nothing is lost: every row that csv reads of the whole is one, and every line lies in a row or is a bad one."""
     text = [line + "\n" for line in lines]
-    found = list(separated_rows(iter(text), 2, [0, 1], delimiter, quoted=True, header=False))
+    found = list(separated_rows(iter(text), 2, LAYOUT, delimiter, quoted=True, header=False))
     assert all(len(row.values) == 2 for row in found)
     bad = [row for row in found if row.fault is not None]
     assert len(found) <= len(lines)

@@ -157,15 +157,17 @@ def test_a_rating_that_only_the_last_line_has_counts(tmp_path: Path, out: Path, 
 
 
 def test_a_late_rating_is_found_compressed_escaped_and_beside_broken_lines(tmp_path: Path, out: Path) -> None:
+    pool = tmp_path / "pool"
+    pool.mkdir()
     lines = b"".join(b'{"caption": "c%d"}\n' % n for n in range(1100))
     late = b'{"caption": "bad", "\\u004eSFW": "NSFW"}\n'
-    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines + late))
-    (tmp_path / "b.jsonl.zst").write_bytes(pa.compress(lines + late, codec="zstd", asbytes=True))
-    (tmp_path / "c.jsonl").write_bytes(b"{\n" + lines + b'{"caption": "bad", "nSFW": "NSFW", "x": "\\ud800"}\n')
-    (tmp_path / "d.jsonl").write_bytes((lines + late).decode().encode("utf-16"))
-    (tmp_path / "e.jsonl").write_bytes(lines + b'{"caption": "bad", "nsfw": "UNLIKELY", "nsfw": "NSFW"}\n')
-    (tmp_path / "f.jsonl").write_bytes(lines + b'{"caption": "bad", "nsfw": "UNLIKELY", "NSFW": "NSFW"}\n')
-    found = run_import(out, tmp_path, keep_unrated=True)
+    (pool / "a.jsonl.gz").write_bytes(gzip.compress(lines + late))
+    (pool / "b.jsonl.zst").write_bytes(pa.compress(lines + late, codec="zstd", asbytes=True))
+    (pool / "c.jsonl").write_bytes(b"{\n" + lines + b'{"caption": "bad", "nSFW": "NSFW", "x": "\\ud800"}\n')
+    (pool / "d.jsonl").write_bytes((lines + late).decode().encode("utf-16"))
+    (pool / "e.jsonl").write_bytes(lines + b'{"caption": "bad", "nsfw": "UNLIKELY", "nsfw": "NSFW"}\n')
+    (pool / "f.jsonl").write_bytes(lines + b'{"caption": "bad", "nsfw": "UNLIKELY", "NSFW": "NSFW"}\n')
+    found = run_import(out, pool, keep_unrated=True)
     assert "bad" not in found.captions
     assert found.reasons == {"nsfw": 5, "not_json": 1, "ambiguous": 1}
 

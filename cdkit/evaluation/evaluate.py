@@ -137,17 +137,17 @@ def _read(config: EvaluateConfig, progress: Progress) -> _Material:
 
 def _pictures(source: str, progress: Progress) -> Sequence[Picture]:
     """The photos or references of a source; raises InputError when there are none."""
-    found = read_pictures(source).without_others()
-    if not found.pictures:
-        others = f"; these are no images: {shown(found.left_out)}" if found.left_out else ""
+    folder = read_pictures(source).without_others()
+    if not folder.pictures:
+        others = f"; these are no images: {shown(folder.left_out)}" if folder.left_out else ""
         raise InputError(
-            f"{found.source} holds no image{others}.",
+            f"{folder.source} holds no image{others}.",
             hint=f"Files that end in {', '.join(sorted(SUFFIXES))} count as images.",
         )
     # Captions do not matter here.
-    for note in found.left_out_notes():
+    for note in folder.left_out_notes():
         progress.note(note)
-    return found.pictures
+    return folder.pictures
 
 
 def _before(folder: Path, samples: SampleSet) -> dict[tuple[str, int], Picture]:

@@ -39,7 +39,7 @@ class Captions:
     """
 
     layout: str = "text files"
-    captions: dict[str, str] = field(default_factory=dict)
+    by_picture: dict[str, str] = field(default_factory=dict)
     urls: dict[str, str] = field(default_factory=dict)
     files: set[str] = field(default_factory=set)
     missing: list[str] = field(default_factory=list)
@@ -49,50 +49,50 @@ class Captions:
 def read_captions(listing: Listing) -> Captions:
     """Read every caption file of a folder; raises InputError for one that is damaged or does not fit the pictures."""
     names = PictureNames(listing.pictures)
-    found = Captions()
+    captions = Captions()
     said: dict[str, str] = {}
     contradictions: dict[str, str] = {}
-    for file, picture, caption in _all(listing, names, found):
+    for file, picture, caption in _all(listing, names, captions):
         text = " ".join(caption.split()).encode("utf-8", "replace").decode("utf-8")
         if not text:
             continue
-        if found.captions.setdefault(picture, text) != text:
+        if captions.by_picture.setdefault(picture, text) != text:
             contradictions.setdefault(picture, f"{printable(picture)} ({printable(said[picture])}, {printable(file)})")
         said.setdefault(picture, file)
     if contradictions:
-        found.notes.append(
+        captions.notes.append(
             f"{printable(listing.root)}: {len(contradictions)} pictures have captions that contradict each other; the "
             f"file named first counts: {shown(list(contradictions.values()))}."
         )
-    if found.missing:
-        found.notes.append(
-            f"{printable(listing.root)}: captions of pictures that are not there: {shown(found.missing)}."
+    if captions.missing:
+        captions.notes.append(
+            f"{printable(listing.root)}: captions of pictures that are not there: {shown(captions.missing)}."
         )
-    return found
+    return captions
 
 
-def _all(listing: Listing, names: PictureNames, found: Captions) -> Iterator[tuple[str, str, str]]:
+def _all(listing: Listing, names: PictureNames, captions: Captions) -> Iterator[tuple[str, str, str]]:
     """(caption file, picture, caption) in the order in which they count."""
-    yield from _beside(listing, found)
+    yield from _beside(listing, captions)
     for kind in METADATA_NAMES:
         for file in (other for other in listing.others if PurePosixPath(other).name.lower() == kind):
-            found.files.add(file)
-            found.layout = "imagefolder"
+            captions.files.add(file)
+            captions.layout = "imagefolder"
             inside = PurePosixPath(file).parent
-            captions = metadata_captions(listing.root / file)
-            found.notes += captions.notes
-            for name, caption in captions.rows:
+            metadata = metadata_captions(listing.root / file)
+            captions.notes += metadata.notes
+            for name, caption in metadata.rows:
                 picture = names.find(os.path.normpath(inside / name))
                 if picture is None:
-                    found.missing.append(printable(name))
+                    captions.missing.append(printable(name))
                 else:
                     yield file, picture, caption
     # A picture called caption.jpg has its own caption in that file.
-    if listing.pictures and CAPTIONS_NAME in listing.others and CAPTIONS_NAME not in found.files:
-        yield from _listed(listing, names, found)
+    if listing.pictures and CAPTIONS_NAME in listing.others and CAPTIONS_NAME not in captions.files:
+        yield from _listed(listing, names, captions)
 
 
-def _beside(listing: Listing, found: Captions) -> Iterator[tuple[str, str, str]]:
+def _beside(listing: Listing, captions: Captions) -> Iterator[tuple[str, str, str]]:
     files: dict[tuple[str, str], list[str]] = {}
     for other in listing.others:
         stem, suffix = os.path.splitext(other)
@@ -101,7 +101,7 @@ def _beside(listing: Listing, found: Captions) -> Iterator[tuple[str, str, str]]
     for suffix in BESIDE_SUFFIXES:
         for picture in listing.pictures:
             for file in files.get((os.path.splitext(picture)[0], suffix), []):
-                found.files.add(file)
+                captions.files.add(file)
                 yield file, picture, _one_caption(listing, file)
 
 
@@ -113,26 +113,26 @@ def _one_caption(listing: Listing, file: str) -> str:
     return read_text(path, content)
 
 
-def _listed(listing: Listing, names: PictureNames, found: Captions) -> Iterator[tuple[str, str, str]]:
+def _listed(listing: Listing, names: PictureNames, captions: Captions) -> Iterator[tuple[str, str, str]]:
     """caption.txt; images.txt holds paths from wherever it was written, whose longest end that is a picture counts."""
-    found.layout = "diffusers"
+    captions.layout = "diffusers"
     listed: list[str | None] = [*sorted(listing.pictures)]
-    if PATHS_NAME in listing.others and PATHS_NAME not in found.files:
-        lines = _lines(listing, PATHS_NAME, found)
+    if PATHS_NAME in listing.others and PATHS_NAME not in captions.files:
+        lines = _lines(listing, PATHS_NAME, captions)
         while lines and not lines[-1].strip():
             lines.pop()
         listed = [names.find_end(line.strip()) for line in lines]
-        found.missing += [printable(line) for line, name in zip(lines, listed, strict=True) if name is None]
-    for name, caption in zip(listed, _paired(listing, CAPTIONS_NAME, found, len(listed)), strict=True):
+        captions.missing += [printable(line) for line, name in zip(lines, listed, strict=True) if name is None]
+    for name, caption in zip(listed, _paired(listing, CAPTIONS_NAME, captions, len(listed)), strict=True):
         if name is not None:
             yield CAPTIONS_NAME, name, caption
-    if URLS_NAME in listing.others and URLS_NAME not in found.files:
-        urls = _paired(listing, URLS_NAME, found, len(listed))
-        found.urls = {name: url for name, url in zip(listed, urls, strict=True) if name is not None and url.strip()}
+    if URLS_NAME in listing.others and URLS_NAME not in captions.files:
+        urls = _paired(listing, URLS_NAME, captions, len(listed))
+        captions.urls = {name: url for name, url in zip(listed, urls, strict=True) if name is not None and url.strip()}
 
 
-def _paired(listing: Listing, file: str, found: Captions, images: int) -> list[str]:
-    lines = _lines(listing, file, found)
+def _paired(listing: Listing, file: str, captions: Captions, images: int) -> list[str]:
+    lines = _lines(listing, file, captions)
     while len(lines) > images and not lines[-1].strip():
         lines.pop()
     if len(lines) != images:
@@ -143,7 +143,7 @@ def _paired(listing: Listing, file: str, found: Captions, images: int) -> list[s
     return lines
 
 
-def _lines(listing: Listing, file: str, found: Captions) -> list[str]:
-    found.files.add(file)
+def _lines(listing: Listing, file: str, captions: Captions) -> list[str]:
+    captions.files.add(file)
     path = listing.root / file
     return read_text(path, FileContent(path).read()).splitlines()

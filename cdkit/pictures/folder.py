@@ -57,8 +57,8 @@ def list_folder(root: Path) -> Listing:
             if not _hidden(name):
                 _add(listing, inside, name)
     # Names in one folder in their order, subfolders among them: as sorted paths stand.
-    for found in (listing.pictures, listing.others):
-        found.sort(key=PurePosixPath)
+    for paths in (listing.pictures, listing.others):
+        paths.sort(key=PurePosixPath)
     listing.left_out.sort(key=lambda entry: PurePosixPath(entry.name))
     return listing
 

@@ -10,9 +10,11 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cdkit.pictures.regularization_set import GENERATED, SetRow
 from cdkit.storage import atomic_path
 
 if TYPE_CHECKING:
@@ -26,6 +28,9 @@ HEADING_HEIGHT, LABEL_HEIGHT = 19, 14
 HEADING_LINES = 4
 # A heading over one picture still wants room for some words.
 LEAST_WIDTH = 520
+CONTACT_COLUMNS, CONTACT_SIDE = 12, 112
+# More would be too many to look at; the sheet says how many there are.
+MOST_CONTACTS = 960
 # What viewers and browsers still show.
 MOST_HEIGHT = 16_000
 
@@ -87,6 +92,22 @@ def write_grid(blocks: Sequence[Block], target: Path, *, columns: int, side: int
         further = target.parent / f"{target.stem}s" / f"{target.stem}-{number}.png"
         with atomic_path(target if number == 1 else further) as temporary:
             sheet.save(temporary, format="PNG")
+
+
+def write_contact_sheet(path: Path, rows: Sequence[SetRow], title: str) -> None:
+    """Draw up to 960 images, each with the start of its caption and the caption's similarity to the prompt."""
+    for sheet in islice(draw_sheets([contact_block(rows, title)], CONTACT_COLUMNS, CONTACT_SIDE), 1):
+        with atomic_path(path) as temporary:
+            sheet.save(temporary, format="PNG")
+
+
+def contact_block(rows: Sequence[SetRow], title: str) -> Block:
+    """The images and what is written at them; one that a model drew for its caption has no similarity to show."""
+    shown = rows[:MOST_CONTACTS]
+    cells = [
+        Cell(row.path, ("drawn" if row.source == GENERATED else f"{row.similarity:.3f}", row.caption)) for row in shown
+    ]
+    return Block(f"{title} (the first {MOST_CONTACTS} are shown)" if len(shown) < len(rows) else title, cells)
 
 
 def _drawn(lines: Sequence[_Line], width: int, side: int) -> Image.Image:

@@ -52,7 +52,7 @@ class MetadataCaptions:
 
 def metadata_captions(path: Path) -> MetadataCaptions:
     """Read a metadata file; raises InputError, with the line, for one that is damaged or names no file."""
-    found = MetadataCaptions()
+    metadata = MetadataCaptions()
     captioned, differing = False, 0
     rows = _json_rows(path) if path.suffix.lower() == ".jsonl" else _csv_rows(path)
     for number, row in rows:
@@ -67,12 +67,12 @@ def metadata_captions(path: Path) -> MetadataCaptions:
             raise InputError(f"{printable(path)}, line {number}: the caption is no text.", hint="Give it as a string.")
         captions = [caption for caption in captions if caption.strip()]
         differing += len({" ".join(caption.split()) for caption in captions}) > 1
-        found.rows.append((PurePosixPath(name.strip()).as_posix(), captions[0] if captions else ""))
+        metadata.rows.append((PurePosixPath(name.strip()).as_posix(), captions[0] if captions else ""))
     if differing:
-        found.notes.append(f"{printable(path)}: text and caption differ in {differing} rows; text counts.")
-    if found.rows and not captioned:
-        found.notes.append(f"{printable(path)} has neither text nor caption: it captions nothing.")
-    return found
+        metadata.notes.append(f"{printable(path)}: text and caption differ in {differing} rows; text counts.")
+    if metadata.rows and not captioned:
+        metadata.notes.append(f"{printable(path)} has neither text nor caption: it captions nothing.")
+    return metadata
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -106,10 +106,10 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 def _named(path: Path, values: Iterable[tuple[Any, Any]]) -> dict[str, Any]:
     """The values that mean something, by the names of FILE_KEY and CAPTION_KEYS."""
-    given = [(str(name), value) for name, value in values]
-    names = ColumnNames(tuple(name for name, _ in given), where=printable(path))
+    pairs = [(str(name), value) for name, value in values]
+    names = ColumnNames(tuple(name for name, _ in pairs), where=printable(path))
     places = {key: names.position(key, hint="Leave one of them out.") for key in (FILE_KEY, *CAPTION_KEYS)}
-    return {key: given[place][1] for key, place in places.items() if place is not None}
+    return {key: pairs[place][1] for key, place in places.items() if place is not None}
 
 
 def read_text(path: Path, content: bytes) -> str:

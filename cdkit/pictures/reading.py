@@ -91,9 +91,9 @@ def read_pictures(source: str | Path, wanted: Callable[[Mapping[str, Any]], bool
         return PictureFolder(name, "regularization set", _stored(path.parent))
     if (path / SAMPLES_NAME).is_file() and (path / SAMPLE_IMAGES).is_dir():
         path = path / SAMPLE_IMAGES
-    found = read_img2dataset(path, wanted)
-    if found is not None:
-        return _of_shards(name, found)
+    shards = read_img2dataset(path, wanted)
+    if shards is not None:
+        return _of_shards(name, shards)
     return _of_files(name, path)
 
 
@@ -115,8 +115,8 @@ def _stored(folder: Path) -> list[Picture]:
     ]
 
 
-def _of_shards(name: str, found: Shards) -> PictureFolder:
-    return PictureFolder(name, found.layout, found.pictures, rejected=found.rejected)
+def _of_shards(name: str, shards: Shards) -> PictureFolder:
+    return PictureFolder(name, shards.layout, shards.pictures, rejected=shards.rejected)
 
 
 def _of_files(name: str, path: Path) -> PictureFolder:
@@ -131,7 +131,7 @@ def _of_files(name: str, path: Path) -> PictureFolder:
             printable(picture),
             printable(path / picture),
             FileContent(path / picture),
-            said.captions.get(picture),
+            said.by_picture.get(picture),
             said.urls.get(picture),
         )
         for picture in listing.pictures

@@ -68,15 +68,15 @@ def _shards(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise InputError(f"{folder} does not exist.", hint="Give the folder that cdkit retrieve made.")
     refuse_unfinished(folder)
-    manifest, found = read_manifest(folder), parts(folder / IMAGES)
+    manifest, shards = read_manifest(folder), parts(folder / IMAGES)
     # A set that was passed on may have come without its manifest.
-    if manifest.stage not in MAKERS if manifest is not None else not found:
+    if manifest.stage not in MAKERS if manifest is not None else not shards:
         raise InputError(
             f"{folder} holds no finished regularization set.", hint="Make one with cdkit retrieve, or class-images."
         )
-    if not found:
+    if not shards:
         raise InputError(f"{folder / IMAGES} holds no shards.", hint=_AGAIN)
-    return found
+    return shards
 
 
 def refuse_unfinished(folder: Path) -> None:

@@ -47,11 +47,11 @@ def concept_sections(run: RunFolder, pictures: PictureBox) -> list[ConceptSectio
 
 def _concept(category: str, source: str, pictures: PictureBox) -> ConceptSection:
     try:
-        found = read_pictures(source).without_others().pictures
-        shown = [pictures.image(photo.open(), PHOTO_SIDE) for photo in found[:PHOTOS_SHOWN]]
+        photos = read_pictures(source).without_others().pictures
+        shown = [pictures.image(photo.open(), PHOTO_SIDE) for photo in photos[:PHOTOS_SHOWN]]
     except CdkitError as error:
         return ConceptSection(category, source, (), 0, error.message)
-    return ConceptSection(category, source, [photo for photo in shown if photo is not None], len(found))
+    return ConceptSection(category, source, [photo for photo in shown if photo is not None], len(photos))
 
 
 @dataclass(frozen=True)

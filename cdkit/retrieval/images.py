@@ -33,18 +33,18 @@ def read_images(folder: Path, wanted: Sequence[Candidate] | None = None) -> Stor
     wanted: keep only what these candidates may be joined with, in an output of millions of rows. Raises InputError
     when the folder is missing, holds no images, or a table or caption file of it is damaged.
     """
-    found = read_pictures(folder, None if wanted is None else _Wanted(wanted))
-    images = [picture for picture in found.pictures if picture.caption or picture.url]
-    reasons = {"no_caption": len(found.pictures) - len(images), "missing": found.missing, **found.rejected}
+    source = read_pictures(folder, None if wanted is None else _Wanted(wanted))
+    images = [picture for picture in source.pictures if picture.caption or picture.url]
+    reasons = {"no_caption": len(source.pictures) - len(images), "missing": source.missing, **source.rejected}
     rejected = {reason: number for reason, number in reasons.items() if number}
     if not images and wanted is None:
         shown = ", ".join(f"{number} {reason}" for reason, number in rejected.items()) or "it holds none"
         raise InputError(
-            f"{found.source} holds no image that can be used ({shown}).",
+            f"{source.source} holds no image that can be used ({shown}).",
             hint="Captions are expected in a .txt or .caption beside each image, in metadata.jsonl or metadata.csv, "
             "or in caption.txt.",
         )
-    return StoredImages(found.layout, images, rejected, found.all_notes())
+    return StoredImages(source.layout, images, rejected, source.all_notes())
 
 
 class _Wanted:

@@ -15,7 +15,7 @@ from cdkit.datasets import part_name, schema, write_shard
 from cdkit.engines import available_cores
 from cdkit.index.opening import open_index
 from cdkit.inputs import EMBEDDED
-from cdkit.pictures.contact_sheet import write_contact_sheet
+from cdkit.pictures.grid import write_contact_sheet
 from cdkit.pictures.layouts import LAYOUTS, write_layout
 from cdkit.pictures.regularization_set import GENERATED, SetRow, write_images
 from cdkit.protocols import Context

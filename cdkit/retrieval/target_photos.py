@@ -20,14 +20,14 @@ def target_hashes(sources: Sequence[str], note: Callable[[str], None]) -> tuple[
     """
     hashes: dict[int, None] = {}
     for source in sources:
-        found = read_pictures(source)
-        if not found.pictures:
+        folder = read_pictures(source)
+        if not folder.pictures:
             raise InputError(
-                f"{found.source} holds no photos to exclude.", hint="Give the folder of the concept's own photos."
+                f"{folder.source} holds no photos to exclude.", hint="Give the folder of the concept's own photos."
             )
-        for sentence in found.left_out_notes():
+        for sentence in folder.left_out_notes():
             note(sentence)
-        hashes |= dict.fromkeys(_hashes(found.pictures))
+        hashes |= dict.fromkeys(_hashes(folder.pictures))
     return tuple(hashes)
 
 

@@ -107,7 +107,7 @@ def class_images(config: ClassImagesConfig, inputs: Mapping[str, Input], out: Fo
 
     Raises ConfigError when the model draws nothing but blank images.
     """
-    from cdkit.pictures.contact_sheet import write_contact_sheet
+    from cdkit.pictures.grid import write_contact_sheet
     from cdkit.pictures.regularization_set import write_images
 
     drawn = out.sub(BUILDING).sub(DRAWN).path

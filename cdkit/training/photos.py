@@ -42,15 +42,15 @@ def concept_photos(source: str) -> PictureFolder:
 
     source: whatever `cdkit.pictures.reading` reads. Raises InputError when there are fewer than two photos.
     """
-    found = read_pictures(source).without_others()
-    if len(found.pictures) < LEAST_PHOTOS:
-        number = "only one photo" if found.pictures else "no photo"
-        others = f"; these are no images: {shown(found.left_out)}" if found.left_out else ""
+    folder = read_pictures(source).without_others()
+    if len(folder.pictures) < LEAST_PHOTOS:
+        number = "only one photo" if folder.pictures else "no photo"
+        others = f"; these are no images: {shown(folder.left_out)}" if folder.left_out else ""
         raise InputError(
-            f"{found.source} holds {number}{others}.",
+            f"{folder.source} holds {number}{others}.",
             hint="A concept needs at least 2 photos; 4 to 20 work best. Put them into that folder.",
         )
-    return found
+    return folder
 
 
 def regularization_pictures(source: str) -> PictureFolder:
@@ -58,16 +58,16 @@ def regularization_pictures(source: str) -> PictureFolder:
 
     Raises InputError when there are none.
     """
-    found = read_pictures(source).without_others()
-    if not found.pictures:
+    folder = read_pictures(source).without_others()
+    if not folder.pictures:
         manifest = read_manifest(Path(source)) if Path(source).is_dir() else None
         if manifest is not None and manifest.shortfall:
             raise InputError(
-                f"The regularization set {found.source} is empty: {manifest.shortfall}",
+                f"The regularization set {folder.source} is empty: {manifest.shortfall}",
                 hint="Make it again with other prompts or a lower threshold (--force), or train without it.",
             )
-        raise InputError(f"{found.source} holds no regularization images.", hint="Make a set with cdkit retrieve.")
-    return found
+        raise InputError(f"{folder.source} holds no regularization images.", hint="Make a set with cdkit retrieve.")
+    return folder
 
 
 def decode_photos(concept: Concept, photos: Sequence[Picture], resolution: int, *, enlarge: bool) -> list[Square]:

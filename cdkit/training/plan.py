@@ -102,17 +102,17 @@ def _planned(
     note: Callable[[str], None],
 ) -> PlannedConcept:
     recipe = config.recipe()
-    found = concept_photos(concept.folder)
-    photos = found.pictures
-    for sentence in found.all_notes():
+    folder = concept_photos(concept.folder)
+    photos = folder.pictures
+    for sentence in folder.all_notes():
         note(sentence)
     if len(photos) < FEW_PHOTOS:
         note(f"{concept.folder} holds {len(photos)} photos; 4 to 20 work best.")
     squares = decode_photos(concept, photos, resolution, enlarge=config.enlarge)
     captions = [concept.caption_of(photo.caption, recipe.template) for photo in photos]
     _check_context(concept, photos, recipe, tokenizers)
-    own = recipe.template.replace("{}", concept.category)
-    images = _regularization(concept.regularization, own, note) if concept.regularization else []
+    stand_in = recipe.template.replace("{}", concept.category)
+    images = _regularization(concept.regularization, stand_in, note) if concept.regularization else []
     if not images:
         draw = command_line("cdkit", "class-images", f"photo of a {concept.category}", "--base", config.base)
         note(
@@ -127,8 +127,8 @@ def _planned(
                 hint="Retrieve more, or lower --regularization-count.",
             )
         images = images[:asked]
-    about = [image.caption or own for image in images]
-    return PlannedConcept(concept, squares, captions, images, about, len(found.left_out))
+    about = [image.caption or stand_in for image in images]
+    return PlannedConcept(concept, squares, captions, images, about, len(folder.left_out))
 
 
 def _check_context(concept: Concept, photos: Sequence[Picture], recipe: Recipe, tokenizers: Sequence[Any]) -> None:
@@ -157,13 +157,15 @@ def _check_context(concept: Concept, photos: Sequence[Picture], recipe: Recipe, 
 
 
 def _regularization(source: str, stand_in: str, note: Callable[[str], None]) -> list[Picture]:
-    found = regularization_pictures(source)
-    for sentence in found.all_notes():
+    folder = regularization_pictures(source)
+    for sentence in folder.all_notes():
         note(sentence)
-    without = sum(image.caption is None for image in found.pictures)
-    if 0 < without < len(found.pictures):
-        note(f"{without} of the {len(found.pictures)} images of {source} have no caption: {stand_in!r} stands for it.")
-    return found.pictures
+    without = sum(image.caption is None for image in folder.pictures)
+    if 0 < without < len(folder.pictures):
+        note(
+            f"{without} of the {len(folder.pictures)} images of {source} have no caption: {stand_in!r} stands for it."
+        )
+    return folder.pictures
 
 
 def tokens_as_json(plan: Plan) -> list[dict[str, Any]]:

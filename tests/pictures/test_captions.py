@@ -104,7 +104,7 @@ def test_columns_that_say_nothing_or_two_things_are_named(tmp_path: Path) -> Non
         ('{"file_name": 7, "text": "x"}', "line 1: no file_name"),
         (line("a.jpg", 7), "line 1: the caption is no text"),
         (line("a.jpg", ["x", "y"]), "the caption is no text"),
-        ('{"file_name": "a.jpg", "Text": "x", "text": "y"}', "two columns called text"),
+        ('{"file_name": "a.jpg", "Text": "x", "text": "y"}', "have the same name"),
         ("[" * 100_000, "line 1"),
     ],
 )
@@ -118,7 +118,7 @@ def test_damaged_metadata_is_named_with_its_line(tmp_path: Path, content: str, w
     [
         ("name,text\na.jpg,x\n", "no column file_name"),
         ("", "no column file_name"),
-        ("file_name,text,TEXT\na.jpg,x,y\n", "two columns called text"),
+        ("file_name,text,TEXT\na.jpg,x,y\n", "have the same name"),
         ('file_name,text\na.jpg,"x\nb.jpg,y\n', "line 3"),
         ("file_name,text\n,x\n", "line 2: no file_name"),
         (f"file_name,text\na.jpg,{'x' * 200_000}\n", "line 2"),

@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 
 from cdkit.pictures import grid
-from cdkit.pictures.contact_sheet import contact_block, write_contact_sheet
-from cdkit.pictures.grid import Block, Cell, draw_sheets, write_grid
+from cdkit.pictures.grid import Block, Cell, contact_block, draw_sheets, write_contact_sheet, write_grid
 from cdkit.pictures.regularization_set import SetRow
 
 

@@ -8,9 +8,12 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 import cdkit
 from cdkit.errors import InputError, pip_install
@@ -85,21 +88,50 @@ class Manifest:
         write_json(folder / name, asdict(self))
 
 
+class DamagedManifestError(InputError):
+    """A manifest that was cdkit's, cut off or edited by hand since."""
+
+
 def read_manifest(folder: Path, name: str = MANIFEST_NAME) -> Manifest | None:
-    """The manifest of `folder`; None when there is none. Raises InputError when it is damaged or of a newer format."""
+    """The manifest of `folder`; None when there is none.
+
+    Raises DamagedManifestError when it is damaged, InputError when it is another program's or of a newer format.
+    """
     path = folder / name
     if not path.exists():
         return None
-    values = read_json(path)
+    try:
+        values = read_json(path)
+    except InputError as error:
+        raise _damaged(path, error.message.removeprefix(f"{path} ")) from error
     if not isinstance(values, dict) or "fingerprint" not in values or "stage" not in values:
         raise InputError(f"{path} is not a cdkit manifest.", hint="Point to a folder that cdkit made.")
-    if int(values.get("format", 0)) > MANIFEST_FORMAT:
+    newer = values.get("format")
+    if isinstance(newer, int) and newer > MANIFEST_FORMAT:
         raise InputError(f"{path} was written by a newer cdkit.", hint=pip_install(upgrade=True))
-    known = set(Manifest.__dataclass_fields__)
     try:
-        return Manifest(**{key: value for key, value in values.items() if key in known})
-    except TypeError as error:
-        raise InputError(f"{path} is damaged: {error}", hint="Make the folder again with --force.") from error
+        return _manifest_type().validate_python(values)
+    except ValidationError as error:
+        raise _damaged(path, "; ".join(mistakes(error))) from error
+
+
+@cache
+def _manifest_type() -> TypeAdapter[Manifest]:
+    return TypeAdapter(Manifest)
+
+
+def mistakes(error: ValidationError) -> list[str]:
+    """What is wrong with a JSON file that was read, one short line per value; the first few."""
+    lines = []
+    for mistake in error.errors(include_url=False, include_input=False)[:3]:
+        place = ".".join(str(part) for part in mistake["loc"])
+        lines.append(f"{place}: {mistake['msg'][:1].lower()}{mistake['msg'][1:]}")
+    return lines
+
+
+def _damaged(path: Path, what: str) -> DamagedManifestError:
+    hint = "Restore it from a copy, or make the folder again: the command that made it, with --force."
+    return DamagedManifestError(f"{path} is damaged: {what}", hint=hint)
 
 
 def differences(old: Identity, new: Identity) -> list[str]:

@@ -19,6 +19,7 @@ from cdkit.inputs import Input, check_apart, resolve_inputs
 from cdkit.manifest import (
     MANIFEST_NAME,
     STARTED_NAME,
+    DamagedManifestError,
     Identity,
     Manifest,
     differences,
@@ -279,8 +280,8 @@ def execute(
         raise ConfigError(f"The stage {name!r} does not take a {given}.", hint=f"It takes a {takes}.")
     target = Target(Folder(out), stage, config, resolve_inputs(config))
     clock = time.monotonic()
-    known = target.finished()
-    if known is not None and not force:
+    known = None if force else target.finished()
+    if known is not None:
         return Result(name, "partial" if known.shortfall else "cached", known, out, time.monotonic() - clock)
     check_apart(target.inputs, out)
     target.check(may_replace=force or replace_other)
@@ -342,7 +343,12 @@ class Target:
         entries = self.folder.entries()
         if not entries:
             return
-        existing = self.existing()
+        try:
+            existing = self.existing()
+        except DamagedManifestError:
+            if may_replace:
+                return
+            raise
         if existing is None:
             raise OutputError(
                 f"{self.folder.path} is not empty and was not made by cdkit (it holds {', '.join(entries[:3])}).",

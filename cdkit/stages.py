@@ -16,6 +16,7 @@ from cdkit.datasets import Dataset
 from cdkit.engines import create_engine
 from cdkit.errors import CdkitError, ConfigError, OutputError
 from cdkit.inputs import Input, check_apart, resolve_inputs
+from cdkit.main_guard import refuse_in_worker
 from cdkit.manifest import (
     MANIFEST_NAME,
     STARTED_NAME,
@@ -274,6 +275,7 @@ def execute(
     (pipelines own their folders). Raises OutputError when the folder holds something else or is in use, ConfigError
     for another stage's config.
     """
+    refuse_in_worker()
     stage = stage_named(name)
     if not isinstance(config, stage.config_class()):
         takes, given = stage.config.replace(":", "."), type(config).__name__

@@ -24,6 +24,7 @@ LAYERS = [
         "config",
         "manifest",
         "datasets",
+        "main_guard",
         "peak_memory",
         "protocols",
         "inputs",

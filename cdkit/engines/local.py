@@ -12,6 +12,7 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from cdkit.errors import CdkitError
+from cdkit.main_guard import require_main_guard
 from cdkit.protocols import Item, Outcome, Value
 
 
@@ -83,6 +84,7 @@ def _attempt_alone(
 
 def _pool(workers: int, devices: Sequence[str]) -> ProcessPoolExecutor:
     """Processes that take a GPU each where `devices` names some."""
+    require_main_guard()
     context = multiprocessing.get_context("spawn")
     free = context.Queue()
     for device in devices[:workers]:
@@ -96,10 +98,10 @@ def _start_worker(free: Any) -> None:
     if free is not None:
         # Before CUDA is looked at for the first time in this process.
         os.environ["CUDA_VISIBLE_DEVICES"] = free.get()
-    _end_with_parent()
+    end_with_parent()
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Workers of a killed run would wait for work for ever: end when the parent process does."""
     parent = multiprocessing.parent_process()
     if parent is None:

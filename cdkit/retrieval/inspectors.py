@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from cdkit.errors import CdkitError
+from cdkit.main_guard import require_main_guard
 from cdkit.pictures.content import Content, FileContent
 from cdkit.retrieval.inspection import Inspection, InspectionRules, inspect
 from cdkit.retrieval.process_limits import limit_memory, limit_time
@@ -83,6 +84,7 @@ class Inspectors:
 
     def _start(self, count: int, contents: Sequence[Content]) -> list[_Worker]:
         """Start workers side by side for contents like these, and see that they have."""
+        require_main_guard()
         # Spawned: a fork would copy locks that other threads of this process hold.
         context = multiprocessing.get_context("spawn")
         started = []

@@ -12,7 +12,7 @@ from cdkit.protocols import Context
 from cdkit.training.batches import Batch, Batches
 from cdkit.training.checkpoint import Checkpoints
 from cdkit.training.metrics import Metrics
-from cdkit.training.processes import average_gradients, total
+from cdkit.training.processes import average_gradients, check_whole, total
 from cdkit.training.trainables import Trainables
 from cdkit.weights.select import ScheduleName
 
@@ -108,6 +108,7 @@ class Loop:
         self.metrics.add(done, sums)
         if settings.checkpoint_every and done % settings.checkpoint_every == 0 and done < settings.steps:
             self.metrics.flush()
+            check_whole()
             scaler = self.accelerator.scaler
             facts = {"scaler": scaler.state_dict()} if scaler is not None else {}
             self.checkpoints.save(done, self.trainables.named(), self.optimizer, facts)

@@ -4,31 +4,43 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cdkit.errors import ConfigError, MissingExtraError
+from cdkit.engines.local import end_with_parent
+from cdkit.errors import CdkitError, ConfigError, MissingExtraError
+from cdkit.main_guard import require_main_guard
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 LONGEST_WAIT = timedelta(minutes=10)
+GRACE_SECONDS, POLL_SECONDS = 10.0, 0.1
+# As the process group, of which there is one in a process.
+_BROKEN = threading.Event()
 
 
 @dataclass(frozen=True)
 class Team:
-    """One process' place among those that train together. address: where they meet (host:port)."""
+    """One process' place among those that train together. address: where they meet (host:port).
+
+    helpers: the others, known to the first.
+    """
 
     rank: int = 0
     size: int = 1
     address: str = ""
+    helpers: tuple[Helper, ...] = ()
 
     def environment(self) -> dict[str, str]:
         """What accelerate and torch read."""
@@ -46,31 +58,143 @@ class Team:
         }
 
 
+@dataclass(frozen=True)
+class Helper:
+    """A further training process; what stopped it comes through `errors`."""
+
+    rank: int
+    process: Any
+    errors: Connection
+
+    def failure(self) -> CdkitError | None:
+        """Why the process is dead, or about to be; None while it is not, and when it ended as it should."""
+        with suppress(EOFError, OSError):
+            if self.errors.poll():
+                return self.errors.recv()  # type: ignore[no-any-return]
+        if self.process.exitcode in (None, 0):
+            return None
+        return CdkitError(
+            f"Training process {self.rank} died (exit code {self.process.exitcode}).",
+            hint="Killed, or out of memory? Run the same command again: it goes on from the last checkpoint.",
+        )
+
+
 @contextmanager
 def started_team(size: int, work: Callable[..., None], arguments: Sequence[Any]) -> Iterator[Team]:
-    """Start `work(*arguments, team)` in size − 1 further processes; yields this process' place, the first."""
+    """Start `work(*arguments, team)` in size − 1 further processes; yields this process' place, the first.
+
+    When one of them dies, what this one waits for is broken off, and the error says why it died.
+    """
     if size == 1:
         yield Team()
         return
+    require_main_guard()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     context = torch.multiprocessing.get_context("spawn")
-    others = [
-        context.Process(target=work, args=(*arguments, Team(rank, size, address)), daemon=True)
-        for rank in range(1, size)
-    ]
-    for process in others:
-        process.start()
+    helpers: list[Helper] = []
+    ended = threading.Event()
+    watcher = threading.Thread(target=_break_off_when_one_dies, args=(helpers, ended), daemon=True)
+    _BROKEN.clear()
     try:
-        yield Team(0, size, address)
-        for process in others:
-            process.join(LONGEST_WAIT.total_seconds())
+        for rank in range(1, size):
+            ours, theirs = context.Pipe(duplex=False)
+            further = Team(rank, size, address)
+            process = context.Process(target=_help, args=(theirs, work, arguments, further), daemon=True)
+            process.start()
+            theirs.close()
+            helpers.append(Helper(rank, process, ours))
+        watcher.start()
+        try:
+            yield Team(0, size, address, tuple(helpers))
+        except RuntimeError as error:
+            # A broken connection is noticed a moment before the process is gone.
+            until = time.monotonic() + GRACE_SECONDS
+            while (failure := _failure(helpers)) is None and time.monotonic() < until:
+                time.sleep(POLL_SECONDS)
+            if failure is None:
+                raise
+            raise failure from error
+        for helper in helpers:
+            helper.process.join(LONGEST_WAIT.total_seconds())
+        failure = _failure(helpers)
+        if failure is not None:
+            raise failure
     finally:
-        for process in others:
-            if process.is_alive():
-                process.terminate()
-            process.join()
+        ended.set()
+        for helper in helpers:
+            if helper.process.is_alive():
+                helper.process.terminate()
+            helper.process.join()
+            helper.errors.close()
+        if watcher.ident is not None:
+            watcher.join()
+        _BROKEN.clear()
+
+
+def _help(errors: Connection, work: Callable[..., None], arguments: Sequence[Any], team: Team) -> None:
+    """What a further process does."""
+    end_with_parent()
+    try:
+        work(*arguments, team)
+    except CdkitError as error:
+        errors.send(error)
+        raise SystemExit(1) from None
+    except Exception as error:
+        errors.send(CdkitError(f"Training process {team.rank} ended with {type(error).__name__}: {error}"))
+        raise
+
+
+def _failure(helpers: Sequence[Helper]) -> CdkitError | None:
+    return next((failure for helper in helpers if (failure := helper.failure()) is not None), None)
+
+
+def _break_off_when_one_dies(helpers: Sequence[Helper], ended: threading.Event) -> None:
+    """Wait for the first process that fails, and break off what this one does together with it."""
+    alive = {helper.process.sentinel: helper for helper in helpers}
+    while alive:
+        for sentinel in wait(list(alive)):
+            helper = alive.pop(sentinel)
+            helper.process.join()
+            if helper.process.exitcode == 0:
+                continue
+            if not ended.is_set():
+                _BROKEN.set()
+                with suppress(Exception):
+                    # Sockets break by themselves; a GPU would wait for the others until LONGEST_WAIT is over.
+                    if torch.distributed.get_backend() == "nccl":
+                        torch.distributed.distributed_c10d._abort_process_group()
+            return
+
+
+def check_whole() -> None:
+    """Raise RuntimeError when a process of the team has died: what was computed together since then is worthless."""
+    if _BROKEN.is_set():
+        raise RuntimeError("A training process has died.")
+
+
+def _meet(team: Team, device: torch.device) -> None:
+    """Join the team's process group as soon as all its processes are there; raises what a dead one died of."""
+    host, port = team.address.rsplit(":", 1)
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    store = TCPStore(
+        host, int(port), team.size, is_master=team.rank == 0, timeout=LONGEST_WAIT, wait_for_workers=False
+    )
+    store.set(f"here {team.rank}", "1")
+    if team.rank == 0:
+        while not store.check([f"here {rank}" for rank in range(team.size)]):
+            failure = _failure(team.helpers)
+            if failure is not None:
+                raise failure
+            time.sleep(POLL_SECONDS)
+        store.set("all here", "1")
+    store.wait(["all here"])
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    torch.distributed.init_process_group(
+        backend, store=store, rank=team.rank, world_size=team.size, timeout=LONGEST_WAIT
+    )
 
 
 @contextmanager
@@ -91,13 +215,13 @@ def accelerated(
         warnings.simplefilter("ignore")
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
-        from accelerate.utils import InitProcessGroupKwargs
 
         AcceleratorState._reset_state(reset_partial_state=True)
+        if team.size > 1:
+            _meet(team, device)
         accelerator = Accelerator(
             cpu=device.type == "cpu",
             mixed_precision=precision,
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)] if team.size > 1 else None,
             log_with="tensorboard" if tensorboard else None,
             project_dir=str(tensorboard) if tensorboard else None,
         )
@@ -146,10 +270,12 @@ def average_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
     """The mean gradient over all processes, in place, sent as one vector; a missing gradient counts as zero.
 
     The loop calls this once a step: wrapping modules would tie the gradients' exchange to one forward pass each.
+    Raises RuntimeError when one of them has died.
     """
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
+    check_whole()
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -161,7 +287,8 @@ def average_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
 
 
 def total(sums: torch.Tensor) -> torch.Tensor:
-    """The sum of a tensor over all processes."""
+    """The sum of a tensor over all processes; raises RuntimeError when one of them has died."""
+    check_whole()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(sums)
     return sums

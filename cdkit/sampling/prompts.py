@@ -38,7 +38,7 @@ def gather_prompts(prompts: Sequence[str], file: str | None) -> list[str]:
 def too_long(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """The prompts whose end the text encoder will not see: longer than its context with start and end tokens."""
     limit = tokenizer.model_max_length
-    return [prompt for prompt in prompts if len(tokenizer(prompt, truncation=False).input_ids) > limit]
+    return [prompt for prompt in prompts if len(tokenizer(prompt, truncation=False, verbose=False).input_ids) > limit]
 
 
 def words_beyond(prompt: str, words: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticUndefined
 
 from cdkit.errors import ConfigError
+from cdkit.threads import thread_count
 
 InputKind = Literal["files", "folder", "model", "encoder", "run"]
 MOST_NAMES, LONGEST_NAME = 40, 100  # in suggestions
@@ -67,14 +68,47 @@ class StageConfig(BaseModel):
         frozen=True, extra="forbid", protected_namespaces=(), defer_build=True, allow_inf_nan=False
     )
 
+    def thread_count(self) -> int:
+        """CPU threads for this work."""
+        return thread_count()
 
-class ParallelConfig(StageConfig):
+
+class ThreadedConfig(StageConfig):
+    """Settings of stages that compute: how many CPU threads they take. A result's last bits may depend on it."""
+
+    threads: int | None = setting(
+        None, "CPU threads of the command and its workers together [default: one per CPU].", execution=True, ge=1
+    )
+
+    def thread_count(self) -> int:
+        return self.threads or thread_count(small=self.is_small())
+
+    def is_small(self) -> bool:
+        """Whether a second thread would gain little: the embedded model's operations take microseconds."""
+        return False
+
+
+class ModelConfig(ThreadedConfig):
+    """Settings of stages that run a base model."""
+
+    base: str = setting("embedded", "Base model: 'embedded', a diffusers folder, or a hub id.", input="model")
+    device: str | None = setting(None, "Device [default: the GPU when there is one].", execution=True)
+
+    def is_small(self) -> bool:
+        return self.base == "embedded"
+
+
+class ParallelConfig(ThreadedConfig):
     """Settings of stages whose work an engine spreads over workers."""
 
     engine: Literal["local", "ray"] = setting(
         "local", "Where the work runs: this machine or a Ray cluster.", execution=True
     )
-    workers: int | None = setting(None, "Parallel workers [default: one per core].", execution=True, ge=1)
+    workers: int | None = setting(None, "Parallel workers [default: one per thread].", execution=True, ge=1)
+
+    def worker_count(self) -> int | None:
+        """Workers of the engine; None leaves it to the engine."""
+        return self.workers or (self.threads if self.engine == "local" else None)
 
 
 Config = TypeVar("Config", bound=StageConfig)

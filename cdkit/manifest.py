@@ -19,6 +19,7 @@ import cdkit
 from cdkit.errors import InputError, pip_install
 from cdkit.json_text import json_text
 from cdkit.storage import read_json, write_json
+from cdkit.threads import thread_count
 
 MANIFEST_NAME = "manifest.json"
 STARTED_NAME = "started.json"
@@ -163,6 +164,7 @@ def run_record(
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 3),
         "peak_process_bytes": peak,
+        "threads": thread_count(),
         **(clocks or {}),
         "host": platform.node(),
         "python": platform.python_version(),

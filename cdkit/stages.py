@@ -30,6 +30,7 @@ from cdkit.manifest import (
 from cdkit.peak_memory import PeakMemory
 from cdkit.protocols import Context, Engine, Progress, SilentProgress
 from cdkit.storage import TEMPORARY_PREFIX, Folder, writing
+from cdkit.threads import threads
 
 StageFunction = Callable[[StageConfig, Mapping[str, Input], Folder, Context], Dataset]
 
@@ -287,9 +288,9 @@ def execute(
         return Result(name, "partial" if known.shortfall else "cached", known, out, time.monotonic() - clock)
     check_apart(target.inputs, out)
     target.check(may_replace=force or replace_other)
-    parallel = (config.engine, config.workers) if isinstance(config, ParallelConfig) else ("local", 1)
+    parallel = (config.engine, config.worker_count()) if isinstance(config, ParallelConfig) else ("local", 1)
     engine = create_engine(*parallel)
-    with target.folder.lock(), writing(out):
+    with target.folder.lock(), writing(out), threads(config.thread_count()):
         target.check(may_replace=force or replace_other)
         if force or not target.continues():
             target.folder.remove([*stage.owns, MANIFEST_NAME, STARTED_NAME])

@@ -21,6 +21,7 @@ LAYERS = [
         "json_text",
         "markdown",
         "storage",
+        "threads",
         "config",
         "manifest",
         "datasets",

@@ -21,8 +21,8 @@ from cdkit.cache_file import cache_folder
 from cdkit.cli.options import command
 from cdkit.cli.output import Output, size, table
 from cdkit.devices import choose_device
-from cdkit.engines import available_cores
 from cdkit.errors import InputError, pip_install
+from cdkit.threads import cpu_count
 
 PACKAGES = [
     "torch",
@@ -160,7 +160,7 @@ def _machine() -> list[Check]:
     parent = next(folder for folder in (cache, *cache.parents) if folder.exists())
     writable = os.access(parent, os.W_OK)
     return [
-        Check("cores", "ok", str(available_cores())),
+        Check("cores", "ok", str(cpu_count())),
         Check(
             "memory",
             "note" if low_memory else "ok",

@@ -19,6 +19,7 @@ from cdkit.errors import ConfigError
 from cdkit.protocols import Context
 from cdkit.shell import command_line
 from cdkit.stages import STAGES
+from cdkit.threads import threads
 
 
 def register(app: typer.Typer) -> None:
@@ -64,8 +65,9 @@ def _add(output: Output, config: StageConfig, further: Mapping[str, Any]) -> Non
     from cdkit.index.addition import add_captions
 
     assert isinstance(config, ImportConfig)
-    context = Context(create_engine(config.engine, config.workers), progress_for(output))
-    _changed(output, further["index"], asdict(add_captions(further["index"], config, context)))
+    context = Context(create_engine(config.engine, config.worker_count()), progress_for(output))
+    with threads(config.thread_count()):
+        _changed(output, further["index"], asdict(add_captions(further["index"], config, context)))
 
 
 def _remove(

@@ -43,7 +43,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(pipeline_app, name="pipeline")
 
 
-def _run(
+def _run(  # noqa: PLR0917 - Typer's options
     output: Output,
     pipeline: str = PIPELINE,
     set: list[str] = SET,
@@ -54,6 +54,9 @@ def _run(
     ),
     force: bool = typer.Option(False, "--force", help="Make every stage again."),
     stop_after: str | None = typer.Option(None, "--stop-after", metavar="STAGE", help="Stop when this stage is done."),
+    threads: int | None = typer.Option(
+        None, "--threads", min=1, help="CPU threads of stages that do not say [default: one per CPU]."
+    ),
 ) -> None:
     path = spec.find(pipeline)
     folder = out or spec.run_folder(path)
@@ -62,7 +65,9 @@ def _run(
     if dry_run:
         _print_plan(output, plan(loaded.up_to(stop_after) if stop_after else loaded, folder, forced))
         return
-    result = run_pipeline(loaded, folder, forced=forced, stop_after=stop_after, progress=progress_for(output))
+    result = run_pipeline(
+        loaded, folder, forced=forced, stop_after=stop_after, progress=progress_for(output), threads=threads
+    )
     output.result(result.as_json(), human=lambda console: _print_run(console, result), quiet=folder)
     if result.report:
         output.hint(f"The report is {result.report}")

@@ -14,6 +14,7 @@ from typing import Any
 from cdkit.errors import CdkitError
 from cdkit.main_guard import require_main_guard
 from cdkit.protocols import Item, Outcome, Value
+from cdkit.threads import set_threads, thread_count
 
 
 class LocalEngine:
@@ -45,7 +46,7 @@ class LocalEngine:
     def _map_in_processes(
         self, work: Callable[[Item], Value], items: Sequence[Item], label: str, workers: int, devices: Sequence[str]
     ) -> Iterator[Outcome[Item, Value]]:
-        pool = _pool(workers, devices)
+        pool = _pool(workers, devices, share=max(1, thread_count() // workers))
         try:
             futures = [pool.submit(work, item) for item in items]
             for item, future in zip(items, futures, strict=True):
@@ -71,7 +72,7 @@ def visible_gpus(count: int) -> list[str]:
 def _attempt_alone(
     work: Callable[[Item], Value], item: Item, label: str, devices: Sequence[str]
 ) -> Outcome[Item, Value]:
-    with _pool(1, devices) as pool:
+    with _pool(1, devices, share=thread_count()) as pool:
         outcome = _outcome(item, pool.submit(work, item))
     if isinstance(outcome.error, BrokenProcessPool):
         error = CdkitError(
@@ -82,19 +83,20 @@ def _attempt_alone(
     return outcome
 
 
-def _pool(workers: int, devices: Sequence[str]) -> ProcessPoolExecutor:
-    """Processes that take a GPU each where `devices` names some."""
+def _pool(workers: int, devices: Sequence[str], *, share: int) -> ProcessPoolExecutor:
+    """Processes that use `share` threads each, and a GPU each where `devices` names some."""
     require_main_guard()
     context = multiprocessing.get_context("spawn")
     free = context.Queue()
     for device in devices[:workers]:
         free.put(device)
     return ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_start_worker, initargs=(free if devices else None,)
+        workers, mp_context=context, initializer=_start_worker, initargs=(free if devices else None, share)
     )
 
 
-def _start_worker(free: Any) -> None:
+def _start_worker(free: Any, share: int) -> None:
+    set_threads(share)
     if free is not None:
         # Before CUDA is looked at for the first time in this process.
         os.environ["CUDA_VISIBLE_DEVICES"] = free.get()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cdkit.config import StageConfig, setting
+from cdkit.config import ModelConfig, setting
 from cdkit.datasets import Dataset
 from cdkit.devices import choose_device
 from cdkit.inputs import Input
@@ -30,17 +30,15 @@ TILE, GAP, CAPTION, PER_ROW = 192, 8, 26, 6
 RAMP = ((13, 8, 60), (110, 20, 120), (200, 50, 90), (250, 130, 40), (252, 230, 120))
 
 
-class AttentionConfig(StageConfig):
+class AttentionConfig(ModelConfig):
     """What to draw, and with what."""
 
-    base: str = setting("embedded", "Base model: 'embedded', a diffusers folder, or a hub id.", input="model")
     deltas: list[str] = setting([], "A delta: a folder or file. Repeatable.", flag="--delta", input="folder")
     prompt: str = setting(help="The prompt whose tokens to look at.", min_length=1)
     seed: int = setting(0, "The image's seed.", ge=0, le=LARGEST_SEED)
     scheduler: SchedulerName = setting("ddim", "The sampler.")
     steps: int = setting(25, "Denoising steps.", ge=1, le=1000)
     guidance: float = setting(6.0, "Classifier-free guidance scale.", ge=0)
-    device: str | None = setting(None, "Device [default: the GPU when there is one].", execution=True)
 
     def as_sampling(self) -> SampleConfig:
         """The same drawing as a sampling config."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import model_validator
 
-from cdkit.config import StageConfig, setting
+from cdkit.config import ThreadedConfig, setting
 from cdkit.datasets import Dataset, write_shard
 from cdkit.errors import InputError
 from cdkit.evaluation.protocol import PAPER_ENCODER, deviations
@@ -35,7 +35,7 @@ SUMMARY_FORMAT = 1
 KID_FEATURES = "image embeddings of the encoder, of norm √d"
 
 
-class EvaluateConfig(StageConfig):
+class EvaluateConfig(ThreadedConfig):
     """What to score, and against what."""
 
     samples: str = setting(help="The samples to score: a folder of cdkit sample.", input="folder")
@@ -81,6 +81,9 @@ class EvaluateConfig(StageConfig):
         if MAIN in self.compare:
             raise ValueError(f"compare cannot be called {MAIN!r}: that is the main set's name")
         return self
+
+    def is_small(self) -> bool:
+        return self.clip == EMBEDDED and self.dino is None
 
     @property
     def clip(self) -> str:

@@ -11,7 +11,6 @@ import cdkit
 from cdkit.captions.import_captions import ImportConfig, import_captions
 from cdkit.config import canonical
 from cdkit.datasets import merge_counts, part_name, parts, read_parts, write_shard
-from cdkit.engines import available_cores
 from cdkit.errors import InputError
 from cdkit.index.change import Change, changed_manifest, recall_before
 from cdkit.index.codes import TRAINED_NAME, encode_shards, inspect_shards
@@ -26,6 +25,7 @@ from cdkit.json_text import json_text
 from cdkit.manifest import Counts, Manifest
 from cdkit.protocols import Context
 from cdkit.storage import Folder, read_json, write_json, writing
+from cdkit.threads import thread_count
 
 if TYPE_CHECKING:
     import numpy as np
@@ -174,7 +174,7 @@ def _index_new(folder: Path, work: Folder, change: Change, manifest: Manifest, c
     codes = []
     if not facts["exact"]:
         faiss.write_index(empty_copy(source), str(work / TRAINED_NAME))
-        threads = int(facts.get("threads") or available_cores())
+        threads = int(facts.get("threads") or thread_count())
         codes = encode_shards(work, shards, facts["sha256"], threads=threads, context=context)
     vectors = rewrite_index(source, change.path(INDEX_NAME), facts, read_tombstones(folder), add, codes)
     return stored_index_facts(change.path(INDEX_NAME), vectors)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from cdkit.captions.import_captions import ImportConfig, import_captions
 from cdkit.config import setting
 from cdkit.datasets import Dataset, parts
-from cdkit.engines import available_cores
 from cdkit.errors import InputError
 from cdkit.index.brute_force import Queries
 from cdkit.index.class_words import class_prompts
@@ -55,7 +54,6 @@ class IndexConfig(EmbedConfig):
     keep_embeddings: bool = setting(False, "Keep the embeddings: faster re-ranking for more disk.")
     recall_target: float = setting(RECALL_TARGET, "Threshold recall to choose search settings for.", gt=0, le=1)
     seed: int = setting(0, "Seed of the training sample and of the measuring queries.", ge=0)
-    threads: int | None = setting(None, "Threads of FAISS, recorded [default: one per core].", execution=True, ge=1)
 
 
 def embed_pool(config: EmbedConfig, inputs: Mapping[str, Input], out: Folder, context: Context) -> Dataset:
@@ -124,7 +122,7 @@ def _embed_and_index(config: IndexConfig, imported: dict[str, Any], out: Folder,
         config.keep_embeddings,
         config.recall_target,
         config.seed,
-        config.threads or available_cores(),
+        config.thread_count(),
     )
     return {**imported, **embedded.details, **index_embeddings(out, encoder, settings, context)}
 

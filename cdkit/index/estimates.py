@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cdkit.engines import available_cores
 from cdkit.errors import ConfigError
 from cdkit.index.faiss_index import (
     KMEANS_ROUNDS,
@@ -25,6 +24,7 @@ from cdkit.index.faiss_index import (
     rotation,
 )
 from cdkit.index.plan import CENTROIDS_PER_CODEBOOK, CODE_BYTES, Layout, choose_layout, compressed_layout, exact_layout
+from cdkit.threads import thread_count
 
 CODE_SIZES = (16, 32, 64, 128)
 SHARD_ROWS = 500_000
@@ -100,7 +100,7 @@ def plan_index(
     sizes = sorted({size for size in (*CODE_SIZES, code_bytes) if size <= dimension})
     compressed = [compressed_layout(rows, dimension, size) for size in sizes]
     layouts += [layout for layout in compressed if layout.training_points < rows or layout == chosen]
-    measured = rates or measure_rates(dimension, threads or available_cores())
+    measured = rates or measure_rates(dimension, threads or thread_count())
     table = [_choice(layout, measured, chosen=layout == chosen) for layout in dict.fromkeys(layouts)]
     return IndexPlan(rows, dimension, measured, table)
 

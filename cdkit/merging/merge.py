@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import model_validator
 
-from cdkit.config import StageConfig, setting
+from cdkit.config import ModelConfig, setting
 from cdkit.datasets import Dataset
 from cdkit.devices import choose_device
 from cdkit.errors import ConfigError, InputError
@@ -40,14 +40,11 @@ SAME = 1e-5
 UNMET = 1e-3
 
 
-class MergeConfig(StageConfig):
+class MergeConfig(ModelConfig):
     """Which deltas to merge, and over which captions the rest must not change."""
 
     deltas: list[str] = setting(
         help="Deltas to merge, each trained on its own: folders or files.", argument=True, input="folder", min_length=2
-    )
-    base: str = setting(
-        "embedded", "Base model they were trained on: 'embedded', a folder, or a hub id.", input="model"
     )
     captions: list[str] = setting(
         [], "Pool files, folders, globs or URLs of ordinary captions; or give --index.", input="files"
@@ -69,7 +66,6 @@ class MergeConfig(StageConfig):
     # A caption of 17 tokens is padded by 60 to its context; with less weight there, prompts of several objects
     # draw only one.
     edge_weight: float = setting(60.0, "Weight of a caption's start and padding; a word's is 1.", ge=0)
-    device: str | None = setting(None, "Device of the text encoder [default: the GPU if any].", execution=True)
 
     @model_validator(mode="after")
     def _one_source(self) -> MergeConfig:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cdkit.config import ThreadedConfig
 from cdkit.credentials import redacted
 from cdkit.errors import CdkitError, OutputError, PartialError
 from cdkit.manifest import read_manifest
@@ -48,30 +49,39 @@ def forced_steps(pipeline: Pipeline, *, force: bool, from_step: str | None) -> s
 
 
 def run(
-    pipeline: Pipeline, folder: Path, *, forced: set[str], stop_after: str | None, progress: Progress
+    pipeline: Pipeline,
+    folder: Path,
+    *,
+    forced: set[str],
+    stop_after: str | None,
+    progress: Progress,
+    threads: int | None = None,
 ) -> RunResult:
     """Run what the plan says, in order. A step that falls short does not stop the rest; an error does.
 
-    stop_after: run only this step and what it needs. Raises ConfigError when there is no such step.
+    stop_after: run only this step and what it needs; threads: CPU threads of steps that do not say themselves. Raises
+    ConfigError when there is no such step.
     """
     chosen = pipeline.up_to(stop_after) if stop_after else pipeline
     _check_folder(folder)
     planned = plan(chosen, folder, forced)
     with Folder(folder).lock(), writing(folder):
         write_json(folder / RECORD_NAME, redacted(_record(pipeline)))
-        results = [_run_step(entry, forced, progress) for entry in planned]
+        results = [_run_step(entry, forced, progress, threads) for entry in planned]
     report = next((path for entry in reversed(planned) if (path := entry.out / "report.html").exists()), None)
     return RunResult(folder, tuple(results), tuple(entry.step.name for entry in planned), report)
 
 
-def _run_step(entry: Planned, forced: set[str], progress: Progress) -> Result:
-    name = entry.step.name
+def _run_step(entry: Planned, forced: set[str], progress: Progress, threads: int | None) -> Result:
+    name, config = entry.step.name, entry.step.config
+    if isinstance(config, ThreadedConfig) and config.threads is None:
+        config = config.model_copy(update={"threads": threads})
     if entry.state != "cached":
         progress.note(f"{name} ({entry.step.stage}): {entry.reason}")
     try:
         result = execute(
             entry.step.stage,
-            entry.step.config,
+            config,
             entry.out,
             progress=progress,
             force=name in forced,

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from cdkit.datasets import part_name, schema, write_shard
-from cdkit.engines import available_cores
 from cdkit.index.opening import open_index
 from cdkit.inputs import EMBEDDED
 from cdkit.pictures.grid import write_contact_sheet
@@ -46,6 +45,7 @@ from cdkit.retrieval.selection import select
 from cdkit.retrieval.target_photos import target_hashes
 from cdkit.retrieval.web_urls import AllowedHosts
 from cdkit.storage import Folder
+from cdkit.threads import cpu_count
 
 if TYPE_CHECKING:
     from cdkit.protocols import TextEncoder
@@ -89,7 +89,7 @@ class RetrievalRun:
         rules = CurationRules(config.near_duplicate_bits, targets, config.min_image_similarity)
         scorer = load_scorer(found.encoder) if config.min_image_similarity is not None else None
         store = self.building.sub("curated").path
-        workers = config.workers if config.workers and config.engine == "local" else available_cores()
+        workers = self.context.engine.workers if config.engine == "local" else cpu_count()
         clocks = {"candidates_seconds": time.monotonic() - clock}
         with Inspectors(inspection, store, workers=workers) as inspectors:
             curator = Curator(inspectors, store, rules, scorer=scorer, progress=self.context.progress)

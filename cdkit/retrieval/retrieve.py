@@ -84,7 +84,7 @@ class RetrieveConfig(ParallelConfig):
     proxy: str | None = setting(
         None, "http://[USER:PASSWORD@]HOST:PORT that everything is fetched through.", execution=True
     )
-    threads: int = setting(MAX_THREADS, "Downloads at once.", execution=True, ge=1, le=MAX_THREADS)
+    downloads: int = setting(MAX_THREADS, "Downloads at once.", execution=True, ge=1, le=MAX_THREADS)
 
     @field_validator("exclude_like", mode="before")
     @classmethod
@@ -115,7 +115,7 @@ class RetrieveConfig(ParallelConfig):
 
     def fetch_settings(self) -> FetchSettings:
         return FetchSettings(
-            threads=self.threads,
+            threads=self.downloads,
             deadline=self.deadline,
             retries=self.retries,
             max_bytes=self.max_bytes,

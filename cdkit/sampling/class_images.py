@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import model_validator
 
-from cdkit.config import StageConfig, did_you_mean, setting
+from cdkit.config import ModelConfig, did_you_mean, setting
 from cdkit.datasets import Dataset
 from cdkit.errors import ConfigError
-from cdkit.inputs import EMBEDDED, Input
+from cdkit.inputs import Input
 from cdkit.manifest import Counts
 from cdkit.pictures.layouts import LAYOUTS, write_layout
 from cdkit.protocols import Context
@@ -46,13 +46,12 @@ configs:
 """
 
 
-class ClassImagesConfig(StageConfig):
+class ClassImagesConfig(ModelConfig):
     """Which images to draw, and with what."""
 
     prompts: list[str] = setting(
         help="What the images show: 'photo of a dog', or several prompts by turns.", argument=True, min_length=1
     )
-    base: str = setting(EMBEDDED, "Base model: 'embedded', a diffusers folder, or a hub id.", input="model")
     count: int = setting(200, "Images to draw.", ge=1)
     seed: int = setting(0, "The first image's seed; the others follow.", ge=0, le=2**62)
     steps: int = setting(PAPER_STEPS, "Denoising steps of DDIM.", ge=1, le=1000)
@@ -63,7 +62,6 @@ class ClassImagesConfig(StageConfig):
     also_write: list[str] = setting([], "Also write the set as diffusers, imagefolder or webdataset. Repeatable.")
     precision: Literal["no", "bf16", "fp16"] = setting("no", "Compute type; no is fp32.")
     batch_size: int = setting(8, "Images drawn at once; does not change them.", execution=True, ge=1)
-    device: str | None = setting(None, "Device [default: the GPU when there is one].", execution=True)
 
     @model_validator(mode="after")
     def _check(self) -> ClassImagesConfig:

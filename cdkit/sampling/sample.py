@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import model_validator
 
-from cdkit.config import StageConfig, setting
+from cdkit.config import ModelConfig, setting
 from cdkit.datasets import Dataset, write_shard
 from cdkit.devices import choose_device
 from cdkit.errors import InputError
@@ -36,10 +36,9 @@ LARGEST_SEED = 2**63 - 1
 PAPER_STEPS, PAPER_GUIDANCE = 200, 6.0
 
 
-class SampleConfig(StageConfig):
+class SampleConfig(ModelConfig):
     """What to draw, and how."""
 
-    base: str = setting("embedded", "Base model: 'embedded', a diffusers folder, or a hub id.", input="model")
     deltas: list[str] = setting([], "A delta: a folder or file. Repeatable.", flag="--delta", input="folder")
     scale: float = setting(
         1.0, "Strength of the deltas' weights; 0 is the base model with the new tokens.", ge=-10, le=10
@@ -57,7 +56,6 @@ class SampleConfig(StageConfig):
     resolution: int | None = setting(None, "Side of the images in pixels [default: the base model's].", ge=8)
     precision: Literal["no", "bf16", "fp16"] = setting("no", "Compute type; no is fp32.")
     batch_size: int = setting(8, "Images drawn at once; does not change them.", execution=True, ge=1)
-    device: str | None = setting(None, "Device [default: the GPU when there is one].", execution=True)
 
     @model_validator(mode="after")
     def _check(self) -> SampleConfig:

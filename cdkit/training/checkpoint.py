@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ class Checkpoints:
         optimizer: torch.optim.Optimizer,
         facts: Mapping[str, Any],
     ) -> None:
-        """Write the state after `step` steps, then delete all but the newest two."""
+        """Write the state after `step` steps, then delete all but the newest two; the threads are noted beside it."""
         tensors = {f"parameter.{name}": parameter.detach() for name, parameter in parameters.items()}
         for name, parameter in parameters.items():
             state = optimizer.state[parameter]
@@ -45,7 +46,7 @@ class Checkpoints:
         with atomic_path(target) as temporary:
             temporary.mkdir(parents=True)
             write_tensors(temporary / STATE_NAME, tensors, {})
-            write_json(temporary / POSITION_NAME, {"step": step, **facts})
+            write_json(temporary / POSITION_NAME, {"step": step, "threads": torch.get_num_threads(), **facts})
         for old in self._found()[KEPT:]:
             shutil.rmtree(old, ignore_errors=True)
 
@@ -62,6 +63,13 @@ class Checkpoints:
             _fill(parameters, optimizer, tensors)
             return int(facts["step"]), facts
         return 0, {}
+
+    def threads(self) -> int | None:
+        """How many threads the newest checkpoint that says so was made on; None: there is none."""
+        for path in self._found():
+            with suppress(CdkitError, KeyError, TypeError, ValueError):
+                return int(read_json(path / POSITION_NAME)["threads"])
+        return None
 
     def _found(self) -> list[Path]:
         """Newest first."""

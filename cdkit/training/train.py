@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import model_validator
 
-from cdkit.config import StageConfig, canonical, setting
+from cdkit.config import ModelConfig, canonical, setting
 from cdkit.datasets import Dataset
 from cdkit.errors import ConfigError
 from cdkit.inputs import EMBEDDED, Input
@@ -17,6 +17,7 @@ from cdkit.manifest import Counts
 from cdkit.protocols import Context, SilentProgress
 from cdkit.shell import command_line
 from cdkit.storage import Folder
+from cdkit.threads import set_threads
 from cdkit.training.presets import PresetName, fill_in
 from cdkit.weights.delta import DELTA_NAME, ON_TOP_OF, Delta, load_delta, save_delta
 from cdkit.weights.select import METHODS, MethodName, Recipe, ScheduleName
@@ -37,10 +38,9 @@ LARGE_DELTA = 300_000_000  # SDXL's keys and values are 1.36 GB, a whole U-Net 3
 STEPS_BETWEEN_QUESTIONS = 10  # how many steps a GPU may run ahead of the losses that are read
 
 
-class TrainConfig(StageConfig):
+class TrainConfig(ModelConfig):
     """What to teach which model, and how."""
 
-    base: str = setting(EMBEDDED, "Base model: 'embedded', a diffusers folder, or a hub id.", input="model")
     concepts: dict[str, str] = setting(
         ..., "A concept: its category and the folder of its photos. Repeatable.", flag="--concept", input="folder"
     )
@@ -95,7 +95,6 @@ class TrainConfig(StageConfig):
     compile: bool = setting(False, "Compile the U-Net: minutes at the start, faster steps.", execution=True)
     gradient_checkpointing: bool = setting(False, "Less memory, slower steps.", execution=True)
     tensorboard: bool = setting(False, "Also write the metrics for TensorBoard.", execution=True)
-    device: str | None = setting(None, "Device [default: the GPU when there is one].", execution=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -152,6 +151,8 @@ def _train(config: TrainConfig, out: Folder, context: Context, team: Team) -> di
     from cdkit.training.processes import accelerated
 
     device = choose_device(config.device)
+    if device.type == "cpu":
+        _settle_threads(config, out, context, team)
     earlier = [load_delta(path) for path in config.delta]
     facts = facts_of_files(config.base)
     # What a hub id stands for is known only when it is here.
@@ -168,6 +169,20 @@ def _train(config: TrainConfig, out: Folder, context: Context, team: Team) -> di
     ):
         pipeline = pipeline or _load(config)
         return _run(config, plan, pipeline, earlier, out, context, accelerator)
+
+
+def _settle_threads(config: TrainConfig, out: Folder, context: Context, team: Team) -> None:
+    """Share the threads between the processes; a training goes on with as many as it began, for the same bits."""
+    from cdkit.training.checkpoint import Checkpoints
+
+    share = max(1, config.thread_count() // team.size)
+    before = Checkpoints(out / CHECKPOINTS).threads() or share
+    if before != share and config.threads is not None:
+        context.progress.note(
+            f"The checkpoint was made on {before} threads: on {share}, the result is the same but for rounding. "
+            "Without --threads the training goes on as it began."
+        )
+    set_threads(share if config.threads is not None else before)
 
 
 def _load(config: TrainConfig) -> DiffusionPipeline:

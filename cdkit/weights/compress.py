@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import model_validator
 
-from cdkit.config import StageConfig, setting
+from cdkit.config import ThreadedConfig, setting
 from cdkit.datasets import Dataset
 from cdkit.inputs import Input
 from cdkit.manifest import Counts
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class CompressConfig(StageConfig):
+class CompressConfig(ThreadedConfig):
     """Which delta, and how small or how exact."""
 
     delta: str = setting(help="The delta: a folder or file.", argument=True, input="folder")

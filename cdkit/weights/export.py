@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
-from cdkit.config import StageConfig, setting
+from cdkit.config import ThreadedConfig, setting
 from cdkit.datasets import Dataset
 from cdkit.devices import choose_device
 from cdkit.errors import ConfigError
@@ -44,7 +44,7 @@ SDXL_POOLING = (
 )
 
 
-class ExportConfig(StageConfig):
+class ExportConfig(ThreadedConfig):
     """What to export, as what."""
 
     delta: str = setting(help="The delta: a folder or file.", argument=True, input="folder")

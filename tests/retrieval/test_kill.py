@@ -98,7 +98,7 @@ def test_a_killed_retrieval_gives_the_same_set_byte_for_byte(tmp_path: Path) -> 
         index = index_of(tmp_path / "index", rows, HashingEncoder(threshold=0.6))
         (tmp_path / "run.py").write_text(RETRIEVE)
         command = [sys.executable, str(tmp_path / "run.py"), str(index), "a photo of a dog", "--count", "30"]
-        command += ["--allow-host", server.place, "--also-write", "webdataset", "--retries", "0", "--threads", "4"]
+        command += ["--allow-host", server.place, "--also-write", "webdataset", "--retries", "0", "--downloads", "4"]
         environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
 
         whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from cdkit.errors import OutputError
+from cdkit.storage import read_json, write_json
 from tests.training.running import Interrupted, Material, Notes, StopAfter, delta_tensors, losses, run
 
 STEPS = 7
@@ -61,6 +62,31 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(material: Materi
     notes = Notes()
     run(_config(material), out, progress=notes)
     assert "Going on after step 2." in notes.notes
+    _assert_equal(out, whole)
+
+
+@pytest.mark.parametrize(("began", "asked", "expected"), [(2, None, 2), (2, 1, 1), (1, None, 1)])
+def test_a_training_goes_on_with_the_threads_it_began_with(
+    material: Material, out: Path, began: int, asked: int | None, expected: int
+) -> None:
+    with pytest.raises(Interrupted):
+        run(_config(material, threads=began), out, progress=StopAfter(3))
+    assert read_json(out / "checkpoints" / "step-000002" / "position.json")["threads"] == began
+    notes = Notes()
+    result = run(_config(material, threads=asked), out, progress=notes)
+    assert result.manifest.run["threads"] == expected
+    told = [note for note in notes.notes if "made on" in note]
+    assert bool(told) == (asked not in (None, began))
+    assert torch.get_num_threads() == 1, "the process has its own number again"
+
+
+def test_a_checkpoint_that_names_no_threads_is_gone_on_with(material: Material, whole: Path, out: Path) -> None:
+    with pytest.raises(Interrupted):
+        run(_config(material), out, progress=StopAfter(3))
+    position = out / "checkpoints" / "step-000002" / "position.json"
+    facts = read_json(position)
+    write_json(position, {name: value for name, value in facts.items() if name != "threads"})
+    run(_config(material), out)
     _assert_equal(out, whole)
 
 

@@ -1,0 +1,67 @@
+"""A training beside other busy processes takes its share of the CPUs, and no longer."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from cdkit.threads import NUMBERS, WAITING
+
+STEPS = 120
+SHARE = 3.0
+# Alone and beside others by turns, so that what else the machine does falls on both.
+ROUNDS = 2
+TRAINING = """
+import json, sys, time
+from pathlib import Path
+from cdkit.stages import execute
+from cdkit.training.loop import Loop
+from cdkit.training.train import TrainConfig
+
+run = Loop.run
+def timed(self, *arguments):
+    clock = time.monotonic()
+    run(self, *arguments)
+    print(json.dumps(time.monotonic() - clock))
+Loop.run = timed
+config = TrainConfig(concepts={"star": "embedded:striped-star"}, steps=int(sys.argv[2]), checkpoint_every=0)
+execute("train", config, Path(sys.argv[1]))
+"""
+
+
+@contextmanager
+def _busy(count: int) -> Iterator[None]:
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+
+
+def _seconds(out: Path) -> float:
+    """Of the steps alone: a start is the same CPU time for anybody."""
+    # As a user starts it: nothing is said about threads.
+    environment = {name: value for name, value in os.environ.items() if name not in (*NUMBERS, *WAITING)}
+    command = [sys.executable, "-c", TRAINING, str(out), str(STEPS)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return float(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_120_steps_beside_two_busy_loops_take_at_most_three_times_as_long(tmp_path: Path) -> None:
+    alone, beside = [], []
+    for number in range(ROUNDS):
+        alone.append(_seconds(tmp_path / f"alone-{number}"))
+        with _busy(2):
+            beside.append(_seconds(tmp_path / f"beside-{number}"))
+    assert min(beside) <= SHARE * min(alone), (alone, beside)

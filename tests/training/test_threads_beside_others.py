@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cdkit.threads import NUMBERS, WAITING
+from cdkit.threads import NUMBERS, WAITING, cpu_count
 
 STEPS = 120
 SHARE = 3.0
@@ -27,9 +27,9 @@ from cdkit.training.train import TrainConfig
 
 run = Loop.run
 def timed(self, *arguments):
-    clock = time.monotonic()
+    clock, cpu = time.monotonic(), time.process_time()
     run(self, *arguments)
-    print(json.dumps(time.monotonic() - clock))
+    print(json.dumps([time.monotonic() - clock, time.process_time() - cpu]))
 Loop.run = timed
 config = TrainConfig(concepts={"star": "embedded:striped-star"}, steps=int(sys.argv[2]), checkpoint_every=0)
 execute("train", config, Path(sys.argv[1]))
@@ -47,21 +47,27 @@ def _busy(count: int) -> Iterator[None]:
             loop.wait()
 
 
-def _seconds(out: Path) -> float:
-    """Of the steps alone: a start is the same CPU time for anybody."""
+def _seconds(out: Path) -> tuple[float, float]:
+    """On the clock and of CPU time, of the steps alone: a start takes the same CPU time for anybody."""
     # As a user starts it: nothing is said about threads.
     environment = {name: value for name, value in os.environ.items() if name not in (*NUMBERS, *WAITING)}
     command = [sys.executable, "-c", TRAINING, str(out), str(STEPS)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    return float(json.loads(done.stdout.splitlines()[-1]))
+    clock, cpu = json.loads(done.stdout.splitlines()[-1])
+    return float(clock), float(cpu)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_120_steps_beside_two_busy_loops_take_at_most_three_times_as_long(tmp_path: Path) -> None:
+    busy_already = os.getloadavg()[0] > cpu_count() / 2
     alone, beside = [], []
     for number in range(ROUNDS):
         alone.append(_seconds(tmp_path / f"alone-{number}"))
         with _busy(2):
             beside.append(_seconds(tmp_path / f"beside-{number}"))
-    assert min(beside) <= SHARE * min(alone), (alone, beside)
+    # Threads that wait awake use up what they wait for: a training takes ten times the CPU time.
+    assert min(cpu for _, cpu in beside) <= 2 * min(cpu for _, cpu in alone), (alone, beside)
+    if busy_already:
+        pytest.skip(f"this machine was busy already; on the clock {alone} alone and {beside} beside two more")
+    assert min(clock for clock, _ in beside) <= SHARE * min(clock for clock, _ in alone), (alone, beside)

@@ -49,7 +49,11 @@ def print_index(console: Console, details: Mapping[str, Any]) -> None:
         ("size", f"{size(facts['bytes'])}, {facts['bytes_per_caption']} bytes per caption"),
         ("encoder", f"{encoder['spec']}, {encoder['dimension']} dimensions"),
         ("threshold", encoder["default_threshold"]),
-        *((key.replace("_", " "), value) for key, value in recall.items() if isinstance(value, int | float | str)),
+        *(
+            (key.replace("_", " "), value)
+            for key, value in recall.items()
+            if isinstance(value, int | float | str) and key != "threshold"
+        ),
     ]
     console.print(table(["", ""], [(name, value) for name, value in shown]))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from rich.console import Console
@@ -23,9 +24,9 @@ class Output:
 
     format: Format = "human"
 
-    @property
+    @cached_property
     def words(self) -> Console:
-        """The console for everything that is not data."""
+        """The console for everything that is not data: one, which keeps what is said apart from what it draws."""
         return Console(stderr=True, highlight=False, emoji=False, soft_wrap=True, quiet=self.format == "quiet")
 
     def result(self, data: Mapping[str, Any], *, human: Callable[[Console], None], quiet: object = "") -> None:
@@ -38,8 +39,9 @@ class Output:
             print(quiet)
 
     def note(self, message: str) -> None:
-        """One line the user should know."""
-        self.words.print(without_credentials(message), markup=False)
+        """One line the user should know. A terminal gets it broken between words, but for commands to be pasted."""
+        broken = self.words.is_terminal and "cdkit " not in message
+        self.words.print(without_credentials(message), markup=False, soft_wrap=not broken)
 
     def hint(self, message: str) -> None:
         """What to do next."""

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from rich.console import Console
-from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as RichProgress
+from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.table import Column
 
 from cdkit.cli.output import Output, duration
 from cdkit.protocols import Progress, Task
 
 QUIET_SECONDS = 2.0  # nothing is said about work that is over sooner
 LINE_SECONDS = 10.0
+LABEL_SHARE = 3  # of a terminal's width, a bar's label takes so many parts in one at most
 
 
 @dataclass
@@ -28,31 +31,39 @@ class _Rate:
     done: float = 0
     started: float = field(default_factory=time.monotonic)
 
+    @property
+    def elapsed(self) -> float:
+        return time.monotonic() - self.started
+
     def rate(self) -> str:
-        elapsed = time.monotonic() - self.started
-        speed = self.done / elapsed if elapsed > 0 else 0
+        speed = self.done / self.elapsed if self.elapsed > 0 else 0
         number = f"{speed:,.0f}" if speed >= 100 else f"{speed:.2g}"
         return f"{number} {self.unit}/s" if self.unit else f"{number}/s"
 
+    def share(self) -> str:
+        return f"{self.done / self.total:.0%}" if self.total else f"{self.done:,.0f}"
+
     def line(self) -> str:
-        elapsed = time.monotonic() - self.started
         of = f" of {self.total:,.0f}" if self.total else ""
         left = ""
         if self.total and 0 < self.done < self.total:
-            left = f", {duration(elapsed * (self.total - self.done) / self.done)} left"
+            left = f", {duration(self.elapsed * (self.total - self.done) / self.done)} left"
         return f"{self.label}: {self.done:,.0f}{of} {self.unit}, {self.rate()}{left}".replace("  ", " ")
+
+    def summary(self) -> str:
+        return f"{self.label}: {self.done:,.0f} {self.unit} in {duration(self.elapsed)}".replace("  ", " ")
 
 
 @dataclass
 class _BarTask:
     rate: _Rate
-    bars: RichProgress
+    bars: Bars
     identity: TaskID
 
     def advance(self, amount: float = 1) -> None:
         self.rate.done += amount
-        shown = time.monotonic() - self.rate.started > QUIET_SECONDS
-        self.bars.update(self.identity, advance=amount, rate=self.rate.rate(), visible=shown)
+        shown = self.rate.elapsed > QUIET_SECONDS
+        self.bars.update(self.identity, advance=amount, rate=self.rate.rate(), share=self.rate.share(), visible=shown)
 
 
 @dataclass
@@ -69,46 +80,53 @@ class _LineTask:
 
 
 class TerminalProgress:
-    """Progress for the command line; human format only, so that machine-read runs stay silent."""
+    """Progress for the command line. What is said while bars are drawn is printed above them by who draws them."""
 
     def __init__(self, output: Output) -> None:
         self._output = output
-        self._console = Console(stderr=True, highlight=False, emoji=False)
-        self._bars: RichProgress | None = None
+        self._console = output.words
+        self._bars: Bars | None = None
 
     @contextmanager
     def task(self, label: str, total: float | None, *, unit: str = "") -> Iterator[Task]:
         rate = _Rate(label, total, unit)
-        if not self._console.is_terminal:
+        if not draws_bars(self._console):
             yield _LineTask(rate, self._output)
             return
-        bars, owner = (self._bars, False) if self._bars else (self._start(), True)
-        identity = bars.add_task(label, total=total, rate="", visible=False)
+        bars, is_first = (self._bars, False) if self._bars else (self._start(), True)
+        identity = bars.add_task(label, total=total, rate="", share="", visible=False)
         try:
             yield _BarTask(rate, bars, identity)
         finally:
             bars.remove_task(identity)
-            if owner:
+            if is_first:
                 bars.stop()
                 self._bars = None
-            if time.monotonic() - rate.started > QUIET_SECONDS:
-                self._output.note(f"{label}: {rate.done:,.0f} {unit} in {duration(time.monotonic() - rate.started)}")
+            if rate.elapsed > QUIET_SECONDS:
+                self.note(rate.summary())
 
     def note(self, message: str) -> None:
         self._output.note(message)
 
-    def _start(self) -> RichProgress:
-        self._bars = RichProgress(
-            TextColumn("{task.description}"),
+    def _start(self) -> Bars:
+        label = Column(no_wrap=True, overflow="ellipsis", max_width=self._console.width // LABEL_SHARE)
+        self._bars = Bars(
+            TextColumn("{task.description}", markup=False, table_column=label),
             BarColumn(bar_width=None),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[share]}", markup=False, justify="right"),
+            TextColumn("{task.fields[rate]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
+            TimeRemainingColumn(compact=True),
             console=self._console,
             transient=True,
+            expand=True,
         )
         self._bars.start()
         return self._bars
+
+
+def draws_bars(console: Console) -> bool:
+    """Whether bars can be drawn: on a terminal that can move its cursor, and where words are wanted."""
+    return sys.stderr.isatty() and console.is_interactive and not console.is_dumb_terminal and not console.quiet
 
 
 def progress_for(output: Output) -> Progress:

@@ -2,48 +2,23 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import pty
 import re
-import struct
 import subprocess
 import sys
-import termios
 from pathlib import Path
 
 import pytest
+
+from tests.support.terminal import run_on_terminal
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*?(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])(?:;[0-9;]*)?m")
 
 
 def _on_a_terminal(arguments: list[str], columns: int, environment: dict[str, str], cwd: Path) -> str:
     """What one command prints on a terminal of its own."""
-    controller, terminal = pty.openpty()
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
-    inherited = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS")}
-    running = subprocess.Popen(
-        [sys.executable, "-m", "cdkit", *arguments],
-        stdin=terminal,
-        stdout=terminal,
-        stderr=terminal,
-        env={**inherited, "TERM": "xterm-256color", **environment},
-        cwd=cwd,
-    )
-    os.close(terminal)
-    printed = b""
-    while True:
-        try:
-            block = os.read(controller, 65536)
-        except OSError:  # the other end is closed
-            break
-        if not block:
-            break
-        printed += block
-    os.close(controller)
-    running.wait()
-    return printed.decode()
+    command = [sys.executable, "-m", "cdkit", *arguments]
+    return run_on_terminal(command, columns, environment=environment, cwd=cwd)[0]
 
 
 LINE = ["run", "nowhere.yaml"]

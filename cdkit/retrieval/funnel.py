@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from cdkit.retrieval.download import Downloaded
 from cdkit.retrieval.failures import FetchFailure
 from cdkit.retrieval.inspection import UNDECODED
 from cdkit.retrieval.web_urls import spellings
+from cdkit.shell import command_line
 
 HISTOGRAM_BINS = 20
 REASONS_SHOWN = 6
@@ -81,7 +81,7 @@ class Funnel:
     def _guard(self) -> str:
         if not self.guarded:
             return ""
-        options = " ".join(f"--allow-host {shlex.quote(place)}" for place in self.guarded[:PLACES_SHOWN])
+        options = command_line(*(word for place in self.guarded[:PLACES_SHOWN] for word in ("--allow-host", place)))
         return (
             "Only public addresses are fetched from, at the ports 80 and 443; for servers of your own add "
             f"{options}{' …' if len(self.guarded) > PLACES_SHOWN else ''}."

@@ -117,7 +117,8 @@ def _planned(
         draw = command_line("cdkit", "class-images", f"photo of a {concept.category}", "--base", config.base)
         note(
             f"No regularization images for {concept.name!r}: what the model draws for {concept.category!r} will "
-            f"drift towards the photos. cdkit retrieve makes a set of real images; {draw} --out DIR draws one."
+            "drift towards the photos. cdkit retrieve makes a set of real images; "
+            f"{draw} --out DIR draws one."
         )
     asked = config.regularization_count
     if images and asked is not None:

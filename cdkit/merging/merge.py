@@ -16,6 +16,7 @@ from cdkit.devices import choose_device
 from cdkit.errors import ConfigError, InputError
 from cdkit.inputs import Input
 from cdkit.manifest import Counts
+from cdkit.merging.change_size import change_size, check_size
 from cdkit.merging.closed_form import Factor, averaged, collapse, factorise, residual, solve
 from cdkit.merging.conflicts import Conflict, find_conflicts
 from cdkit.merging.constraints import Constraints, concept_constraints
@@ -104,6 +105,8 @@ def merge(config: MergeConfig, inputs: Mapping[str, Input], out: Folder, context
     problem = _prepare(config, pipeline, concepts, sample, context)
     changes, conflicts = _solve(problem, config.soft)
     seconds = time.monotonic() - clock
+    size = change_size(changes, deltas, problem.weights)
+    check_size(size, context.progress.note)
     merged = _merged_delta(config, pipeline, concepts, names, changes)
     save_delta(merged, out / DELTA_NAME)
     measured = _measure(problem, load_delta(out.path))
@@ -112,6 +115,7 @@ def merge(config: MergeConfig, inputs: Mapping[str, Input], out: Folder, context
     details = {
         "constraint_residual": measured["constraint_residual"],
         "drift": measured["drift"],
+        "growth": size.growth,
         "condition": problem.factor.condition if problem.factor.condition < float("inf") else None,
         "conflicts": [conflict.as_json() for conflict in conflicts],
         "constraints": len(problem.constraints.places),

@@ -190,6 +190,7 @@ def merge_section(step: StepFolder) -> MergeSection:
     named = {
         "constraint residual": details.get("constraint_residual"),
         "drift of other captions": details.get("drift"),
+        "size over its deltas'": details.get("growth"),
         "condition number": details.get("condition"),
         "seconds": details.get("seconds"),
         "rank": details.get("rank"),

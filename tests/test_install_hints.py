@@ -78,3 +78,31 @@ def test_hints_name_the_distribution_that_the_project_builds() -> None:
     assert project["scripts"] == {"cdkit": "cdkit.cli.app:main"}
     assert pip_install("ray") == f"pip install '{DISTRIBUTION}[ray]'"
     assert pip_install(upgrade=True) == f"pip install --upgrade {DISTRIBUTION}"
+
+
+def test_doctor_knows_every_extra_and_its_distribution() -> None:
+    from cdkit.cli.doctor import EXTRAS
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    assert set(EXTRAS) == set(extras)
+    for extra, package in EXTRAS.items():
+        assert any(re.match(rf"{package}\b", requirement) for requirement in extras[extra])
+
+
+def test_a_folder_of_an_extras_name_is_not_that_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    from cdkit.cli.doctor import _extras
+
+    for name in ("datasets", "tensorboard"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    states = {check.name: check.state for check in _extras()}
+    for name in ("datasets", "tensorboard"):
+        try:
+            expected = "ok" if version(name) else "note"
+        except PackageNotFoundError:
+            expected = "note"
+        assert states[f"extra {name}"] == expected

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import shutil
@@ -41,7 +40,8 @@ PACKAGES = [
     "typer",
     "rich",
 ]
-EXTRAS = {"ray": "ray", "test": "pytest"}
+# Each extra's distribution: a folder of that name in the working directory would pass for the module.
+EXTRAS = {"ray": "ray", "tensorboard": "tensorboard", "peft": "peft", "datasets": "datasets", "test": "pytest"}
 LOW_MEMORY = 4e9
 LOW_DISK = 5e9
 
@@ -184,10 +184,9 @@ def _machine() -> list[Check]:
 
 def _extras() -> list[Check]:
     checks = []
-    for extra, module in EXTRAS.items():
-        there = importlib.util.find_spec(module) is not None
-        advice = "" if there else pip_install(extra)
-        checks.append(
-            Check(f"extra {extra}", "ok" if there else "note", "installed" if there else "not installed", advice)
-        )
+    for extra, package in EXTRAS.items():
+        try:
+            checks.append(Check(f"extra {extra}", "ok", f"installed, {package} {importlib.metadata.version(package)}"))
+        except importlib.metadata.PackageNotFoundError:
+            checks.append(Check(f"extra {extra}", "note", "not installed", pip_install(extra)))
     return checks

@@ -34,7 +34,7 @@ def _data(result: Result) -> Mapping[str, Any]:
 
 
 def _human(output: Output, result: Result) -> None:
-    from cdkit.weights.export import loading_hint
+    from cdkit.weights.export import loading_hints
 
     details = result.manifest.details
     console = data_console()
@@ -46,4 +46,5 @@ def _human(output: Output, result: Result) -> None:
         f"{details['to']}: {size(details['bytes'])}{rank}, largest error of a matrix {details['error']:.2%}",
         markup=False,
     )
-    output.hint(loading_hint(details["to"], result.out))
+    for hint in loading_hints(details["to"], result.out, details["tokens"]):
+        output.hint(hint)

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from cdkit.errors import CdkitError, InputError
 from cdkit.evaluation.prompts import find_tokens
 from cdkit.publishing.run_folder import RunFolder, StepFolder
-from cdkit.publishing.training import DELTA_NAME, token_texts
+from cdkit.publishing.training import DELTA_NAME, token_spellings, token_texts
 from cdkit.shell import command_line
 from cdkit.storage import Folder, atomic_path, write_text
+from cdkit.weights.exporters.names import Spelling
 
 if TYPE_CHECKING:
     from cdkit.publishing.report import Page
@@ -43,6 +44,7 @@ class Card:
     base: str
     method: str
     trigger: Sequence[str]
+    spellings: Sequence[Spelling]
     prompts: Sequence[str]
     samples: Sequence[CardSample]
     step: str
@@ -88,6 +90,7 @@ def _card(page: Page, step: StepFolder, samples: Sequence[CardSample], licence: 
         base=base,
         method="merged in closed form" if step.stage == "merge" else method,
         trigger=tokens,
+        spellings=token_spellings(step),
         prompts=prompts,
         samples=samples,
         step=step.name,

@@ -16,6 +16,8 @@ from cdkit.pictures.reading import read_pictures
 from cdkit.publishing.picture_box import PictureBox, Shown
 from cdkit.publishing.run_folder import RunFolder, StepFolder
 from cdkit.storage import read_json
+from cdkit.weights.exporters.names import Spelling, spellings
+from cdkit.weights.select import METHODS
 
 PHOTOS_SHOWN = 8
 PHOTO_SIDE = 150
@@ -61,6 +63,7 @@ class TrainingSection:
     name: str
     facts: Sequence[tuple[str, str]]
     tokens: Sequence[str]
+    spellings: Sequence[Spelling]
     prompts: Sequence[str]
     chart: str
     samples: Sequence[tuple[str, Shown]]
@@ -85,6 +88,7 @@ def training_section(step: StepFolder, pictures: PictureBox) -> TrainingSection:
         name=step.name,
         facts=[(key, _short(value)) for key, value in named.items() if value is not None],
         tokens=token_texts(details.get("tokens", [])),
+        spellings=token_spellings(step),
         prompts=[str(prompt) for prompt in details.get("prompts", [])],
         chart=_loss_chart(step.path / "metrics.csv", step.name),
         samples=_training_samples(step.path / "samples", pictures),
@@ -101,6 +105,13 @@ def token_texts(tokens: Any) -> list[str]:
         if text:
             found.append(str(text))
     return found
+
+
+def token_spellings(step: StepFolder) -> list[Spelling]:
+    """How a step's modifier tokens are typed in other tools; a rare word of the vocabulary is typed as it is."""
+    method = METHODS.get(str(step.details.get("method") or step.values.get("method") or ""))
+    words = token_texts(step.details.get("tokens", []))
+    return [] if method is not None and method.word == "rare" else spellings(words)
 
 
 def _setting(step: StepFolder, name: str) -> Any:
@@ -181,6 +192,7 @@ class MergeSection:
     name: str
     facts: Sequence[tuple[str, str]]
     tokens: Sequence[str]
+    spellings: Sequence[Spelling]
     conflicts: Sequence[str]
 
 
@@ -202,6 +214,7 @@ def merge_section(step: StepFolder) -> MergeSection:
         step.name,
         [(key, _short(value)) for key, value in named.items() if value is not None],
         token_texts(details.get("tokens", [])),
+        token_spellings(step),
         conflicts,
     )
 

@@ -23,7 +23,7 @@ for. `images/` holds them with their captions and where each came from (`url`, `
 `cdkit retrieve`.
 
 ```python
-import datasets
+import datasets  # pip install datasets
 
 images = datasets.load_dataset("path/to/this/folder", split="train")
 ```

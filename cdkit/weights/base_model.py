@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cdkit.config import did_you_mean
 from cdkit.errors import ConfigError, InputError, NetworkError
-from cdkit.weights.pipeline_folder import is_pipeline_folder, load_folder, quiet
+from cdkit.weights.pipeline_folder import MODEL_INDEX, is_pipeline_folder, load_folder, quiet
 from cdkit.weights.single_file import load_single_file
 
 if TYPE_CHECKING:
@@ -77,6 +77,17 @@ def _fetched(base: str) -> Path:
             f"The base model {base!r} cannot be had from the hub: {reason}",
             hint="Check the name and the connection, or give a local folder.",
         ) from error
+
+
+def in_hub_cache(base: str) -> bool:
+    """Whether a text is the id of a hub model that is on this machine."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return isinstance(try_to_load_from_cache(base, MODEL_INDEX), str)
+    except (HFValidationError, ValueError, OSError):
+        return False
 
 
 def cross_attention_names(unet: Any) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,21 +14,22 @@ from pydantic import model_validator
 from cdkit.config import ThreadedConfig, setting
 from cdkit.datasets import Dataset
 from cdkit.devices import choose_device
-from cdkit.errors import ConfigError
+from cdkit.errors import ConfigError, pip_install
 from cdkit.inputs import Input
 from cdkit.manifest import Counts
 from cdkit.protocols import Context
 from cdkit.shell import command_line
 from cdkit.storage import TEMPORARY_PREFIX, Folder
 from cdkit.weights.apply import check_fit
-from cdkit.weights.base_model import load_base_model
+from cdkit.weights.base_model import EMBEDDED, in_hub_cache, load_base_model
 from cdkit.weights.delta import ON_TOP_OF, Delta, LowRank, load_delta, matrix, norm
 from cdkit.weights.exporters.embeddings import write_embeddings
 from cdkit.weights.exporters.full_matrices import write_full_matrices
 from cdkit.weights.exporters.lora import DIFFUSERS_LORA_NAME, write_diffusers_lora, write_kohya_lora
-from cdkit.weights.exporters.names import file_stems
-from cdkit.weights.exporters.pipeline import MODEL_INDEX, write_pipeline
+from cdkit.weights.exporters.names import file_stems, spellings
+from cdkit.weights.exporters.pipeline import write_pipeline
 from cdkit.weights.low_rank import approximate, relative_error
+from cdkit.weights.pipeline_folder import MODEL_INDEX
 
 Format = Literal["diffusers-lora", "kohya-lora", "webui-diff", "textual-inversion", "diffusers-pipeline"]
 LORAS, EMBEDDINGS = "loras", "embeddings"
@@ -37,6 +38,10 @@ LORAS, EMBEDDINGS = "loras", "embeddings"
 LARGEST_UNCHECKED = 1 << 29
 # What a LoRA of a full change may be off by when nothing is asked for.
 DEFAULT_ERROR = 0.1
+DIFFUSERS_ALONE = (
+    "This LoRA is for diffusers: ComfyUI, A1111 and Forge do nothing with it. For them use --to webui-diff or "
+    "kohya-lora."
+)
 SDXL_POOLING = (
     "SDXL's second text encoder takes the prompt's summary at the largest token id, which a new token has. After "
     "loading the embeddings: pipe.text_encoder_2.text_model.eos_token_id = pipe.tokenizer_2.eos_token_id "
@@ -49,7 +54,12 @@ class ExportConfig(ThreadedConfig):
 
     delta: str = setting(help="The delta: a folder or file.", argument=True, input="folder")
     to: Format = setting(help="What to make.")
-    base: str | None = setting(None, "Base model; diffusers-pipeline needs it, others check it.", input="model")
+    base: str | None = setting(
+        None,
+        "Base model: diffusers-pipeline bakes the delta into it [default: the one that the delta names], others check "
+        "that it fits.",
+        input="model",
+    )
     rank: int | None = setting(None, "Rank of a LoRA.", ge=1)
     max_error: float | None = setting(
         None, f"Largest error of a LoRA's matrices, relative [default: {DEFAULT_ERROR}; 0 for a merge].", gt=0, le=1
@@ -63,8 +73,6 @@ class ExportConfig(ThreadedConfig):
             raise ValueError("give rank or max_error, not both")
         if (self.rank or self.max_error) and not self.to.endswith("-lora"):
             raise ValueError(f"rank and max_error are settings of LoRA files; {self.to} has none")
-        if self.to == "diffusers-pipeline" and self.base is None:
-            raise ValueError("diffusers-pipeline needs base, the model to bake the delta into")
         return self
 
     @property
@@ -87,10 +95,9 @@ def export(config: ExportConfig, inputs: Mapping[str, Input], out: Folder, conte
     details: dict[str, Any] = {"to": config.to, "error": 0.0, "rank": None}
     with _all_or_nothing(out) as folder:
         if config.to == "diffusers-pipeline":
+            base = config.base or recorded_base(delta, context.progress.note)
             # Scaled when it is applied: there is one rounding then.
-            write_pipeline(
-                delta, str(config.base), folder.path, scale=config.scale, half=config.half, note=context.progress.note
-            )
+            write_pipeline(delta, base, folder.path, scale=config.scale, half=config.half, note=context.progress.note)
         else:
             if config.base is not None:
                 check_fit(load_base_model(config.base, device=choose_device("cpu")), delta)
@@ -100,6 +107,22 @@ def export(config: ExportConfig, inputs: Mapping[str, Input], out: Folder, conte
         details["bytes"] = sum(path.stat().st_size for path in written)
     details["tokens"] = [token.text for token in delta.tokens]
     return Dataset("export", out.path, Counts(len(written), len(written)), details)
+
+
+def recorded_base(delta: Delta, note: Callable[[str], None]) -> str:
+    """The base model that a delta says it was made on, when it is on this machine: nothing is downloaded for it.
+
+    Raises ConfigError that names it when it is not.
+    """
+    base = delta.base
+    if base and (base == EMBEDDED or os.path.exists(os.path.expanduser(base)) or in_hub_cache(base)):
+        note(f"The base model is the one that the delta names: {base}")
+        return base
+    where = f"It was {base}, which is not on this machine" if base else "The delta does not say which it was"
+    raise ConfigError(
+        f"diffusers-pipeline needs the base model that the delta was made on. {where}.",
+        hint=f"Add --base {command_line(base)}, or where that model is now." if base else "Add --base MODEL.",
+    )
 
 
 @contextmanager
@@ -167,6 +190,7 @@ def _write_lora(config: ExportConfig, delta: Delta, out: Folder, name: str, cont
             held, rank=config.rank, max_error=max_error, uniform=True, advance=lambda: task.advance(1)
         )
     if config.to == "diffusers-lora":
+        context.progress.note(DIFFUSERS_ALONE)
         write_diffusers_lora(delta, products, out / DIFFUSERS_LORA_NAME, half=config.half)
     else:
         write_kohya_lora(delta, products, out / LORAS / f"{name}.safetensors", half=config.half)
@@ -224,14 +248,22 @@ def lora_name(out: Path) -> str:
     return stem
 
 
-def loading_hint(to: str, out: Path) -> str:
-    """How the exported files are used, in one line."""
-    return {
-        "diffusers-lora": f"pipe.load_lora_weights({str(out)!r}), "
-        "and pipe.load_textual_inversion for each embeddings file",
-        "kohya-lora": f"copy loras/ and embeddings/ to the web UI's folders; prompt: <lora:{lora_name(out)}:1>",
-        "webui-diff": f"copy loras/ and embeddings/ to the web UI's folders; prompt: <lora:{lora_name(out)}:1>",
-        "textual-inversion": "pipe.load_textual_inversion, or the web UI's embeddings folder",
-        "diffusers-pipeline": f"DiffusionPipeline.from_pretrained({str(out)!r}), or "
-        + command_line("cdkit", "sample", "--base", out, "--prompt", "a photo", "--out", "samples"),
-    }[to]
+def loading_hints(to: str, out: Path, tokens: Sequence[str]) -> list[str]:
+    """How the exported files are used: where they go, and what is typed in prompts."""
+    words = spellings(tokens)
+    if to == "diffusers-pipeline":
+        sample = command_line("cdkit", "sample", "--base", out, "--prompt", "a photo", "--out", "samples")
+        hints = [f"DiffusionPipeline.from_pretrained({str(out)!r}), or {sample}"]
+        return [*hints, *(f"type in prompts: {word.token}, whatever loads it" for word in words)]
+    if to == "diffusers-lora":
+        hints = [
+            f"pipe.load_lora_weights({str(out)!r}), and pipe.load_textual_inversion for each embeddings file",
+            f"diffusers needs peft to load it: {pip_install('peft')}",
+        ]
+        return [*hints, *(f"type in prompts: {word.token}" for word in words)]
+    hints = [
+        "pipe.load_textual_inversion, or the web UI's embeddings folder"
+        if to == "textual-inversion"
+        else f"copy loras/ and embeddings/ to the web UI's folders; prompt: <lora:{lora_name(out)}:1>"
+    ]
+    return [*hints, *(f"type in prompts: {word}" for word in words)]

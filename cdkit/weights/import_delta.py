@@ -19,7 +19,7 @@ from cdkit.storage import Folder
 from cdkit.weights.apply import check_fit
 from cdkit.weights.base_model import base_hash, load_base_model
 from cdkit.weights.delta import DELTA_NAME, Delta, LowRank, ModifierToken, check_changes, norm, save_delta
-from cdkit.weights.exporters.names import SDXL_WIDTH, kohya_module, module_of
+from cdkit.weights.exporters.names import SDXL_WIDTH, kohya_module, module_of, underscored
 from cdkit.weights.importers.found import Found
 from cdkit.weights.importers.reading import shown
 from cdkit.weights.importers.recognition import read_foreign
@@ -133,7 +133,7 @@ def _kohya_names(parameters: Mapping[str, Any]) -> dict[tuple[str, str], str]:
     for name in parameters:
         module, kind = module_of(name)
         found[kohya_module(module, SDXL_WIDTH), kind] = name
-        found[kohya_module(module, 0), kind] = name
+        found[underscored(module), kind] = name
     return found
 
 

@@ -64,7 +64,9 @@ def read_classes(folder: Path, base: str) -> dict[str, str]:
         if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str)
     }
     if not isinstance(kind, str) or not _PIPELINES.fullmatch(kind):
-        raise ConfigError(f"{base} is a pipeline of another kind ({_shown(kind)}).", hint=f"cdkit takes {FAMILIES}.")
+        raise ConfigError(
+            f"{base} is a pipeline of another kind ({_shown(kind)}).", hint=f"Base models are {FAMILIES}."
+        )
     check_family(base, classes)
     for name in ("unet", "vae", *TOWERS):
         if name in classes:
@@ -87,7 +89,7 @@ def check_family(base: str, classes: Mapping[str, Any]) -> None:
     if not fits:
         named = [name for name in ("unet", "vae", "transformer", *TOWERS) if name in classes or name in _NEEDED]
         shown = ", ".join(f"{name} {classes.get(name, 'missing')}"[:80] for name in named)
-        raise ConfigError(f"{base} is a model of another family ({shown}).", hint=f"cdkit takes {FAMILIES}.")
+        raise ConfigError(f"{base} is a model of another family ({shown}).", hint=f"Base models are {FAMILIES}.")
 
 
 def load_folder(folder: Path, base: str, dtype: torch.dtype) -> DiffusionPipeline:

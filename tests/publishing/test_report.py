@@ -213,6 +213,11 @@ def test_the_model_card(made: Result, run: Path, tmp_path: Path) -> None:
     assert values["instance_prompt"] == PROMPTS[1]
     assert "base_model" not in values  # the embedded model has no hub id
     assert "`<new1>`" in body
+    assert "typed as `<new1>` in diffusers, as `new1` in A1111 and Forge, as `embedding:new1` in ComfyUI" in body
+    page = _Page((made.out / "report.html").read_text(encoding="utf-8")).text
+    assert "<new1> is typed as new1 in A1111 and Forge, as embedding:new1 in ComfyUI" in page
+    report = (made.out / "report.md").read_text(encoding="utf-8")
+    assert "`<new1>` is typed as `new1` in A1111 and Forge, as `embedding:new1` in ComfyUI" in report
     for entry in values["widget"]:
         assert (made.out / entry["output"]["url"]).exists()
     assert "run: train" in body

@@ -2,17 +2,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
+from cdkit.manifest import Manifest
 from cdkit.pictures.regularization_set import SetRow, write_images
 from cdkit.publishing.images import ROWS_SHOWN, images_section
 from cdkit.publishing.picture_box import PictureBox
 from cdkit.publishing.regularization import Source, regularization_section
 from cdkit.publishing.rendering import duration_text, size_text, value_text
 from cdkit.publishing.run_folder import StepFolder, read_run
-from cdkit.publishing.training import token_texts, training_section
+from cdkit.publishing.training import token_spellings, token_texts, training_section
 from cdkit.storage import Folder
 from tests.support.pretend_run import write_manifest, write_retrieved, write_trained
 
@@ -105,6 +107,26 @@ def test_tokens_of_every_kind_of_manifest() -> None:
     assert token_texts([{"token": "<new2>", "was": "<new1>", "delta": "x"}]) == ["<new2>"]
     assert token_texts({"dog": "<new1>"}) == ["<new1>"]
     assert token_texts(None) == []
+
+
+@pytest.mark.parametrize(
+    ("stage", "values", "details", "typed"),
+    [
+        ("train", {"method": "custom-diffusion"}, {"tokens": [{"text": "<a>"}, {"text": "<b>"}]}, ["a", "b"]),
+        ("train", {}, {"method": "textual-inversion", "tokens": [{"text": "<new1>"}]}, ["new1"]),
+        ("merge", {}, {"tokens": [{"token": "<new2>", "was": "<new1>", "delta": "x"}]}, ["new2"]),
+        # DreamBooth's rare word is one of the vocabulary: it is typed as it is everywhere.
+        ("train", {"method": "dreambooth"}, {"tokens": [{"text": "sks"}]}, []),
+        ("train", {"method": "custom-diffusion"}, {"tokens": []}, []),
+        ("delta-compress", {}, {}, []),
+    ],
+)
+def test_words_to_type_in_web_uis(
+    tmp_path: Path, stage: str, values: dict[str, Any], details: dict[str, Any], typed: list[str]
+) -> None:
+    manifest = Manifest(stage, 1, "x", {}, {}, details=details)
+    step = StepFolder("step", stage, values, tmp_path, "done", manifest)
+    assert [word.webui for word in token_spellings(step)] == typed
 
 
 def test_numbers_for_people() -> None:

@@ -1,13 +1,14 @@
-"""Parameter names and shapes of the real U-Nets' cross-attention keys and values, built without memory."""
+"""Parameter names and shapes of the real U-Nets, built without memory."""
 
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 
 @cache
-def cross_attention_shapes(family: str) -> dict[str, tuple[int, int]]:
-    """`sd1` (32 matrices, text width 768), `sd2` (32, 1024) or `sdxl` (140, 2048)."""
+def empty_unet(family: str) -> Any:
+    """The U-Net of `sd1`, `sd2` or `sdxl` on torch's meta device."""
     from accelerate import init_empty_weights
     from diffusers import UNet2DConditionModel
 
@@ -22,12 +23,20 @@ def cross_attention_shapes(family: str) -> dict[str, tuple[int, int]]:
             "transformer_layers_per_block": (1, 2, 10),
             "attention_head_dim": (5, 10, 20),
             "use_linear_projection": True,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": 2816,
         },
     }
     with init_empty_weights():
-        unet = UNet2DConditionModel(**settings[family])
+        return UNet2DConditionModel(**settings[family])
+
+
+@cache
+def cross_attention_shapes(family: str) -> dict[str, tuple[int, int]]:
+    """`sd1` (32 matrices, text width 768), `sd2` (32, 1024) or `sdxl` (140, 2048)."""
     return {
         name: tuple(value.shape)
-        for name, value in unet.named_parameters()
+        for name, value in empty_unet(family).named_parameters()
         if name.endswith((".attn2.to_k.weight", ".attn2.to_v.weight"))
     }

@@ -201,7 +201,6 @@ def test_values_too_large_for_half_precision_are_refused_and_nothing_is_left(tin
     [
         ({"to": "webui-diff", "rank": 3}, "LoRA files"),
         ({"to": "kohya-lora", "rank": 3, "max_error": 0.1}, "not both"),
-        ({"to": "diffusers-pipeline"}, "needs base"),
         ({"to": "safetensors"}, "diffusers-lora"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cdkit.json_text import json_text
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(10))}
 _LONGEST = 64
 SD2_WIDTH, SDXL_WIDTH = 1024, 2048
+LAST_NORM = "conv_norm_out"
 
 
 def file_stems(texts: Iterable[str]) -> dict[str, str]:
@@ -33,6 +35,26 @@ def file_stems(texts: Iterable[str]) -> dict[str, str]:
         used.add(chosen.lower())
         found[text] = chosen
     return found
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """What a modifier token is typed as: in cdkit and diffusers, in A1111 and Forge, in ComfyUI.
+
+    The web UIs call an embedding by its file's name.
+    """
+
+    token: str
+    webui: str
+    comfyui: str
+
+    def __str__(self) -> str:
+        return f"{self.token} in diffusers and cdkit, {self.webui} in A1111 and Forge, {self.comfyui} in ComfyUI"
+
+
+def spellings(tokens: Iterable[str]) -> list[Spelling]:
+    """How each token of a delta is typed once its embedding, as cdkit exports it, is installed."""
+    return [Spelling(text, stem, f"embedding:{stem}") for text, stem in file_stems(tokens).items()]
 
 
 def module_of(parameter: str) -> tuple[str, str]:
@@ -53,9 +75,16 @@ def kohya_module(module: str, width: int) -> str:
     """A module's name in kohya's files: `lora_unet_` and the path with underscores.
 
     Stable Diffusion 1 and 2 are named as in diffusers, SDXL as in its original checkpoint; sd-scripts knows no other.
+    The last norm, which no LoRA has, goes by its original name everywhere: A1111 turns every diffusers name into the
+    original one but this.
     """
-    path = original_module(module) if width == SDXL_WIDTH else module
-    return "lora_unet_" + path.replace(".", "_")
+    original = width == SDXL_WIDTH or module == LAST_NORM
+    return underscored(original_module(module) if original else module)
+
+
+def underscored(module: str) -> str:
+    """`lora_unet_` and a module's path with underscores."""
+    return "lora_unet_" + module.replace(".", "_")
 
 
 def original_module(module: str) -> str:

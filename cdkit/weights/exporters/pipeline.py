@@ -12,8 +12,6 @@ from cdkit.weights.apply import apply_deltas
 from cdkit.weights.base_model import load_base_model
 from cdkit.weights.delta import Delta
 
-MODEL_INDEX = "model_index.json"
-
 
 def write_pipeline(
     delta: Delta, base: str, folder: Path, *, scale: float, half: bool, note: Callable[[str], None]

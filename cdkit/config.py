@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticUndefined
 
 from cdkit.errors import ConfigError
+from cdkit.text import is_text
 from cdkit.threads import thread_count
 
 InputKind = Literal["files", "folder", "model", "encoder", "run"]
@@ -68,6 +69,17 @@ class StageConfig(BaseModel):
         frozen=True, extra="forbid", protected_namespaces=(), defer_build=True, allow_inf_nan=False
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _texts_can_be_written(cls, values: Any) -> Any:
+        """Bytes of the command line that are no UTF-8 may stand in a path, and in no text."""
+        if isinstance(values, Mapping):
+            paths = {name for name, extra in field_settings(cls).items() if extra.input is not None}
+            for name, value in values.items():
+                if not _is_writable(value, keys_only=name in paths):
+                    raise ValueError(f"{name}: it has bytes, or half of a character, that are not UTF-8")
+        return values
+
     def thread_count(self) -> int:
         """CPU threads for this work."""
         return thread_count()
@@ -111,6 +123,16 @@ class ParallelConfig(ThreadedConfig):
         return self.workers or (self.threads if self.engine == "local" else None)
 
 
+def _is_writable(value: Any, *, keys_only: bool) -> bool:
+    if isinstance(value, Mapping):
+        return all(_is_writable(key, keys_only=False) for key in value) and _is_writable(
+            list(value.values()), keys_only=keys_only
+        )
+    if isinstance(value, list | tuple):
+        return all(_is_writable(item, keys_only=keys_only) for item in value)
+    return keys_only or not isinstance(value, str) or value.isascii() or is_text(value)
+
+
 Config = TypeVar("Config", bound=StageConfig)
 
 
@@ -126,8 +148,9 @@ def field_settings(config: type[StageConfig]) -> dict[str, Setting]:
 def canonical(config: StageConfig) -> dict[str, Any]:
     """The values that decide the output, as JSON: execution settings and inputs (counted by content) left out."""
     settings = field_settings(type(config))
-    values = config.model_dump(mode="json")
-    return {name: values[name] for name in sorted(values) if not settings[name].execution and not settings[name].input}
+    deciding = {name for name, extra in settings.items() if not extra.execution and not extra.input}
+    values = config.model_dump(mode="json", include=deciding)
+    return {name: values[name] for name in sorted(values)}
 
 
 def parse_config(config: type[Config], values: Mapping[str, Any], *, where: str = "") -> Config:

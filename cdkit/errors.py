@@ -8,6 +8,8 @@ from collections.abc import Sequence
 DISTRIBUTION = "custom-diffusion-kit"
 EXIT_BUG = 1
 EXIT_INTERRUPTED = 130
+# What a shell says of a program that writes to a pipe nobody reads: 128 and the number of SIGPIPE.
+EXIT_READER_GONE = 141
 
 
 def pip_install(extra: str = "", *, upgrade: bool = False) -> str:
@@ -51,6 +53,12 @@ class ConfigError(CdkitError):
     def __init__(self, message: str, *, problems: Sequence[str] = (), hint: str = "") -> None:
         super().__init__("\n".join([message, *(f"  - {problem}" for problem in problems)]), hint=hint)
         self.problems = list(problems)
+
+
+class ResourceError(ConfigError):
+    """These settings need more memory, threads or open files than the machine, or a limit set on it, allows."""
+
+    code = "resources"
 
 
 class InputError(CdkitError):

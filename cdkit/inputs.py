@@ -18,7 +18,9 @@ from cdkit.errors import CdkitError, InputError, OutputError
 from cdkit.file_kinds import require_file
 from cdkit.json_text import json_text
 from cdkit.manifest import STARTED_NAME, read_manifest
-from cdkit.storage import SourceFile, atomic_path, content_fingerprint, find_files, writing
+from cdkit.storage import SourceFile, atomic_path, content_fingerprint, find_files
+from cdkit.system_errors import writing
+from cdkit.text import is_text
 
 EMBEDDED = "embedded"
 REPORT_STAGE = "report"
@@ -67,8 +69,11 @@ def check_apart(inputs: Mapping[str, Input], folder: Path) -> None:
     """Raise OutputError when an input is `folder` or lies in it, or `folder` lies in an input.
 
     The first would delete the input when the folder is made anew, the second change what the input is next time.
-    Links count as what they lead to.
+    Links count as what they lead to. Raises it too for a name that the libraries that write there cannot take.
     """
+    if not is_text(str(folder)):
+        hint = "Choose another --out: its name has bytes that are not UTF-8."
+        raise OutputError(f"--out {folder} cannot be written to by every library.", hint=hint)
     for given in inputs.values():
         places = {os.path.dirname(source.url): source.url for source in given.files if source.is_local}
         for place, url in places.items():

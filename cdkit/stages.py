@@ -29,7 +29,8 @@ from cdkit.manifest import (
 )
 from cdkit.peak_memory import PeakMemory
 from cdkit.protocols import Context, Engine, Progress, SilentProgress
-from cdkit.storage import TEMPORARY_PREFIX, Folder, writing
+from cdkit.storage import TEMPORARY_PREFIX, Folder
+from cdkit.system_errors import writing
 from cdkit.threads import threads
 
 StageFunction = Callable[[StageConfig, Mapping[str, Input], Folder, Context], Dataset]
@@ -281,29 +282,30 @@ def execute(
     if not isinstance(config, stage.config_class()):
         takes, given = stage.config.replace(":", "."), type(config).__name__
         raise ConfigError(f"The stage {name!r} does not take a {given}.", hint=f"It takes a {takes}.")
-    target = Target(Folder(out), stage, config, resolve_inputs(config))
-    clock = time.monotonic()
-    known = None if force else target.finished()
-    if known is not None:
-        return Result(name, "partial" if known.shortfall else "cached", known, out, time.monotonic() - clock)
-    check_apart(target.inputs, out)
-    target.check(may_replace=force or replace_other)
-    parallel = (config.engine, config.worker_count()) if isinstance(config, ParallelConfig) else ("local", 1)
-    engine = create_engine(*parallel)
-    with target.folder.lock(), writing(out), threads(config.thread_count()):
+    with writing(out):
+        target = Target(Folder(out), stage, config, resolve_inputs(config))
+        clock = time.monotonic()
+        known = None if force else target.finished()
+        if known is not None:
+            return Result(name, "partial" if known.shortfall else "cached", known, out, time.monotonic() - clock)
+        check_apart(target.inputs, out)
         target.check(may_replace=force or replace_other)
-        if force or not target.continues():
-            target.folder.remove([*stage.owns, MANIFEST_NAME, STARTED_NAME])
-        target.folder.remove_temporaries()
-        try:
-            return target.make(engine, progress or SilentProgress())
-        except CdkitError:
-            # Refused before anything was made: nothing was begun that a report should call interrupted.
-            if not target.holds_results():
-                target.folder.remove(stage.owns)
-                if target.folder.entries() == [STARTED_NAME]:
-                    target.folder.remove([STARTED_NAME])
-            raise
+        parallel = (config.engine, config.worker_count()) if isinstance(config, ParallelConfig) else ("local", 1)
+        engine = create_engine(*parallel)
+        with target.folder.lock(), threads(config.thread_count()):
+            target.check(may_replace=force or replace_other)
+            if force or not target.continues():
+                target.folder.remove([*stage.owns, MANIFEST_NAME, STARTED_NAME])
+            target.folder.remove_temporaries()
+            try:
+                return target.make(engine, progress or SilentProgress())
+            except CdkitError:
+                # Refused before anything was made: nothing was begun that a report should call interrupted.
+                if not target.holds_results():
+                    target.folder.remove(stage.owns)
+                    if target.folder.entries() == [STARTED_NAME]:
+                        target.folder.remove([STARTED_NAME])
+                raise
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -15,16 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from cdkit.cache_file import CacheFile
-from cdkit.errors import CdkitError, InputError, OutputError
+from cdkit.errors import InputError, OutputError
 from cdkit.file_kinds import require_file
 from cdkit.json_text import json_text
+from cdkit.system_errors import writing
 
 TEMPORARY_PREFIX = ".tmp-"
 LOCK_NAME = ".lock"
 SHA256_LETTERS = 64
 FINGERPRINTS = CacheFile("fingerprints.sqlite", most=50_000, replaces=("fingerprints",))
-_FULL = {errno.ENOSPC, errno.EDQUOT}
-_DENIED = {errno.EROFS, errno.EACCES, errno.EPERM}
+# A file's temporary name is longer than its own, which may be as long as a name can be.
+LONGEST_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -98,41 +98,12 @@ class Folder:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn a full disk or missing permission while writing under `path` into an OutputError."""
-    try:
-        yield
-    except CdkitError:
-        raise
-    except Exception as error:
-        problem = write_problem(error, path)
-        if problem is None:
-            raise
-        raise problem from error
-
-
-def write_problem(error: BaseException, path: Path) -> OutputError | None:
-    """The OutputError that `error` means for a run writing to `path`; None when it is something else.
-
-    DuckDB and Arrow report a full disk in words rather than with an errno, hence the look at the text.
-    """
-    code = getattr(error, "errno", None)
-    text = str(error).lower()
-    if code in _FULL or "no space left" in text or "disk quota" in text or "disk full" in text:
-        return OutputError(
-            f"The disk is full while writing to {path}.",
-            hint="Free some space and run the same command again: finished shards are kept.",
-        )
-    if code in _DENIED or "read-only file system" in text or "permission denied" in text:
-        return OutputError(f"Cannot write to {path}: {error}", hint="Check the permissions, or choose another --out.")
-    return None
-
-
-@contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path (file or folder) beside `path`; flushed and renamed on success, removed on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}"
+    name = os.fsencode(path.name)
+    short = path.name if len(name) <= LONGEST_NAME else hashlib.sha256(name).hexdigest()
+    temporary = path.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{short}"
     try:
         yield temporary
         descriptor = os.open(temporary, os.O_RDONLY)

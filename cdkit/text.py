@@ -28,6 +28,15 @@ _KNOWN_STEPS = (
 )
 
 
+def is_text(text: str) -> bool:
+    """Whether UTF-8 can hold it: half of a surrogate pair stands for a byte that is no text, or for nothing."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def clean_caption(text: str) -> str:
     """The caption as CLIP's tokenizer sees it, equal to open_clip's `_clean_lower`.
 

@@ -21,6 +21,7 @@ LAYERS = [
         "json_text",
         "markdown",
         "storage",
+        "system_errors",
         "threads",
         "config",
         "manifest",

@@ -19,8 +19,8 @@ from cdkit.storage import (
     find_files,
     read_json,
     write_json,
-    writing,
 )
+from cdkit.system_errors import writing
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_temporary(tmp_path: Path) -> None:

@@ -22,8 +22,9 @@ from cdkit.captions.source_reading import SourceTable, inspect, local_copy, with
 from cdkit.captions.text_lines import check_whole
 from cdkit.credentials import URL_USERINFO
 from cdkit.datasets import finished_facts, part_name, schema
-from cdkit.errors import CdkitError, InputError
-from cdkit.storage import TEMPORARY_PREFIX, SourceFile, write_problem, writing
+from cdkit.errors import CdkitError, InputError, ResourceError
+from cdkit.storage import TEMPORARY_PREFIX, SourceFile
+from cdkit.system_errors import shortage, write_problem, writing
 
 if TYPE_CHECKING:
     import duckdb
@@ -278,8 +279,9 @@ def _reading(table: SourceTable) -> Iterator[None]:
         said = str(error).partition("\n")[0]
         if said.startswith("Out of Memory"):
             hint = "Raise --memory-gib, or use fewer --workers."
-            raise CdkitError(f"{table.name}: DuckDB ran out of memory: {said}", hint=hint) from error
-        # A full disk is left as it is for storage.writing, which makes an OutputError of it.
-        if write_problem(OSError(getattr(error, "errno", None), said), table.path) is not None:
+            raise ResourceError(f"{table.name}: DuckDB ran out of memory: {said}", hint=hint) from error
+        # A full disk, or no memory, is left as it is for `writing`, which makes an error of ours of it.
+        plain = OSError(getattr(error, "errno", None), said)
+        if shortage(error) is not None or write_problem(plain, table.path) is not None:
             raise
         raise reading_error(table, error) from error

@@ -27,7 +27,8 @@ from cdkit.captions.text_lines import (
 )
 from cdkit.errors import CdkitError, InputError, NetworkError
 from cdkit.file_kinds import wrong_download
-from cdkit.storage import SourceFile, write_problem
+from cdkit.storage import SourceFile
+from cdkit.system_errors import system_problem
 
 if TYPE_CHECKING:
     from cdkit.captions.import_captions import ImportConfig
@@ -106,7 +107,7 @@ def _download(source: SourceFile, path: Path) -> None:
     except FileNotFoundError as error:
         raise InputError(f"{source.url} is gone: {error}", hint="Check the address.") from error
     except Exception as error:
-        problem = write_problem(error, path)
+        problem = system_problem(error, path)
         hint = "Check the connection and run the same command again: finished files are kept."
         raise problem or NetworkError(f"{source.url} cannot be fetched: {error}", hint=hint) from error
 

@@ -8,6 +8,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ import cdkit
 from cdkit.cli import commands
 from cdkit.cli.options import SESSION
 from cdkit.cli.output import Format, Output
-from cdkit.errors import EXIT_INTERRUPTED, CdkitError, ConfigError
-from cdkit.storage import write_problem
+from cdkit.cli.standard_streams import ReaderGoneError, guard_streams
+from cdkit.cli.watched import memory_is_limited, run_watched
+from cdkit.errors import EXIT_INTERRUPTED, CdkitError, ConfigError, OutputError
+from cdkit.system_errors import system_problem
 
 # Set by the shell's completion script, which needs every command's options.
 COMPLETING = "_CDKIT_COMPLETE"
@@ -71,7 +74,9 @@ def execute_command(arguments: Sequence[str]) -> int:
         assembled = globals().get("app") or assemble(None if COMPLETING in os.environ else _first_word(arguments))
         outcome = typer.main.get_command(assembled).main(list(arguments), prog_name="cdkit", standalone_mode=False)
         # Typer turns ctrl-C into this exit code by itself.
-        return _interrupted() if outcome == EXIT_INTERRUPTED else outcome if isinstance(outcome, int) else 0
+        code = _interrupted() if outcome == EXIT_INTERRUPTED else outcome if isinstance(outcome, int) else 0
+        sys.stdout.flush()
+        return code
     except CdkitError as error:
         return _report(error, arguments)
     except typer.TyperException as error:
@@ -79,10 +84,6 @@ def execute_command(arguments: Sequence[str]) -> int:
         return _report(ConfigError(usage, hint=f"See cdkit {_command_words(arguments)}--help"), arguments)
     except typer.Abort:
         return _interrupted()
-    except BrokenPipeError:
-        # The reader of our output has gone (`cdkit … | head`): nothing is wrong, and nobody is left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except ValidationError as error:
         return _report(ConfigError(str(error)), arguments)
     except Exception as error:
@@ -93,12 +94,16 @@ def _report(error: CdkitError, arguments: Sequence[str]) -> int:
     if _debugging(arguments):
         traceback.print_exception(error)
     current = SESSION.get()
-    (current.output if current else Output(_format(arguments))).error(error)
+    if not isinstance(error, ReaderGoneError):
+        # An error that cannot be printed is an error still; its words go to stderr first.
+        with suppress(OutputError, ReaderGoneError):
+            (current.output if current else Output(_format(arguments))).error(error)
+            sys.stdout.flush()
     return error.exit_code
 
 
 def _report_unexpected(error: Exception, arguments: Sequence[str]) -> int:
-    problem = write_problem(error, path=_out_folder(arguments)) if isinstance(error, OSError) else None
+    problem = system_problem(error, _out_folder(arguments))
     if problem is not None:
         return _report(problem, arguments)
     bug = CdkitError(
@@ -124,9 +129,12 @@ def _format(arguments: Sequence[str]) -> Format:
     return "json" if "--format json" in joined else "human"
 
 
-def _out_folder(arguments: Sequence[str]) -> Path:
+def _out_folder(arguments: Sequence[str]) -> Path | None:
+    """The output that the command line names."""
     following = dict(itertools.pairwise(arguments))
-    return Path(following.get("--out", "."))
+    given = [argument.partition("=")[2] for argument in arguments if argument.startswith("--out=")]
+    named = following.get("--out") or next(iter(given), None)
+    return Path(named) if named else None
 
 
 def _first_word(arguments: Sequence[str]) -> str:
@@ -149,9 +157,11 @@ def main() -> None:
     """Entry point of the `cdkit` command."""
     # A polite kill ends like ctrl-C: workers are stopped, half-written files removed, exit code 130.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    code = execute_command(sys.argv[1:])
+    guard_streams()
+    arguments = sys.argv[1:]
+    if not memory_is_limited():
+        sys.exit(execute_command(arguments))
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(code)
+        sys.exit(run_watched(lambda: execute_command(arguments)))
+    except CdkitError as error:
+        sys.exit(_report(error, arguments))

@@ -15,7 +15,8 @@ from cdkit.config import StageConfig
 from cdkit.evaluation.compare_weights import WeightChangeConfig, compare_weights
 from cdkit.shell import command_line
 from cdkit.stages import STAGES, Result, execute
-from cdkit.storage import write_text, writing
+from cdkit.storage import write_text
+from cdkit.system_errors import writing
 
 app = typer.Typer(help="Look into weights, attention and benchmarks.", no_args_is_help=True)
 

@@ -37,6 +37,8 @@ class Output:
             human(data_console())
         elif str(quiet):
             print(quiet)
+        # Now, so that a result nobody got is what the command ends with.
+        sys.stdout.flush()
 
     def note(self, message: str) -> None:
         """One line the user should know. A terminal gets it broken between words, but for commands to be pasted."""
@@ -50,15 +52,15 @@ class Output:
     def error(self, error: CdkitError) -> None:
         """Report an error: message and hint on stderr; with JSON also one object on stdout."""
         message, hint = without_credentials(error.message), without_credentials(error.hint)
-        if self.format == "json":
-            body = {"code": error.code, "message": message, "hint": hint}
-            print(json_text({"error": body}))
         console = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
         console.print("Error:", style="bold red", end=" ")
         console.print(message, markup=False)
         if hint:
             console.print("Hint:", style="bold", end="  ")
             console.print(hint, markup=False)
+        # Last, as it may fail: the words are out by then.
+        if self.format == "json":
+            print(json_text({"error": {"code": error.code, "message": message, "hint": hint}}))
 
 
 def data_console() -> Console:

@@ -19,7 +19,8 @@ from cdkit.pipeline.plan import Planned, plan
 from cdkit.pipeline.runner import RunResult, forced_steps
 from cdkit.pipeline.runner import run as run_pipeline
 from cdkit.shell import command_line
-from cdkit.storage import atomic_path, writing
+from cdkit.storage import atomic_path
+from cdkit.system_errors import writing
 from cdkit.yaml_files import parse_yaml, read_yaml_text
 
 pipeline_app = typer.Typer(help="List, show, check and copy pipelines.", no_args_is_help=True)
@@ -158,12 +159,13 @@ def _copy(
     force: bool = typer.Option(False, "--force", help="Replace a file that is there."),
 ) -> None:
     source = spec.find(pipeline)
-    if target.is_dir():
-        target = target / source.name
-    if target.exists() and not force:
-        raise OutputError(f"{target} exists.", hint="Choose another name, or add --force.")
-    with writing(target), atomic_path(target) as temporary:
-        shutil.copyfile(source, temporary)
+    with writing(target):
+        if target.is_dir():
+            target = target / source.name
+        if target.exists() and not force:
+            raise OutputError(f"{target} exists.", hint="Choose another name, or add --force.")
+        with atomic_path(target) as temporary:
+            shutil.copyfile(source, temporary)
     output.result({"path": str(target)}, human=lambda console: console.print(f"wrote {target}"), quiet=target)
     output.hint(command_line("cdkit", "run", target))
 

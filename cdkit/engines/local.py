@@ -11,7 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from typing import Any
 
-from cdkit.errors import CdkitError
+from cdkit.errors import ResourceError
 from cdkit.main_guard import require_main_guard
 from cdkit.protocols import Item, Outcome, Value
 from cdkit.threads import set_threads, thread_count
@@ -75,7 +75,7 @@ def _attempt_alone(
     with _pool(1, devices, share=thread_count()) as pool:
         outcome = _outcome(item, pool.submit(work, item))
     if isinstance(outcome.error, BrokenProcessPool):
-        error = CdkitError(
+        error = ResourceError(
             f"A worker process of {label!r} died (killed, or out of memory).",
             hint="Run again with fewer --workers; finished shards are kept.",
         )

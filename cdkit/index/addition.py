@@ -24,7 +24,8 @@ from cdkit.inputs import check_apart, resolve_inputs
 from cdkit.json_text import json_text
 from cdkit.manifest import Counts, Manifest
 from cdkit.protocols import Context
-from cdkit.storage import Folder, read_json, write_json, writing
+from cdkit.storage import Folder, read_json, write_json
+from cdkit.system_errors import writing
 from cdkit.threads import thread_count
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ from cdkit.index.opening import INDEX_NAME, check_files, index_manifest
 from cdkit.index.records import KeyedTable, embedding_matrix
 from cdkit.index.tombstones import REMOVED_NAME, Tombstones, read_tombstones
 from cdkit.protocols import Progress, SilentProgress
-from cdkit.storage import Folder, atomic_path, writing
+from cdkit.storage import Folder, atomic_path
+from cdkit.system_errors import writing
 
 if TYPE_CHECKING:
     import pyarrow as pa

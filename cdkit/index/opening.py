@@ -16,6 +16,7 @@ from cdkit.index.outdated import outdated_note
 from cdkit.index.records import Records
 from cdkit.manifest import Manifest, read_manifest
 from cdkit.storage import SourceFile, content_fingerprint
+from cdkit.text import is_text
 
 if TYPE_CHECKING:
     from cdkit.protocols import TextEncoder
@@ -118,6 +119,8 @@ def index_manifest(folder: Path) -> Manifest:
     """The manifest of a finished index; raises InputError when the folder holds none, or one of a newer format."""
     if not folder.is_dir():
         raise InputError(f"{folder} does not exist.", hint="Give the folder that cdkit index build wrote.")
+    if not is_text(str(folder)):
+        raise InputError(f"{folder}: FAISS opens no file in it.", hint="Rename it: its name is not UTF-8.")
     manifest = read_manifest(folder)
     if manifest is None or "index" not in manifest.details:
         started = (folder / "started.json").exists() or manifest is not None

@@ -16,7 +16,8 @@ from cdkit.index.opening import check_files, index_manifest
 from cdkit.index.records import KeyedTable, iterate_image_rows
 from cdkit.index.tombstones import REMOVED_NAME, read_tombstones, tombstone_table
 from cdkit.manifest import Counts
-from cdkit.storage import Folder, writing
+from cdkit.storage import Folder
+from cdkit.system_errors import writing
 from cdkit.text import caption_id, clean_captions
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cdkit.errors import ConfigError, InputError
 from cdkit.index.faiss_index import Candidates
 from cdkit.index.opening import CaptionIndex, open_index
-from cdkit.text import clean_caption
+from cdkit.text import clean_caption, is_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -105,6 +105,7 @@ def search(
 
 def _check(texts: Sequence[str], min_similarity: float | None, limit: int, encode_limit: int) -> None:
     problems = [f"query {number + 1} is empty" for number, text in enumerate(texts) if not clean_caption(text)]
+    problems += [f"query {number + 1} is not UTF-8" for number, text in enumerate(texts) if not is_text(text)]
     if not texts:
         problems.append("there is no query")
     if min_similarity is not None and not -1 <= min_similarity <= 1:

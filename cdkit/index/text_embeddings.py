@@ -17,7 +17,8 @@ from cdkit.index.records import read_embeddings
 from cdkit.json_text import json_text
 from cdkit.manifest import Counts
 from cdkit.protocols import Context, Engine, TextEncoder
-from cdkit.storage import Folder, SourceFile, content_fingerprint, writing
+from cdkit.storage import Folder, SourceFile, content_fingerprint
+from cdkit.system_errors import writing
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -14,7 +14,8 @@ from cdkit.pipeline.plan import Planned, plan
 from cdkit.pipeline.spec import Pipeline
 from cdkit.protocols import Progress
 from cdkit.stages import Result, execute
-from cdkit.storage import Folder, write_json, writing
+from cdkit.storage import Folder, write_json
+from cdkit.system_errors import writing
 
 RECORD_NAME = "run.json"
 
@@ -57,17 +58,18 @@ def run(
     progress: Progress,
     threads: int | None = None,
 ) -> RunResult:
-    """Run what the plan says, in order. A step that falls short does not stop the rest; an error does.
+    """Run what the plan says, in order. A step that falls short does not stop the rest; one that found nothing does.
 
     stop_after: run only this step and what it needs; threads: CPU threads of steps that do not say themselves. Raises
     ConfigError when there is no such step.
     """
     chosen = pipeline.up_to(stop_after) if stop_after else pipeline
-    _check_folder(folder)
-    planned = plan(chosen, folder, forced)
-    with Folder(folder).lock(), writing(folder):
-        write_json(folder / RECORD_NAME, redacted(_record(pipeline)))
-        results = [_run_step(entry, forced, progress, threads) for entry in planned]
+    with writing(folder):
+        _check_folder(folder)
+        planned = plan(chosen, folder, forced)
+        with Folder(folder).lock():
+            write_json(folder / RECORD_NAME, redacted(_record(pipeline)))
+            results = [_run_step(entry, forced, progress, threads) for entry in planned]
     report = next((path for entry in reversed(planned) if (path := entry.out / "report.html").exists()), None)
     return RunResult(folder, tuple(results), tuple(entry.step.name for entry in planned), report)
 

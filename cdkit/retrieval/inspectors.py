@@ -19,7 +19,7 @@ from cdkit.main_guard import require_main_guard
 from cdkit.pictures.content import Content, FileContent
 from cdkit.retrieval.inspection import Inspection, InspectionRules, inspect
 from cdkit.retrieval.process_limits import limit_memory, limit_time
-from cdkit.storage import write_problem
+from cdkit.system_errors import write_problem
 
 START_SECONDS = 60.0
 # Items a worker has at hand, so that it never waits for this process.

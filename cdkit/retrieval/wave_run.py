@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Literal
 
 import cdkit
-from cdkit.errors import CdkitError, OutputError
+from cdkit.errors import CdkitError
 from cdkit.retrieval.fetch_job import IMAGES_NAME, PROXY_VARIABLE, Job, journal_events
 from cdkit.retrieval.waves import wave_bound
 from cdkit.storage import write_json
+from cdkit.system_errors import shortage, write_problem
 
 ENDED_NAME = "ended.json"
 LOG_NAME = "program.log"
@@ -146,11 +147,10 @@ def _environment(proxy: str | None) -> dict[str, str]:
 def _check(folder: Path, end: WaveEnd) -> None:
     """A full disk or a program that never got to work is no fault of the URLs: nothing is settled by it."""
     log = (folder / LOG_NAME).read_bytes()[-20_000:].decode("utf-8", "replace")
-    if "No space left on device" in log or "Disk quota exceeded" in log:
-        raise OutputError(
-            f"The disk is full while writing to {folder}.",
-            hint="Free some space and run the same command again: what was fetched is kept.",
-        )
+    for line in log.splitlines():
+        if "[Errno" in line and (problem := write_problem(OSError(line), folder)) is not None:
+            raise problem
     if end.cause == "crashed" and not any(journal_events(folder)):
-        lines = [line for line in log.strip().splitlines() if line.strip()] or ["it said nothing"]
-        raise CdkitError(f"img2dataset could not run: {lines[-1]}", hint=f"All it said is in {folder / LOG_NAME}.")
+        last = ([line for line in log.strip().splitlines() if line.strip()] or ["it said nothing"])[-1]
+        hint = f"All it said is in {folder / LOG_NAME}."
+        raise shortage(RuntimeError(last)) or CdkitError(f"img2dataset could not run: {last}", hint=hint)

@@ -11,12 +11,13 @@ from pydantic import model_validator
 
 from cdkit.config import ModelConfig, canonical, setting
 from cdkit.datasets import Dataset
-from cdkit.errors import ConfigError
+from cdkit.errors import CdkitError, ResourceError
 from cdkit.inputs import EMBEDDED, Input
 from cdkit.manifest import Counts
 from cdkit.protocols import Context, SilentProgress
 from cdkit.shell import command_line
 from cdkit.storage import Folder
+from cdkit.system_errors import shortage
 from cdkit.threads import set_threads
 from cdkit.training.presets import PresetName, fill_in
 from cdkit.weights.delta import DELTA_NAME, ON_TOP_OF, Delta, load_delta, save_delta
@@ -298,16 +299,13 @@ def _drawing(
 @contextmanager
 def _memory_explained() -> Iterator[None]:
     """Turn running out of memory into an error that says what to lower."""
-    import torch
-
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        text = str(error)
-        is_memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in text
-        if not is_memory:
+    except Exception as error:
+        if isinstance(error, CdkitError) or shortage(error) is None:
             raise
-        raise ConfigError(
+        text = str(error)
+        raise ResourceError(
             f"Out of memory: {text.splitlines()[0] if text else 'the machine has no more'}",
             hint="Lower --batch-size and raise --gradient-accumulation as much, which gives the same result; or use "
             "--gradient-checkpointing, --precision bf16, a lower --resolution, or a method that trains less.",

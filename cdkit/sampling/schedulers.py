@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from cdkit.weights.pipeline_folder import library_errors
+
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
 
@@ -34,4 +36,5 @@ def make_scheduler(name: SchedulerName, current: SchedulerMixin) -> SchedulerMix
     import diffusers
 
     choice = SCHEDULERS[name]
-    return getattr(diffusers, choice.class_name).from_config(current.config, **choice.settings)
+    with library_errors("The base model's scheduler"):
+        return getattr(diffusers, choice.class_name).from_config(current.config, **choice.settings)

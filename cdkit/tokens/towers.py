@@ -30,6 +30,8 @@ def load_towers(spec: str) -> list[Tower]:
     if spec in (CLIP, EMBEDDED) or spec.startswith(f"{EMBEDDED}:"):
         return [_clip()]
     folder = Path(spec).expanduser()
+    if folder.is_file():
+        raise InputError(f"{spec} is a file, not a folder.", hint="Give the model's folder, a hub id, or 'clip'.")
     if not folder.is_dir():
         folder = _from_hub(spec)
     named = [name for name in _FOLDERS if (folder / name).is_dir()]

@@ -14,7 +14,7 @@ from torch import nn
 
 from cdkit.errors import CdkitError, InputError
 from cdkit.storage import atomic_path, read_json, write_json
-from cdkit.weights.tensor_file import write_tensors
+from cdkit.weights.tensor_file import read_tensors, write_tensors
 
 KEPT = 2
 STATE_NAME = "state.safetensors"
@@ -57,11 +57,12 @@ class Checkpoints:
         for path in self._found():
             try:
                 facts = read_json(path / POSITION_NAME)
+                step = int(facts["step"])
                 tensors = _read(path / STATE_NAME, parameters)
-            except CdkitError:
+            except (CdkitError, KeyError, TypeError, ValueError):
                 continue
             _fill(parameters, optimizer, tensors)
-            return int(facts["step"]), facts
+            return step, facts
         return 0, {}
 
     def threads(self) -> int | None:
@@ -77,15 +78,11 @@ class Checkpoints:
 
 
 def _read(path: Path, parameters: Mapping[str, nn.Parameter]) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors: dict[str, torch.Tensor] = load_file(str(path))
-    except (OSError, SafetensorError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
+    tensors = read_tensors(path)[1]
     wanted = {f"{part}.{name}" for part in ("parameter", *_MOMENTS) for name in parameters}
-    if wanted != set(tensors):
+    if wanted != set(tensors) or any(
+        tensors[f"parameter.{name}"].shape != parameter.shape for name, parameter in parameters.items()
+    ):
         raise InputError(f"{path} is of another run.")
     return tensors
 

@@ -26,6 +26,9 @@ TEXT_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection")
 FAMILIES = "Stable Diffusion 1, 2 and XL pipelines: CLIP text encoder, U-Net, AutoencoderKL"
 # What an index may call a pipeline whose parts draw pictures from text.
 _PIPELINES = re.compile(r"StableDiffusion(XL)?(Img2Img|Inpaint)?Pipeline")
+# A schedule is a table of so many numbers; Stable Diffusion's has 1,000.
+MOST_TIMESTEPS = 100_000
+PREDICTIONS = ("epsilon", "v_prediction")
 _NEEDED = ("unet", "vae", "text_encoder")
 _WHOLE = "Copy or download the model's whole folder again."
 _WEIGHTS = re.compile(
@@ -71,7 +74,7 @@ def read_classes(folder: Path, base: str) -> dict[str, str]:
     for name in ("unet", "vae", *TOWERS):
         if name in classes:
             _mapping(_part(folder, name) / "config.json")
-    _mapping(_part(folder, "scheduler") / SCHEDULER_CONFIG)
+    _check_scheduler(_part(folder, "scheduler") / SCHEDULER_CONFIG)
     for name in TOWERS:
         if name in classes:
             _check_tokenizer(_part(folder, tokenizer_name(name)))
@@ -187,6 +190,14 @@ def check_pipeline(pipeline: DiffusionPipeline, base: str) -> None:
     ConfigError for a U-Net that takes more than latents.
     """
     check_channels(base, pipeline.unet.config, pipeline.vae.config)
+    widths = pipeline.unet.config.cross_attention_dim
+    takes = {widths} if isinstance(widths, int) else set(widths or ())
+    gives = sum(tower.model.config.hidden_size for tower in text_towers(pipeline))
+    if takes != {gives}:
+        raise InputError(
+            f"{base}: the text encoders give a width of {gives}, the U-Net takes {', '.join(map(str, takes))}.",
+            hint="U-Net and text encoder must be of one model.",
+        )
     for name, part in pipeline.components.items():
         empty = [key for key, value in part.named_parameters() if value.is_meta] if hasattr(part, "parameters") else []
         if empty:
@@ -265,6 +276,18 @@ def _mapping(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError(f"{path} is no configuration: it holds no names with values.", hint=_WHOLE)
     return values
+
+
+def _check_scheduler(path: Path) -> None:
+    """Raise InputError for a noise schedule that no sampler or training can follow."""
+    config = _mapping(path)
+    steps, kind = config.get("num_train_timesteps", 1000), config.get("prediction_type", "epsilon")
+    if not isinstance(steps, int) or not 1 <= steps <= MOST_TIMESTEPS:
+        raise InputError(f"{path} has {str(steps)[:40]} training steps.", hint=_WHOLE)
+    if kind not in PREDICTIONS:
+        raise ConfigError(
+            f"{path}: the model predicts {str(kind)[:40]!r}.", hint=f"cdkit knows {', '.join(PREDICTIONS)}."
+        )
 
 
 def _check_tokenizer(folder: Path) -> None:

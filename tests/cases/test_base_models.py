@@ -85,6 +85,30 @@ def _nan_sized(folder: Path) -> None:
     (folder / "unet/config.json").write_text(json.dumps({**config, "in_channels": 9}))
 
 
+def _scheduler(**values: Any) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        path = folder / "scheduler/scheduler_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+    return damage
+
+
+def _wider_text(folder: Path) -> None:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    config = CLIPTextConfig.from_pretrained(folder / "text_encoder")
+    config.hidden_size = 40
+    CLIPTextModel(config).save_pretrained(folder / "text_encoder")
+
+
+def _more_words(folder: Path) -> None:
+    from transformers import CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    tokenizer.add_tokens(["<a>", "<b>"])
+    tokenizer.save_pretrained(folder / "tokenizer")
+
+
 DAMAGES: list[tuple[str, Callable[[Path], Any], str]] = [
     *((f"no {name}", _without(name), f"no {name}/ folder") for name in ("tokenizer", "scheduler", "vae", "unet")),
     ("no text encoder", _without("text_encoder"), "no text_encoder/ folder"),
@@ -107,6 +131,13 @@ DAMAGES: list[tuple[str, Callable[[Path], Any], str]] = [
     ("tokenizer of another shape", _replaced("tokenizer/tokenizer.json", "{}"), "The tokenizer in"),
     ("tokenizer gone", lambda at: (at / "tokenizer/tokenizer.json").unlink(), "holds no tokenizer"),
     ("an inpainting U-Net", _nan_sized, "inpainting|expected shape"),
+    ("a schedule without end", _scheduler(num_train_timesteps=10**12), "1000000000000 training steps"),
+    ("a schedule of nothing", _scheduler(num_train_timesteps=0), "0 training steps"),
+    ("a schedule of words", _scheduler(num_train_timesteps="many"), "many training steps"),
+    ("an unknown prediction", _scheduler(prediction_type="flow"), "predicts 'flow'"),
+    ("a schedule of a wrong type", _scheduler(beta_start="x"), "cannot be loaded"),
+    ("a text encoder of another width", _wider_text, "text encoders give a width of 40, the U-Net takes 32"),
+    ("a tokenizer of more words", _more_words, "last entry is"),
     *((f"pointer {name}", _replaced(name, POINTER), "a Git LFS pointer") for name in (UNET, VAE, TEXT)),
     *((f"page {name}", _replaced(name, "<html>"), "a web page") for name in (UNET, TEXT)),
     *((f"empty {name}", _replaced(name, ""), "is empty") for name in (UNET, TEXT)),

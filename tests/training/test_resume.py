@@ -80,6 +80,29 @@ def test_a_training_goes_on_with_the_threads_it_began_with(
     assert torch.get_num_threads() == 1, "the process has its own number again"
 
 
+@pytest.mark.parametrize("damage", ["no step", "no number", "deep", "pointer", "other shapes", "empty"])
+def test_checkpoints_that_cannot_be_gone_on_from_are_passed_over(
+    material: Material, whole: Path, out: Path, damage: str
+) -> None:
+    from cdkit.weights.tensor_file import read_tensors, write_tensors
+
+    with pytest.raises(Interrupted):
+        run(_config(material), out, progress=StopAfter(5))
+    newest = out / "checkpoints" / "step-000004"
+    if damage in ("no step", "no number", "deep"):
+        text = {"no step": "{}", "no number": '{"step": [4]}', "deep": "[" * 100_000}[damage]
+        (newest / "position.json").write_text(text)
+    elif damage == "other shapes":
+        tensors = read_tensors(newest / "state.safetensors")[1]
+        cut = {name: value[:1] if value.ndim else value for name, value in tensors.items()}
+        write_tensors(newest / "state.safetensors", cut, {})
+    else:
+        content = b"version https://git-lfs.github.com/spec/v1\n" if damage == "pointer" else b""
+        (newest / "state.safetensors").write_bytes(content)
+    assert run(_config(material), out).state == "done"
+    _assert_equal(out, whole)
+
+
 def test_a_checkpoint_that_names_no_threads_is_gone_on_with(material: Material, whole: Path, out: Path) -> None:
     with pytest.raises(Interrupted):
         run(_config(material), out, progress=StopAfter(3))

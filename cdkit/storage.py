@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from cdkit.cache_file import CacheFile
-from cdkit.errors import InputError, OutputError
+from cdkit.errors import CdkitError, InputError, NetworkError, OutputError
 from cdkit.file_kinds import require_file
 from cdkit.json_text import json_text
-from cdkit.system_errors import writing
+from cdkit.system_errors import shortage, writing
 
 TEMPORARY_PREFIX = ".tmp-"
 LOCK_NAME = ".lock"
@@ -188,16 +188,28 @@ def _expand(pattern: str, suffixes: Sequence[str]) -> list[SourceFile]:
             # What follows a question mark in a web address may be a key to it, and the name is kept with every row.
             path = str(name) if local else str(name).partition("?")[0]
             sources.append(SourceFile(url=url, name=path.rsplit("/", 1)[-1], size=int(filesystem.size(name) or 0)))
-    except (ImportError, ValueError) as error:
-        raise InputError(f"{pattern}: {error}", hint="Install the fsspec driver for this kind of URL.") from error
-    except OSError as error:
-        raise InputError(f"{pattern} cannot be read: {error}", hint="Check the path and the permissions.") from error
+    except CdkitError:
+        raise
+    except Exception as error:
+        raise _reading_problem(pattern, error) from error
     if not sources:
         raise InputError(
             f"{pattern} matches no input file.",
             hint=f"Give a file, a folder or a glob with files ending in {', '.join(suffixes)}.",
         )
     return sources
+
+
+def _reading_problem(url: str, error: Exception) -> CdkitError:
+    """What a failure to find or look at a file means; every driver of fsspec has errors of its own."""
+    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, ImportError) or said.startswith("Protocol not known"):
+        return InputError(f"{url}: {said}", hint="Install the fsspec driver for this kind of URL.")
+    remote, answered = "://" in url, isinstance(error, FileNotFoundError | PermissionError)
+    if remote and isinstance(error, OSError | TimeoutError) and not answered:
+        return NetworkError(f"{url} cannot be fetched: {said}", hint="Check the address and the connection.")
+    hint = "Check the address." if remote else "Check the path and the permissions."
+    return shortage(error) or InputError(f"{url} cannot be read: {said}", hint=hint)
 
 
 def _is_glob(path: str) -> bool:
@@ -227,8 +239,10 @@ def content_fingerprint(source: SourceFile) -> str:
     """
     try:
         return _local_fingerprint(source) if source.is_local else _remote_fingerprint(source)
-    except OSError as error:
-        raise InputError(f"{source.url} cannot be read: {error}", hint="Check the path and permissions.") from error
+    except CdkitError:
+        raise
+    except Exception as error:
+        raise _reading_problem(source.url, error) from error
 
 
 def _local_fingerprint(source: SourceFile) -> str:

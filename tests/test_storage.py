@@ -10,10 +10,11 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from cdkit.errors import InputError, OutputError
+from cdkit.errors import CdkitError, InputError, NetworkError, OutputError
 from cdkit.storage import (
     TEMPORARY_PREFIX,
     Folder,
+    SourceFile,
     atomic_path,
     content_fingerprint,
     find_files,
@@ -109,6 +110,35 @@ def test_a_pattern_that_matches_nothing_is_named(pattern: str, tmp_path: Path) -
     with pytest.raises(InputError, match=r"matches no input file") as caught:
         find_files([str(tmp_path / pattern)], [".csv"])
     assert ".csv" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("pattern", "kind"),
+    [
+        ("http://[x", InputError),
+        ("http://[x/y.csv", InputError),
+        ("https://[::1]:99999/x.csv", InputError),
+        ("http://a:b/x.csv", InputError),
+        ("http://a b.invalid/x.csv", NetworkError),
+        ("http://127.0.0.1:1/x.csv", NetworkError),
+        ("http://\\x00/x.csv", InputError),
+        ("http:///x.csv", InputError),
+        ("zip://x.csv::http://[a", InputError),
+        ("data:,x", InputError),
+        ("foo://x/y.csv", InputError),
+        ("file://\0", InputError),
+        ("\0.csv", InputError),
+    ],
+)
+def test_an_address_that_is_none_is_an_error_of_ours(pattern: str, kind: type[CdkitError]) -> None:
+    with pytest.raises(kind) as caught:
+        find_files([pattern], [".csv"])
+    assert caught.value.hint
+    if "foo" not in pattern:
+        assert "driver" not in caught.value.hint
+    source = SourceFile(pattern if "://" in pattern else f"http://{pattern}", "x.csv", 1)
+    with pytest.raises((InputError, NetworkError)):
+        content_fingerprint(source)
 
 
 def test_a_fingerprint_follows_the_content(tmp_path: Path) -> None:

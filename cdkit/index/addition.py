@@ -20,7 +20,7 @@ from cdkit.index.opening import INDEX_NAME, check_encoder, check_files, index_ma
 from cdkit.index.outdated import refuse_outdated
 from cdkit.index.records import KeyedTable, read_embeddings
 from cdkit.index.tombstones import Tombstones, read_tombstones
-from cdkit.inputs import check_apart, resolve_inputs
+from cdkit.inputs import resolve_inputs
 from cdkit.json_text import json_text
 from cdkit.manifest import Counts, Manifest
 from cdkit.protocols import Context
@@ -54,7 +54,6 @@ def add_captions(folder: Path, config: ImportConfig, context: Context) -> Additi
     config = ImportConfig.model_validate({name: getattr(config, name) for name in ImportConfig.model_fields})
     refuse_outdated(folder, index_manifest(folder))
     inputs = resolve_inputs(config)
-    check_apart(inputs, folder)
     mark = hashlib.sha256(
         json_text([canonical(config), inputs["captions"].fingerprint], sort_keys=True, ascii_only=True).encode()
     ).hexdigest()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cdkit.credentials import redacted
 from cdkit.errors import ConfigError, InputError
 from cdkit.index.faiss_index import Candidates
 from cdkit.index.opening import CaptionIndex, open_index
@@ -42,7 +43,8 @@ class Match:
             "caption_id": str(self.caption_id),
             "caption": self.caption,
             "similarity": round(self.similarity, 6),
-            "rows": self.rows,
+            # An index of an earlier version may hold URLs with a password.
+            "rows": redacted(self.rows),
         }
 
 

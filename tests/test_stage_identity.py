@@ -14,6 +14,8 @@ from cdkit.datasets import FINGERPRINT_KEY, parts
 from cdkit.index.build import IndexConfig
 from cdkit.inputs import resolve_inputs
 from cdkit.manifest import Identity
+from cdkit.pictures.layouts import LAYOUTS
+from cdkit.pictures.regularization_set import IMAGES
 from cdkit.stages import STAGES, execute
 from cdkit.tokens.caption_counts import TokenCountsConfig
 
@@ -48,6 +50,10 @@ def test_work_done_for_a_longer_stage_carries_the_earlier_stages_mark(captions: 
     assert [path.stat().st_mtime_ns for path in parts(out / "captions")] == times
     counted = execute("token-counts", TokenCountsConfig(index=str(out)), out.parent / "counts")
     assert _marks(counted.out / "token_counts") == {counted.manifest.fingerprint}
+
+
+def test_every_layout_of_a_set_is_owned_by_the_stages_that_make_sets() -> None:
+    assert {*LAYOUTS, IMAGES} < set(STAGES["retrieve"].owns) & set(STAGES["class-images"].owns)
 
 
 def test_no_stage_makes_up_its_own_identity() -> None:

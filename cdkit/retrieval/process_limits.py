@@ -13,9 +13,11 @@ def limit_memory(beyond: int) -> None:
 
     # macOS knows no such limit; there only sizes are bounded.
     with suppress(ValueError, OSError, AttributeError):
-        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        set_before = resource.getrlimit(resource.RLIMIT_AS)
         most = psutil.Process().memory_info().vms + beyond
-        resource.setrlimit(resource.RLIMIT_AS, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+        # Never more than whoever started this process allowed.
+        least = min([most, *(limit for limit in set_before if limit != resource.RLIM_INFINITY)])
+        resource.setrlimit(resource.RLIMIT_AS, (least, set_before[1]))
 
 
 def limit_time(seconds: int) -> None:

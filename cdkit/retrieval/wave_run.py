@@ -147,10 +147,17 @@ def _environment(proxy: str | None) -> dict[str, str]:
 def _check(folder: Path, end: WaveEnd) -> None:
     """A full disk or a program that never got to work is no fault of the URLs: nothing is settled by it."""
     log = (folder / LOG_NAME).read_bytes()[-20_000:].decode("utf-8", "replace")
-    for line in log.splitlines():
-        if "[Errno" in line and (problem := write_problem(OSError(line), folder)) is not None:
-            raise problem
-    if end.cause == "crashed" and not any(journal_events(folder)):
-        last = ([line for line in log.strip().splitlines() if line.strip()] or ["it said nothing"])[-1]
-        hint = f"All it said is in {folder / LOG_NAME}."
-        raise shortage(RuntimeError(last)) or CdkitError(f"img2dataset could not run: {last}", hint=hint)
+    said = [line for line in log.splitlines() if line.strip()]
+    for line in said:
+        full = write_problem(OSError(line), folder) if "[Errno" in line else None
+        if full is not None:
+            raise full
+    if end.cause == "finished" or any(journal_events(folder)):
+        return
+    for line in said:
+        lacking = shortage(RuntimeError(line))
+        if lacking is not None:
+            raise lacking
+    if end.cause == "crashed":
+        last = said[-1] if said else "it said nothing"
+        raise CdkitError(f"img2dataset could not run: {last}", hint=f"All it said is in {folder / LOG_NAME}.")

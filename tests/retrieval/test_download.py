@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cdkit.engines.local import LocalEngine
-from cdkit.errors import CdkitError, ConfigError, NetworkError, OutputError
+from cdkit.errors import CdkitError, ConfigError, NetworkError, OutputError, ResourceError
 from cdkit.protocols import Context
 from cdkit.retrieval import wave_run
 from cdkit.retrieval.acceptance import AcceptAll, Limits
@@ -167,6 +167,14 @@ def test_a_full_disk_settles_nothing(tmp_path: Path, context: Context) -> None:
     with pytest.raises(OutputError, match="full"):
         fetch(tmp_path, ["ok", "full"], context)
     assert [attempt.kind for attempt in read_wave(tmp_path / "waves" / "00000")] == ["fetched"]
+
+
+def test_a_limit_on_memory_or_files_settles_nothing_either(tmp_path: Path, context: Context) -> None:
+    with pytest.raises(ResourceError, match="another thread"):
+        fetch(tmp_path / "memory", ["ok", "hungry"], context)
+    with pytest.raises(OutputError, match="larger than it may"):
+        fetch(tmp_path / "files", ["ok", "large"], context)
+    assert [attempt.kind for attempt in read_wave(tmp_path / "files" / "waves" / "00000")] == ["fetched"]
 
 
 def test_equal_urls_are_fetched_once_and_hopeless_ones_not_at_all(tmp_path: Path, context: Context) -> None:

@@ -29,6 +29,8 @@ def main() -> None:
     names = [urlsplit(url).path.split("/")[1] for url in job.urls]
     if "crash-at-once" in names:
         sys.exit("ImportError: no such thing")
+    if "hungry" in names:
+        sys.exit("RuntimeError: can't start new thread")
     for key, (name, url) in enumerate(zip(names, job.urls, strict=True)):
         if name == "skipped":
             continue
@@ -38,7 +40,7 @@ def main() -> None:
         if unknown or name in FAILURES or (name == "flaky" and wave == 0):
             kind, status = FAILURES["404"] if unknown else FAILURES.get(name, ("timeout", None))
             journal.write(key, kind, status=status, detail=OFFLINE if kind == "dns" else "", retry_after=0.0)
-        elif name not in ("hang", "crash", "full"):
+        elif name not in ("hang", "crash", "full", "large"):
             content = url.encode()
             digest = hashlib.sha256(content).hexdigest()
             journal.write(key, "fetched", status=200, sha256=digest, bytes=len(content), final_url=url)
@@ -47,6 +49,8 @@ def main() -> None:
                 (images / f"{key:09d}.jpg").write_bytes(torn)
     if "full" in names:
         print("OSError: [Errno 28] No space left on device", flush=True)
+    if "large" in names:
+        print("OSError: [Errno 27] File too large", flush=True)
     if "crash" in names and wave < 2:
         os._exit(1)
     if "hang" in names and wave == 0:

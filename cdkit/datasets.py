@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdkit.errors import InputError
+from cdkit.file_kinds import require_file
 from cdkit.json_text import json_text
 from cdkit.manifest import Counts
 from cdkit.storage import atomic_path
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 FINGERPRINT_KEY = "cdkit.fingerprint"
 FACTS_KEY = "cdkit.facts"
+AGAIN = "Make the folder again (the command that made it, with --force), or restore the file from a copy."
+# Kinds whose folders are called like them, and those whose rows have a caption each.
+CHECKED_KINDS = frozenset({"captions", "image_rows", "embeddings", "removed"})
+KEYED_KINDS = CHECKED_KINDS - {"removed"}
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,8 @@ def schema(kind: str) -> pa.Schema:
             ("sha256", pa.string()),
             ("source", pa.string()),
         ],
+        "embeddings": [("caption_id", pa.int64()), ("embedding", pa.list_(pa.float16(), 1))],
+        "removed": [("caption_id", pa.int64()), ("url", pa.string())],
         "token_counts": [("token_id", pa.int32()), ("token", pa.string()), ("count", pa.int64())],
     }
     return pa.schema(schemas[kind])
@@ -137,27 +146,78 @@ def finished_facts(path: Path, fingerprint: str) -> dict[str, Any] | None:
 
     try:
         metadata = pq.read_metadata(path).metadata or {}
-    except (OSError, pa.ArrowInvalid):
+        if not fingerprint or metadata.get(FINGERPRINT_KEY.encode(), b"").decode() != fingerprint:
+            return None
+        facts = json.loads(metadata.get(FACTS_KEY.encode(), b"{}"))
+    except (OSError, pa.ArrowException, ValueError, RecursionError):
         return None
-    if not fingerprint or metadata.get(FINGERPRINT_KEY.encode(), b"").decode() != fingerprint:
-        return None
-    facts = json.loads(metadata.get(FACTS_KEY.encode(), b"{}"))
     return facts if isinstance(facts, dict) else None
+
+
+@contextmanager
+def open_shard(path: Path, kind: str | None = None, *, hint: str = AGAIN) -> Iterator[pq.ParquetFile]:
+    """A shard, open to read; kind: what it has to be the columns of.
+
+    Raises InputError when it is missing, no file, of other columns, or damaged, also when that shows inside the block.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    require_file(path)
+    try:
+        with pq.ParquetFile(path) as file:
+            if kind is not None and (problem := _wrong_columns(file.schema_arrow, kind)):
+                raise InputError(f"{path} holds no {kind.replace('_', ' ')}: {problem}.", hint=hint)
+            yield file
+    except (OSError, pa.ArrowException, EOFError, UnicodeError) as error:
+        raise InputError(f"{path} is damaged: {' '.join(str(error).split())}", hint=hint) from error
+
+
+def _wrong_columns(fields: pa.Schema, kind: str) -> str:
+    """What is wrong with the columns of a shard of `kind`; empty when nothing is."""
+    import pyarrow as pa
+
+    for field_ in schema(kind):
+        if field_.name not in fields.names:
+            return f"there is no column {field_.name!r}"
+        found = fields.field(field_.name).type
+        # Vectors are of any dimension, which their encoder decides.
+        is_vector = pa.types.is_fixed_size_list(field_.type) and pa.types.is_fixed_size_list(found)
+        if found != field_.type and not (is_vector and found.value_type == field_.type.value_type):
+            return f"column {field_.name!r} holds {found} values, not {field_.type}"
+    return ""
 
 
 def read_parts(folder: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
     """Each shard of a dataset folder as a table; raises InputError when there is none or one is damaged."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     paths = parts(folder)
     if not paths:
         raise InputError(f"{folder} holds no shards.", hint="Run the stage that makes it first.")
     for path in paths:
-        try:
-            yield pq.read_table(path, columns=list(columns) if columns else None)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise InputError(f"{path} is damaged: {error}", hint="Delete it and run the stage again.") from error
+        yield read_shard(path, columns, kind=kind_of(folder))
+
+
+def kind_of(folder: Path) -> str | None:
+    """The kind of the shards in a folder that is called like it; None for other folders, whose shards may be any."""
+    return folder.name if folder.name in CHECKED_KINDS else None
+
+
+def read_shard(
+    path: Path, columns: Sequence[str] | None = None, *, kind: str | None = None, hint: str = AGAIN
+) -> pa.Table:
+    """A shard as a table; see open_shard. Raises InputError also where a column that says which row is which is not
+    known."""
+    with open_shard(path, kind, hint=hint) as file:
+        table = file.read(columns=list(columns) if columns else None)
+    return require_keys(table, path, hint=hint) if kind in KEYED_KINDS else table
+
+
+def require_keys(table: pa.Table, path: Path, *, hint: str = AGAIN) -> pa.Table:
+    """`table`; raises InputError when a caption or its id is null in it."""
+    for name in ("caption_id", "caption"):
+        if name in table.column_names and table.column(name).null_count:
+            raise InputError(f"{path} is damaged: it has rows without a {name.replace('_', ' ')}.", hint=hint)
+    return table
 
 
 def merge_counts(tallies: Sequence[Mapping[str, int]]) -> dict[str, int]:

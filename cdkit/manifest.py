@@ -116,6 +116,16 @@ def read_manifest(folder: Path, name: str = MANIFEST_NAME) -> Manifest | None:
         raise _damaged(path, "; ".join(mistakes(error))) from error
 
 
+def is_damaged(folder: Path) -> bool:
+    """Whether what says what `folder` holds cannot be read any more."""
+    try:
+        read_manifest(folder, STARTED_NAME)
+        read_manifest(folder)
+    except DamagedManifestError:
+        return True
+    return False
+
+
 @cache
 def _manifest_type() -> TypeAdapter[Manifest]:
     return TypeAdapter(Manifest)

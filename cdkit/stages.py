@@ -20,10 +20,10 @@ from cdkit.main_guard import refuse_in_worker
 from cdkit.manifest import (
     MANIFEST_NAME,
     STARTED_NAME,
-    DamagedManifestError,
     Identity,
     Manifest,
     differences,
+    is_damaged,
     read_manifest,
     run_record,
 )
@@ -234,9 +234,8 @@ class Result:
 def stage_named(name: str) -> Stage:
     """The row of the stage called `name`; raises ConfigError that suggests the right one."""
     if name not in STAGES:
-        raise ConfigError(
-            f"There is no stage {name!r}{did_you_mean(str(name), STAGES)}.", hint="See cdkit.stages.STAGES."
-        )
+        hint = "See cdkit.stages.STAGES."
+        raise ConfigError(f"There is no stage {name!r}{did_you_mean(str(name), STAGES)}.", hint=hint)
     return STAGES[name]
 
 
@@ -348,12 +347,9 @@ class Target:
         entries = self.folder.entries()
         if not entries:
             return
-        try:
-            existing = self.existing()
-        except DamagedManifestError:
-            if may_replace:
-                return
-            raise
+        if may_replace and is_damaged(self.folder.path):
+            return
+        existing = self.existing()
         if existing is None:
             raise OutputError(
                 f"{self.folder.path} is not empty and was not made by cdkit (it holds {', '.join(entries[:3])}).",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cdkit.captions.import_captions import ImportConfig, import_captions
 from cdkit.config import setting
-from cdkit.datasets import Dataset, parts
+from cdkit.datasets import Dataset, parts, read_shard
 from cdkit.errors import InputError
 from cdkit.index.brute_force import Queries
 from cdkit.index.class_words import class_prompts
@@ -197,12 +197,11 @@ def index_hash(path: Path) -> str:
 def held_out_captions(shards: Shards, seed: int) -> np.ndarray:
     """Sorted ids of the captions to measure recall with: about 200, or a twentieth of a small index."""
     import numpy as np
-    import pyarrow.parquet as pq
 
     wanted = min(HELD_OUT_CAPTIONS, shards.count // 20)
     chosen = [np.empty(0, dtype=np.int64)]
     for path in shards.paths:
-        ids = pq.read_table(path, columns=["caption_id"])["caption_id"].to_numpy()
+        ids = read_shard(path, ["caption_id"], kind="embeddings")["caption_id"].to_numpy()
         chosen.append(ids[sampled(ids, seed, HELD_OUT, wanted, shards.count)])
     return np.sort(np.concatenate(chosen))
 

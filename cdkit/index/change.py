@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cdkit.datasets import merge_counts
+from cdkit.errors import InputError
 from cdkit.json_text import json_text
 from cdkit.manifest import MANIFEST_NAME, Counts, Manifest
 from cdkit.storage import Folder, read_json, write_json
 
 PENDING_NAME = "pending"
 COMMIT_NAME = "commit.json"
+# The files of an index folder, and what is prepared in it to take their place.
+_FILE_NAME = re.compile(r"(\w+/){0,4}(part-\d+\.parquet|caption\.index)")
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ def finish_change_locked(folder: Path) -> None:
     pending = folder / PENDING_NAME
     if not (pending / COMMIT_NAME).exists():
         return
-    commit = read_json(pending / COMMIT_NAME)
+    commit = _read_commit(pending / COMMIT_NAME)
     for name, source in commit["moves"].items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         if (folder / source).exists():
@@ -78,6 +82,22 @@ def finish_change_locked(folder: Path) -> None:
     # The marker goes first: a half-deleted pending folder without it is only litter.
     (pending / COMMIT_NAME).unlink()
     Folder(folder).remove([PENDING_NAME])
+
+
+def _read_commit(path: Path) -> dict[str, Any]:
+    """What was committed; raises InputError when it is damaged, or means a file that is not the index's.
+
+    A folder that came from elsewhere must not say which files are moved and deleted outside of it.
+    """
+    commit = read_json(path)
+    try:
+        names = [*commit["moves"].keys(), *commit["moves"].values(), *commit["deletes"]]
+        if not all(_FILE_NAME.fullmatch(name) for name in names):
+            raise ValueError("it names files that are not an index's")
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        hint = f"Delete {path.parent} to go back to the state before the change, then change the index again."
+        raise InputError(f"{path} is damaged: {error}", hint=hint) from error
+    return commit  # type: ignore[no-any-return]
 
 
 def changed_manifest(

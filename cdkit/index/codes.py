@@ -9,7 +9,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdkit.datasets import FINGERPRINT_KEY
+from cdkit.datasets import FINGERPRINT_KEY, open_shard
 from cdkit.errors import InputError
 from cdkit.index.faiss_index import encode, faiss_threads, inverted_file, new_exact, train
 from cdkit.index.inverted_lists import CodeShard, code_shard_done, write_code_shard, write_inverted_index
@@ -44,17 +44,11 @@ class Shards:
 
 def inspect_shards(paths: Sequence[Path]) -> Shards:
     """What the metadata of embedding shards says; raises InputError for a damaged one."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     rows, fingerprints, dimension = [], [], 0
     for path in paths:
-        try:
-            with pq.ParquetFile(path) as handle:
-                metadata = handle.metadata
-                dimension = handle.schema_arrow.field("embedding").type.list_size
-        except (OSError, KeyError, pa.ArrowInvalid) as error:
-            raise InputError(f"{path} is damaged: {error}", hint="Delete it; run the same command again.") from error
+        with open_shard(path, "embeddings", hint="Delete it; run the same command again.") as handle:
+            metadata = handle.metadata
+            dimension = handle.schema_arrow.field("embedding").type.list_size
         rows.append(metadata.num_rows)
         fingerprints.append((metadata.metadata or {}).get(FINGERPRINT_KEY.encode(), b"").decode())
     if not sum(rows):

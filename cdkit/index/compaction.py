@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdkit.datasets import FINGERPRINT_KEY, parts, shard_metadata
-from cdkit.errors import InputError
+from cdkit.datasets import FINGERPRINT_KEY, parts, read_shard, shard_metadata
 from cdkit.index.build import index_hash
 from cdkit.index.change import Change, changed_manifest, recall_before
 from cdkit.index.embedding_files import embedding_shard
-from cdkit.index.faiss_index import id_selector
+from cdkit.index.faiss_index import id_selector, read_faiss
 from cdkit.index.inverted_lists import IndexLists, write_inverted_index
 from cdkit.index.opening import INDEX_NAME, check_files, index_manifest
-from cdkit.index.records import KeyedTable, embedding_matrix
+from cdkit.index.records import REBUILD, KeyedTable, embedding_matrix
 from cdkit.index.tombstones import REMOVED_NAME, Tombstones, read_tombstones
 from cdkit.protocols import Progress, SilentProgress
 from cdkit.storage import Folder, atomic_path
@@ -56,7 +55,7 @@ def compact(folder: Path, *, progress: Progress | None = None) -> Compaction:
         with (progress or SilentProgress()).task("compacting", total, unit="shards") as task:
             for kind, paths in files.items():
                 for path in paths:
-                    table = _read(path)
+                    table = read_shard(path, kind=kind, hint=REBUILD)
                     kept = removed.filter(table)
                     if kind == "captions":
                         kept = _with_row_counts(folder, kept, removed)
@@ -104,7 +103,7 @@ def rewrite_index(
     import faiss
 
     if facts["exact"]:
-        index = faiss.read_index(str(source))
+        index = read_faiss(source, exact=True)
         if len(removed.caption_ids):
             index.remove_ids(id_selector(removed.caption_ids))
         if add is not None:
@@ -112,8 +111,8 @@ def rewrite_index(
         with atomic_path(target) as temporary:
             faiss.write_index(index, str(temporary))
         return int(index.ntotal)
-    lists = IndexLists(faiss.read_index(str(source), faiss.IO_FLAG_MMAP), removed.caption_ids)
-    emptied = faiss.read_index(str(source), faiss.IO_FLAG_MMAP)
+    lists = IndexLists(read_faiss(source, exact=False, flags=faiss.IO_FLAG_MMAP), removed.caption_ids)
+    emptied = read_faiss(source, exact=False, flags=faiss.IO_FLAG_MMAP)
     return write_inverted_index(target, emptied, [lists, *(extra or [])])
 
 
@@ -129,16 +128,6 @@ def _with_row_counts(folder: Path, captions: pa.Table, removed: Tombstones) -> p
         found = removed.filter(table)["caption_id"].to_numpy()
         np.add.at(counts, order[np.searchsorted(ids, found, sorter=order)], 1)
     return captions.set_column(captions.column_names.index("rows"), "rows", pa.array(counts, pa.int32()))
-
-
-def _read(path: Path) -> pa.Table:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.read_table(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise InputError(f"{path} is damaged: {error}", hint="Build the index again with --force.") from error
 
 
 def _write(path: Path, table: pa.Table, kind: str) -> None:

@@ -9,9 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdkit.datasets import shard_metadata
+from cdkit.datasets import open_shard, shard_metadata
 from cdkit.errors import InputError
-from cdkit.index.records import KeyedTable, RowGroup, embedding_matrix
+from cdkit.index.records import REBUILD, KeyedTable, RowGroup, embedding_matrix
 from cdkit.storage import atomic_path
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ class StoredEmbeddings:
         vectors = values.reshape(place.rows, place.dimension)[positions[present]]
         # All that is stored has norm 1: what has not was not written here, or has been damaged since.
         if len(vectors) and not np.allclose(np.square(vectors, dtype=np.float32).sum(axis=1), 1, atol=0.02):
-            raise InputError(f"{group.path} is damaged.", hint="Build the index again with --force.")
+            raise InputError(f"{group.path} is damaged.", hint=REBUILD)
         return wanted[present], vectors
 
 
@@ -152,20 +152,21 @@ def _places(path: Path) -> list[Place]:
     A Parquet data page is its header, the levels, then the values (Apache Parquet format, "Data Pages"): of a column
     chunk that is one uncompressed page, plain values without nulls are the end.
     """
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(path) as file:
+    with open_shard(path, "embeddings", hint=REBUILD) as file:
         metadata, kind = file.metadata, file.schema_arrow
-        if (metadata.metadata or {}).get(LAYOUT_KEY.encode()) != LAYOUT.encode():
-            return []
-        dimension = kind.field("embedding").type.list_size
-        found = []
-        for number in range(metadata.num_row_groups):
-            group = metadata.row_group(number)
-            ends = [_end(group.column(0)), _end(group.column(1))]
-            rows = group.num_rows
-            found.append(Place(rows, ends[0] - 8 * rows, ends[1] - 2 * dimension * rows, dimension))
-        return found
+    if (metadata.metadata or {}).get(LAYOUT_KEY.encode()) != LAYOUT.encode():
+        return []
+    dimension = kind.field("embedding").type.list_size
+    found = []
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        ends = [_end(group.column(0)), _end(group.column(1))]
+        rows = group.num_rows
+        place = Place(rows, ends[0] - 8 * rows, ends[1] - 2 * dimension * rows, dimension)
+        if min(place.ids_at, place.vectors_at) < 0 or max(ends) > path.stat().st_size:
+            raise InputError(f"{path} is damaged: its values lie outside of it.", hint=REBUILD)
+        found.append(place)
+    return found
 
 
 def _end(chunk: Any) -> int:

@@ -256,16 +256,35 @@ def id_selector(ids: np.ndarray, *, excluded: bool = False) -> Any:
 
 
 def open_faiss(path: Path, *, exact: bool, nprobe: int) -> OpenIndex:
-    """Open an index file memory-mapped; raises InputError when FAISS cannot read it."""
+    """Open an index file memory-mapped; raises InputError when FAISS cannot read it, or it is of another kind."""
     import faiss
 
-    try:
-        # Lists are mapped by MMAP, flat codes only by its newer sibling.
-        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if exact else faiss.IO_FLAG_MMAP)
-    except RuntimeError as error:
-        raise InputError(f"{path} cannot be read by FAISS.", hint="Build the index again with --force.") from error
+    # Lists are mapped by MMAP, flat codes only by its newer sibling.
+    index = read_faiss(path, exact=exact, flags=faiss.IO_FLAG_MMAP_IFC if exact else faiss.IO_FLAG_MMAP)
     if not exact:
         # FAISS would start 32 threads per query to read lists ahead, 100 times the cost of scanning them.
         lists: Any = faiss.downcast_InvertedLists(inverted_file(index).invlists)
         lists.prefetch_nthread = 0
     return OpenIndex(index, exact, nprobe)
+
+
+def read_faiss(path: Path, *, exact: bool, flags: int = 0) -> Any:
+    """The FAISS index in a file; raises InputError when there is none, or one of another kind than cdkit makes.
+
+    exact: all vectors with their ids; else lists of codes behind a rotation.
+    """
+    import faiss
+
+    try:
+        index: Any = faiss.read_index(str(path), flags)
+        if exact:
+            whole = isinstance(index, faiss.IndexIDMap | faiss.IndexIDMap2)
+        else:
+            found = faiss.try_extract_index_ivf(index) if isinstance(index, faiss.IndexPreTransform) else None
+            whole = found is not None and isinstance(faiss.downcast_index(found), faiss.IndexIVFPQ)
+    except (RuntimeError, MemoryError, ValueError, OSError) as error:
+        hint = "Build the index again with --force, or restore the file from a copy."
+        raise InputError(f"{path} cannot be read by FAISS.", hint=hint) from error
+    if not whole or index.metric_type != faiss.METRIC_INNER_PRODUCT:
+        raise InputError(f"{path} is no FAISS index of cdkit's.", hint="Build the index again with --force.")
+    return index

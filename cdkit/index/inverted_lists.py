@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from cdkit.errors import InputError
-from cdkit.index.faiss_index import inverted_file
+from cdkit.index.faiss_index import inverted_file, read_faiss
 from cdkit.storage import atomic_path
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ def empty_copy(path: Path) -> Any:
     """The trained tables of an index file, without an entry."""
     import faiss
 
-    index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
+    index = read_faiss(path, exact=False, flags=faiss.IO_FLAG_MMAP)
     _empty(index)
     return index
 

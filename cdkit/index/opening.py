@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from cdkit.datasets import parts
 from cdkit.errors import InputError, OutputError, pip_install
 from cdkit.index.change import PENDING_NAME, finish_change
+from cdkit.index.facts import check_facts
 from cdkit.index.faiss_index import OpenIndex, id_selector, open_faiss
 from cdkit.index.outdated import outdated_note
-from cdkit.index.records import Records
+from cdkit.index.records import REBUILD, Records
 from cdkit.manifest import Manifest, read_manifest
 from cdkit.storage import SourceFile, content_fingerprint
 from cdkit.text import is_text
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 INDEX_NAME = "caption.index"
 INDEX_FORMAT = 1
 PATIENCE_SECONDS = 20.0
-REBUILD = "Build the index again (cdkit index build … --force), or restore the folder from a copy."
 
 
 @dataclass(frozen=True)
@@ -126,8 +126,11 @@ def index_manifest(folder: Path) -> Manifest:
         started = (folder / "started.json").exists() or manifest is not None
         hint = "Run cdkit index build with this folder as --out" + (" again to finish it." if started else ".")
         raise InputError(f"{folder} holds no finished caption index.", hint=hint)
-    if int(manifest.details["index"].get("format", 0)) > INDEX_FORMAT:
+    facts = manifest.details["index"]
+    newer = facts.get("format") if isinstance(facts, dict) else None
+    if isinstance(newer, int) and newer > INDEX_FORMAT:
         raise InputError(f"{folder} was written by a newer cdkit.", hint=pip_install(upgrade=True))
+    check_facts(folder, manifest)
     return manifest
 
 

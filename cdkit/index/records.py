@@ -8,8 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdkit.datasets import parts, read_parts
-from cdkit.errors import InputError
+from cdkit.datasets import kind_of, open_shard, parts, read_parts, require_keys
 from cdkit.index.tombstones import Tombstones, read_tombstones
 
 if TYPE_CHECKING:
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from cdkit.index.embedding_files import StoredEmbeddings
 
 BLOCK_ROWS = 32_768
+REBUILD = "Build the index again (cdkit index build … --force), or restore the folder from a copy."
 
 
 def iterate_captions(folder: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
@@ -55,15 +55,10 @@ class KeyedTable:
 
     @cached_property
     def groups(self) -> list[RowGroup]:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         found = []
         for path in parts(self.folder):
-            try:
-                metadata = pq.read_metadata(path)
-            except (OSError, pa.ArrowInvalid) as error:
-                raise InputError(f"{path} is damaged: {error}", hint="Build the index again with --force.") from error
+            with open_shard(path, kind_of(self.folder), hint=REBUILD) as file:
+                metadata = file.metadata
             column = metadata.schema.names.index("caption_id")
             for number in range(metadata.num_row_groups):
                 group = metadata.row_group(number)
@@ -104,13 +99,9 @@ class KeyedTable:
         """The rows of `ids` in one row group; raises InputError when its file is damaged."""
         import numpy as np
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
-        try:
-            with pq.ParquetFile(group.path) as file:
-                table = file.read_row_group(group.number, columns=list(columns))
-        except (OSError, pa.ArrowInvalid) as error:
-            raise InputError(f"{group.path} is damaged: {error}", hint="Build the index again.") from error
+        with open_shard(group.path, hint=REBUILD) as file:
+            table = require_keys(file.read_row_group(group.number, columns=list(columns)), group.path, hint=REBUILD)
         return table.filter(pa.array(np.isin(table["caption_id"].to_numpy(), ids)))
 
 
@@ -180,15 +171,12 @@ def read_embeddings(
     """ids int64 [n] and embeddings float32 [n, dimension] of all rows, or those `member` picks, block by block."""
     import numpy as np
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     for path in paths:
-        try:
-            for batch in pq.ParquetFile(path).iter_batches(BLOCK_ROWS, columns=["caption_id", "embedding"]):
-                table = pa.Table.from_batches([batch])
+        with open_shard(path, "embeddings", hint="Delete it; run the same command again.") as file:
+            for batch in file.iter_batches(BLOCK_ROWS, columns=["caption_id", "embedding"]):
+                table = require_keys(pa.Table.from_batches([batch]), path)
                 ids = table["caption_id"].to_numpy()
                 rows = np.ones(len(ids), dtype=bool) if member is None else member(ids)
                 if rows.any():
                     yield ids[rows], embedding_matrix(table["embedding"])[rows].astype(np.float32)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise InputError(f"{path} is damaged: {error}", hint="Delete it; run the same command again.") from error

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdkit.datasets import Dataset, finished_facts, part_name, parts
+from cdkit.datasets import Dataset, finished_facts, open_shard, part_name, parts, require_keys
 from cdkit.errors import InputError
 from cdkit.index.embedding_files import embedding_shard
 from cdkit.index.records import read_embeddings
@@ -30,6 +30,7 @@ EMBEDDINGS = "embeddings"
 # Captions sorted by length together, and the most that a kill costs. Part of the output's bytes: it decides which
 # captions share a batch.
 BLOCK_ROWS = 1 << 12
+IMPORT_AGAIN = "Import the captions again with --force."
 UNFINISHED = "unfinished"
 FORMAT = 2
 
@@ -230,26 +231,20 @@ def _block(
 def _blocks(path: Path) -> Iterator[pa.Table]:
     """The captions of a shard in tables of exactly BLOCK_ROWS (the last one shorter), whatever its row groups."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     held: list[pa.RecordBatch] = []
     rows = 0
-    try:
-        file = pq.ParquetFile(path)
-        if not {"caption_id", "caption"} <= set(file.schema_arrow.names):
-            raise InputError(f"{path} holds no captions.", hint="Import the captions again with --force.")
+    with open_shard(path, "captions", hint=IMPORT_AGAIN) as file:
         for batch in file.iter_batches(BLOCK_ROWS, columns=["caption_id", "caption"]):
             held.append(batch)
             rows += len(batch)
             if rows >= BLOCK_ROWS:
                 table = pa.Table.from_batches(held)
-                yield table.slice(0, BLOCK_ROWS)
+                yield require_keys(table.slice(0, BLOCK_ROWS), path, hint=IMPORT_AGAIN)
                 rest = table.slice(BLOCK_ROWS)
                 held, rows = rest.to_batches(), len(rest)
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path} is damaged: {error}", hint="Import the captions again with --force.") from error
     if rows:
-        yield pa.Table.from_batches(held)
+        yield require_keys(pa.Table.from_batches(held), path, hint=IMPORT_AGAIN)
 
 
 def _finished_rows(job: ShardJob) -> int:
@@ -259,13 +254,8 @@ def _finished_rows(job: ShardJob) -> int:
 
 
 def _rows(path: Path) -> int:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return int(pq.read_metadata(path).num_rows)
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path} is damaged: {error}", hint="Import the captions again with --force.") from error
+    with open_shard(path, "captions", hint=IMPORT_AGAIN) as file:
+        return int(file.metadata.num_rows)
 
 
 @contextmanager

@@ -6,40 +6,27 @@ import glob
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import cdkit
-from cdkit.cache_file import cache_folder
-from cdkit.config import InputKind, StageConfig, field_settings
-from cdkit.errors import CdkitError, InputError, OutputError
-from cdkit.file_kinds import require_file
-from cdkit.json_text import json_text
-from cdkit.manifest import STARTED_NAME, read_manifest
-from cdkit.storage import SourceFile, atomic_path, content_fingerprint, find_files
-from cdkit.system_errors import writing
-from cdkit.text import is_text
+from cdkit.core.cache_file import cache_folder
+from cdkit.core.config import InputKind, StageConfig, field_settings
+from cdkit.core.errors import CdkitError, InputError, OutputError
+from cdkit.core.file_kinds import require_file
+from cdkit.core.fingerprints import EMBEDDED, REPORT_STAGE, Input
+from cdkit.core.formatting import json_text
+from cdkit.core.manifest import STARTED_NAME, read_manifest
+from cdkit.core.storage import SourceFile, atomic_path, content_fingerprint, find_files
+from cdkit.core.system_errors import writing
+from cdkit.core.text import is_text
 
-EMBEDDED = "embedded"
-REPORT_STAGE = "report"
 POOL_SUFFIXES = tuple(
     f".{kind}{compression}"
     for kind in ("parquet", "csv", "tsv", "jsonl", "ndjson")
     for compression in (("",) if kind == "parquet" else ("", ".gz", ".zst"))
 )
-
-
-@dataclass(frozen=True)
-class Input:
-    """One resolved input: what the config said, its content fingerprint, and for pool files the files."""
-
-    name: str
-    kind: InputKind
-    value: Any
-    fingerprint: str
-    files: tuple[SourceFile, ...] = ()
 
 
 def resolve_inputs(config: StageConfig, planned: Mapping[Path, str] | None = None) -> dict[str, Input]:

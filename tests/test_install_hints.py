@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cdkit.errors import DISTRIBUTION, pip_install
+from cdkit.core.errors import DISTRIBUTION, pip_install
 
 ROOT = Path(__file__).parents[1]
 # The command, then options and requirements up to what ends it; a line break or closing quote may stand anywhere.

@@ -8,16 +8,17 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from cdkit.captions.import_captions import ImportConfig
-from cdkit.config import canonical
-from cdkit.datasets import FINGERPRINT_KEY, parts
-from cdkit.index.build import IndexConfig
+from cdkit.captions.config import ImportConfig
+from cdkit.core.config import canonical
+from cdkit.core.manifest import Identity
+from cdkit.core.shards import FINGERPRINT_KEY, parts
+from cdkit.execute import execute
+from cdkit.index.config import IndexConfig
 from cdkit.inputs import resolve_inputs
-from cdkit.manifest import Identity
 from cdkit.pictures.layouts import LAYOUTS
 from cdkit.pictures.regularization_set import IMAGES
-from cdkit.stages import STAGES, execute
-from cdkit.tokens.caption_counts import TokenCountsConfig
+from cdkit.stages import STAGES
+from cdkit.tokens.config import TokenCountsConfig
 
 
 def _marks(folder: Path) -> set[str]:

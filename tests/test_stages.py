@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from cdkit.config import StageConfig
-from cdkit.datasets import parts
-from cdkit.errors import ConfigError, InputError, OutputError
-from cdkit.inputs import Input, check_apart
-from cdkit.manifest import STARTED_NAME, read_manifest
-from cdkit.stages import STAGES, execute
+from cdkit.core.config import StageConfig
+from cdkit.core.errors import ConfigError, InputError, OutputError
+from cdkit.core.fingerprints import Input
+from cdkit.core.manifest import STARTED_NAME, read_manifest
+from cdkit.core.shards import parts
+from cdkit.execute import execute
+from cdkit.inputs import check_apart
+from cdkit.stages import STAGES
 from tests.support.adding_stage import AddingConfig
 
 pytestmark = pytest.mark.usefixtures("adding")

@@ -11,26 +11,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdkit.captions.bucket_files import BucketWriter, bucket_schema, bucket_writer, is_finished
-from cdkit.captions.digests import digests_of
+from cdkit.captions.bucket_files import (
+    BucketWriter,
+    RejectsWriter,
+    bucket_schema,
+    bucket_writer,
+    is_finished,
+    rejects_writer,
+)
 from cdkit.captions.json_lines import needed_keys
-from cdkit.captions.reject_files import RejectsWriter, rejects_writer
+from cdkit.captions.lines import check_whole
+from cdkit.captions.reading import SourceTable, inspect, local_copy, with_keys
 from cdkit.captions.relation import keys_sql
 from cdkit.captions.repair import NeedsRepairError, reading_error, repaired_copy
-from cdkit.captions.row_query import CHECKED, impossible_counts, rated_sql, rows_sql
-from cdkit.captions.source_reading import SourceTable, inspect, local_copy, with_keys
-from cdkit.captions.text_lines import check_whole
-from cdkit.credentials import URL_USERINFO
-from cdkit.datasets import finished_facts, part_name, schema
-from cdkit.errors import CdkitError, InputError, ResourceError
-from cdkit.storage import TEMPORARY_PREFIX, SourceFile
-from cdkit.system_errors import shortage, write_problem, writing
+from cdkit.captions.row_query import CHECKED, digests_of, impossible_counts, rated_sql, rows_sql
+from cdkit.core.errors import CdkitError, InputError, ResourceError
+from cdkit.core.formatting import URL_USERINFO
+from cdkit.core.shards import finished_facts, part_name, schema
+from cdkit.core.storage import TEMPORARY_PREFIX, SourceFile
+from cdkit.core.system_errors import shortage, write_problem, writing
 
 if TYPE_CHECKING:
     import duckdb
     import pyarrow as pa
 
-    from cdkit.captions.import_captions import ImportConfig
+    from cdkit.captions.config import ImportConfig
 
 BATCH_ROWS = 1 << 16
 

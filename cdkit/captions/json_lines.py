@@ -8,14 +8,23 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from cdkit.captions.lines import (
+    AMBIGUOUS,
+    MAX_LINE,
+    NOT_JSON,
+    NOT_OBJECT,
+    NOT_TEXT,
+    TOO_LONG,
+    SourceRow,
+    broken,
+    row_of,
+)
 from cdkit.captions.pools import KNOWN_NAMES, SAFETY, Layout, choice_hint, find_layout
-from cdkit.captions.source_rows import AMBIGUOUS, NOT_JSON, NOT_OBJECT, NOT_TEXT, TOO_LONG, SourceRow, broken, row_of
-from cdkit.captions.text_lines import MAX_LINE
-from cdkit.columns import ColumnNames, folded
-from cdkit.errors import InputError
+from cdkit.core.columns import ColumnNames, folded
+from cdkit.core.errors import InputError
 
 if TYPE_CHECKING:
-    from cdkit.captions.import_captions import ImportConfig
+    from cdkit.captions.config import ImportConfig
 
 # Objects looked at before the layout is decided on; all of them where none of these has a caption.
 SAMPLE_ROWS = 1000

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from cdkit.columns import ColumnNames, displayed, folded, listed
-from cdkit.config import did_you_mean
-from cdkit.errors import ConfigError, InputError
+from cdkit.core.columns import ColumnNames, displayed, folded, listed
+from cdkit.core.config import did_you_mean
+from cdkit.core.errors import ConfigError, InputError
 
 # Column names by meaning, in order of preference.
 KNOWN_NAMES: dict[str, tuple[str, ...]] = {

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cdkit.captions.source_reading import SourceTable
-from cdkit.captions.text_lines import MAX_LINE
+from cdkit.captions.lines import MAX_LINE
+from cdkit.captions.reading import SourceTable
 
 FAULT, FAULT_TEXT = "fault", "fault_text"
 

@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cdkit.captions.json_lines import every_key, json_rows, needed_keys
+from cdkit.captions.lines import SourceRow, readable, row_of, separated_rows
+from cdkit.captions.reading import SourceTable, with_keys
 from cdkit.captions.relation import FAULT, FAULT_TEXT
-from cdkit.captions.separated_lines import separated_rows
-from cdkit.captions.source_reading import SourceTable, with_keys
-from cdkit.captions.source_rows import SourceRow, row_of
-from cdkit.captions.text_lines import readable
-from cdkit.errors import CdkitError
+from cdkit.core.errors import CdkitError
 
 if TYPE_CHECKING:
-    from cdkit.captions.import_captions import ImportConfig
+    from cdkit.captions.config import ImportConfig
 
 BATCH_ROWS = 1 << 16
 

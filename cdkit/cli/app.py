@@ -9,7 +9,9 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,12 @@ import typer
 from pydantic import ValidationError
 
 import cdkit
-from cdkit.cli import commands
 from cdkit.cli.options import SESSION
 from cdkit.cli.output import Format, Output
 from cdkit.cli.standard_streams import ReaderGoneError, guard_streams
 from cdkit.cli.watched import memory_is_limited, run_watched
-from cdkit.errors import EXIT_INTERRUPTED, CdkitError, ConfigError, OutputError
-from cdkit.system_errors import system_problem
+from cdkit.core.errors import EXIT_INTERRUPTED, CdkitError, ConfigError, OutputError
+from cdkit.core.system_errors import system_problem
 
 # Set by the shell's completion script, which needs every command's options.
 COMPLETING = "_CDKIT_COMPLETE"
@@ -39,7 +40,7 @@ def assemble(wanted: str | None = None) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     assembled.callback(invoke_without_command=True)(_root)
-    commands.register(assembled, wanted)
+    register(assembled, wanted)
     return assembled
 
 
@@ -165,3 +166,49 @@ def main() -> None:
         sys.exit(run_watched(lambda: execute_command(arguments)))
     except CdkitError as error:
         sys.exit(_report(error, arguments))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A command or group: the module of `cdkit.cli` that registers it, and what `cdkit --help` says of it."""
+
+    name: str
+    module: str
+    summary: str
+
+
+ENTRIES = (
+    Entry("run", "run", "Run a pipeline: what is done already is left alone, what is missing or stale is made."),
+    Entry("pipeline", "run", "List, show, check and copy pipelines."),
+    Entry("index", "index", "Build, search, look into and change caption indexes."),
+    Entry("retrieve", "retrieve", "Find, download and curate images whose captions are like a prompt."),
+    Entry("class-images", "class_images", "Draw a regularization set with the base model."),
+    Entry("tokens", "tokens", "Count vocabulary tokens, pick rare ones, explain a word."),
+    Entry("train", "train", "Teach a base model concepts from 4 to 20 photos each."),
+    Entry("merge", "merge", "Merge deltas that were trained one by one, in closed form."),
+    Entry("sample", "sample", "Draw images: every prompt with every seed."),
+    Entry("evaluate", "evaluate", "Score samples: alignment, KID, drift, overfitting, with intervals."),
+    Entry("compare", "evaluate", "Put the scores of several methods in a table, the paper's beside them."),
+    Entry("report", "report", "Make the report of a run: one self-contained HTML page."),
+    Entry("delta", "delta", "Look into delta files, import other tools' files, and compress."),
+    Entry("export", "export", "Write a delta as files that diffusers, A1111, Forge or ComfyUI load."),
+    Entry("inspect", "inspect", "Look into weights, attention and benchmarks."),
+    Entry("doctor", "doctor", "Check versions, device, memory, disk and extras, and say what to install."),
+)
+
+
+def register(app: typer.Typer, wanted: str | None) -> None:
+    """Add the command or group called `wanted` as it is, and of the others name and summary; None: all as they are.
+
+    Importing a command imports its stage's settings; all of them together take longer than `--help` may.
+    """
+    modules = dict.fromkeys(entry.module for entry in ENTRIES if wanted in (None, entry.name))
+    for entry in ENTRIES:
+        if entry.module not in modules:
+            app.command(entry.name, help=entry.summary)(_named_only)
+    for module in modules:
+        import_module(f"cdkit.cli.{module}").register(app)
+
+
+def _named_only() -> None:
+    raise AssertionError("a command that is only named was run")

@@ -6,8 +6,8 @@ import typer
 
 from cdkit.cli.options import stage_command
 from cdkit.cli.output import Output, data_console, duration
-from cdkit.shell import command_line
-from cdkit.stages import Result
+from cdkit.core.formatting import command_line
+from cdkit.execute import Result
 
 
 def register(app: typer.Typer) -> None:

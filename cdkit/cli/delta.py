@@ -10,8 +10,8 @@ import typer
 
 from cdkit.cli.options import command, stage_command
 from cdkit.cli.output import Output, data_console, size, table
-from cdkit.shell import command_line
-from cdkit.stages import Result
+from cdkit.core.formatting import command_line
+from cdkit.execute import Result
 
 app = typer.Typer(help="Look into delta files, import other tools' files, and compress.", no_args_is_help=True)
 
@@ -30,8 +30,7 @@ def register(root: typer.Typer) -> None:
 def _inspect(
     output: Output, delta: Path = typer.Argument(..., help="The delta: a folder or file.", show_default=False)
 ) -> None:
-    from cdkit.weights.delta import delta_path, load_delta
-    from cdkit.weights.inspection import describe
+    from cdkit.deltas.delta import delta_path, describe, load_delta
 
     file = delta_path(delta)
     found = {"delta": str(delta), "bytes": file.stat().st_size, **describe(load_delta(file))}

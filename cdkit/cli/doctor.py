@@ -16,12 +16,12 @@ import typer
 from rich.console import Console
 
 import cdkit
-from cdkit.cache_file import cache_folder
 from cdkit.cli.options import command
 from cdkit.cli.output import Output, size, table
-from cdkit.devices import choose_device
-from cdkit.errors import InputError, pip_install
-from cdkit.threads import cpu_count
+from cdkit.core.cache_file import cache_folder
+from cdkit.core.devices import choose_device
+from cdkit.core.errors import InputError, pip_install
+from cdkit.core.threads import cpu_count
 
 PACKAGES = [
     "torch",

@@ -9,7 +9,7 @@ import typer
 
 from cdkit.cli.options import stage_command
 from cdkit.cli.output import Output, data_console, size, table
-from cdkit.stages import Result
+from cdkit.execute import Result
 
 
 def register(app: typer.Typer) -> None:
@@ -34,7 +34,7 @@ def _data(result: Result) -> Mapping[str, Any]:
 
 
 def _human(output: Output, result: Result) -> None:
-    from cdkit.weights.export import loading_hints
+    from cdkit.deltas.formats.names import loading_hints
 
     details = result.manifest.details
     console = data_console()

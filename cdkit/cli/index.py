@@ -10,12 +10,12 @@ from rich.console import Console
 
 from cdkit.cli.index_search import print_index
 from cdkit.cli.options import FORCE, OUT, command, config_command, report_result, stage_command
-from cdkit.cli.output import Output, data_console, duration, size, table
-from cdkit.cli.progress import progress_for
-from cdkit.config import StageConfig
+from cdkit.cli.output import Output, data_console, duration, progress_for, size, table
+from cdkit.core.config import StageConfig
+from cdkit.core.formatting import command_line
+from cdkit.execute import Result, execute, project
 from cdkit.pipeline.spec import find
-from cdkit.shell import command_line
-from cdkit.stages import STAGES, Result, execute, project
+from cdkit.stages import STAGES
 
 app = typer.Typer(help="Build, search, look into and change caption indexes.", no_args_is_help=True)
 
@@ -89,7 +89,7 @@ def _with_recipe(output: Output, given: dict[str, Any], further: Mapping[str, An
     """The recipe's settings under what the command line gives; its warnings are shown."""
     if further["recipe"] is None:
         return given
-    from cdkit.index.recipes import read_recipe
+    from cdkit.index.plan import read_recipe
 
     recipe = read_recipe(find(further["recipe"], "indexes"))
     for warning in recipe.warnings:
@@ -144,7 +144,7 @@ def _plan(
     dim: int = typer.Option(..., "--dim", help="Dimension of the encoder: 512 for ViT-B, 768 for ViT-L."),
     bytes_per_caption: int = typer.Option(64, "--bytes-per-caption", help="Bytes of one compressed embedding."),
 ) -> None:
-    from cdkit.index.estimates import plan_index
+    from cdkit.index.plan import plan_index
 
     found = plan_index(rows, dim, bytes_per_caption)
 

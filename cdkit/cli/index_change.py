@@ -11,15 +11,14 @@ import typer
 
 from cdkit.cli.index_search import INDEX
 from cdkit.cli.options import OUT, command, config_command
-from cdkit.cli.output import Output
-from cdkit.cli.progress import progress_for
-from cdkit.config import StageConfig
+from cdkit.cli.output import Output, progress_for
+from cdkit.core.config import StageConfig
+from cdkit.core.errors import ConfigError
+from cdkit.core.formatting import command_line
+from cdkit.core.protocols import Context
+from cdkit.core.threads import threads
 from cdkit.engines import create_engine
-from cdkit.errors import ConfigError
-from cdkit.protocols import Context
-from cdkit.shell import command_line
 from cdkit.stages import STAGES
-from cdkit.threads import threads
 
 
 def register(app: typer.Typer) -> None:
@@ -61,8 +60,8 @@ def _changed(output: Output, index: Path, facts: Mapping[str, Any]) -> None:
 
 
 def _add(output: Output, config: StageConfig, further: Mapping[str, Any]) -> None:
-    from cdkit.captions.import_captions import ImportConfig
-    from cdkit.index.addition import add_captions
+    from cdkit.captions.config import ImportConfig
+    from cdkit.index.changes.add import add_captions
 
     assert isinstance(config, ImportConfig)
     context = Context(create_engine(config.engine, config.worker_count()), progress_for(output))
@@ -76,7 +75,7 @@ def _remove(
     captions_file: Path | None = typer.Option(None, "--captions-file", help="Captions to remove, one a line."),
     urls_file: Path | None = typer.Option(None, "--urls-file", help="Image URLs to remove, one a line."),
 ) -> None:
-    from cdkit.index.removal import read_lines, remove
+    from cdkit.index.changes.remove import read_lines, remove
 
     if captions_file is None and urls_file is None:
         raise ConfigError("There is nothing to remove.", hint="Give --captions-file FILE or --urls-file FILE.")
@@ -88,6 +87,6 @@ def _remove(
 
 
 def _compact(output: Output, index: Path = INDEX) -> None:
-    from cdkit.index.compaction import compact
+    from cdkit.index.changes.compact import compact
 
     _changed(output, index, asdict(compact(index, progress=progress_for(output))))

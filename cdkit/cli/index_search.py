@@ -92,8 +92,7 @@ def _search(
 
 
 def _info(output: Output, index: Path = INDEX) -> None:
-    from cdkit.index.opening import settled_manifest
-    from cdkit.index.outdated import outdated_note
+    from cdkit.index.caption_index import outdated_note, settled_manifest
     from cdkit.index.recall import recall_warnings
 
     manifest = settled_manifest(index)

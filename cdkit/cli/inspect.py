@@ -9,14 +9,15 @@ from typing import Any
 import typer
 
 from cdkit.cli.options import FORCE, OUT, command, config_command, report_result, stage_command
-from cdkit.cli.output import Output, data_console, table
-from cdkit.cli.progress import progress_for
-from cdkit.config import StageConfig
-from cdkit.evaluation.compare_weights import WeightChangeConfig, compare_weights
-from cdkit.shell import command_line
-from cdkit.stages import STAGES, Result, execute
-from cdkit.storage import write_text
-from cdkit.system_errors import writing
+from cdkit.cli.output import Output, data_console, progress_for, table
+from cdkit.core.config import StageConfig
+from cdkit.core.formatting import command_line
+from cdkit.core.storage import write_text
+from cdkit.core.system_errors import writing
+from cdkit.evaluation.config import WeightChangeConfig
+from cdkit.evaluation.weight_change import compare_weights
+from cdkit.execute import Result, execute
+from cdkit.stages import STAGES
 
 app = typer.Typer(help="Look into weights, attention and benchmarks.", no_args_is_help=True)
 

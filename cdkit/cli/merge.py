@@ -9,9 +9,9 @@ import typer
 
 from cdkit.cli.options import stage_command
 from cdkit.cli.output import Output, data_console, duration, table
-from cdkit.inputs import EMBEDDED
-from cdkit.shell import command_line
-from cdkit.stages import Result
+from cdkit.core.fingerprints import EMBEDDED
+from cdkit.core.formatting import command_line
+from cdkit.execute import Result
 
 
 def register(app: typer.Typer) -> None:

@@ -7,13 +7,12 @@ from pathlib import Path
 import typer
 
 from cdkit.cli.options import command
-from cdkit.cli.output import Output
-from cdkit.cli.progress import progress_for
-from cdkit.config import parse_config
-from cdkit.errors import OutputError
-from cdkit.inputs import REPORT_STAGE
-from cdkit.manifest import read_manifest
-from cdkit.stages import execute
+from cdkit.cli.output import Output, progress_for
+from cdkit.core.config import parse_config
+from cdkit.core.errors import OutputError
+from cdkit.core.fingerprints import REPORT_STAGE
+from cdkit.core.manifest import read_manifest
+from cdkit.execute import execute
 
 
 def register(app: typer.Typer) -> None:
@@ -38,8 +37,8 @@ def _report(
         "other", "--licence", help="Licence of the delta for the model card, as the hub names it."
     ),
 ) -> None:
-    from cdkit.publishing.report import ReportConfig
-    from cdkit.publishing.run_folder import report_folder
+    from cdkit.report.config import ReportConfig
+    from cdkit.report.run_folder import report_folder
 
     config = parse_config(ReportConfig, {"run_folder": str(run), "title": title, "licence": licence})
     target = out or report_folder(run)

@@ -6,7 +6,7 @@ import typer
 
 from cdkit.cli.options import stage_command
 from cdkit.cli.output import Output, data_console, duration, table
-from cdkit.stages import Result
+from cdkit.execute import Result
 
 
 def register(app: typer.Typer) -> None:

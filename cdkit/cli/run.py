@@ -11,17 +11,16 @@ import typer
 from rich.console import Console
 
 from cdkit.cli.options import command, end_short
-from cdkit.cli.output import Output, duration, size, table
-from cdkit.cli.progress import progress_for
-from cdkit.errors import ConfigError, OutputError
+from cdkit.cli.output import Output, duration, progress_for, size, table
+from cdkit.core.errors import ConfigError, OutputError
+from cdkit.core.formatting import command_line
+from cdkit.core.storage import atomic_path
+from cdkit.core.system_errors import writing
+from cdkit.core.yaml_files import parse_yaml, read_yaml_text
 from cdkit.pipeline import spec
 from cdkit.pipeline.plan import Planned, plan
 from cdkit.pipeline.runner import RunResult, forced_steps
 from cdkit.pipeline.runner import run as run_pipeline
-from cdkit.shell import command_line
-from cdkit.storage import atomic_path
-from cdkit.system_errors import writing
-from cdkit.yaml_files import parse_yaml, read_yaml_text
 
 pipeline_app = typer.Typer(help="List, show, check and copy pipelines.", no_args_is_help=True)
 

@@ -10,7 +10,7 @@ import select
 import sys
 from typing import Any
 
-from cdkit.errors import EXIT_READER_GONE, CdkitError, OutputError
+from cdkit.core.errors import EXIT_READER_GONE, CdkitError, OutputError
 
 # Half a surrogate pair in a path stands for a byte of its name; other text that UTF-8 has no letters for is escaped.
 PATH_BYTES = "cdkit_path_bytes"

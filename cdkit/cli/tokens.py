@@ -11,15 +11,15 @@ import typer
 from rich.console import Console
 
 from cdkit.cli.options import FORCE, OUT, command, config_command, end_short, report_result, stage_command
-from cdkit.cli.output import Output, data_console, duration, table
-from cdkit.cli.progress import progress_for
-from cdkit.config import StageConfig
+from cdkit.cli.output import Output, data_console, duration, progress_for, table
+from cdkit.core.config import StageConfig
+from cdkit.core.formatting import command_line
+from cdkit.core.protocols import Context
+from cdkit.core.storage import Folder
 from cdkit.engines import create_engine
+from cdkit.execute import Result, execute
 from cdkit.inputs import resolve_inputs
-from cdkit.protocols import Context
-from cdkit.shell import command_line
-from cdkit.stages import STAGES, Result, execute
-from cdkit.storage import Folder
+from cdkit.stages import STAGES
 
 app = typer.Typer(help="Count vocabulary tokens, pick rare ones, explain a word.", no_args_is_help=True)
 
@@ -62,7 +62,8 @@ def _rare(output: Output, config: StageConfig, further: Mapping[str, Any]) -> No
         result = execute("tokens", config, further["out"], progress=progress_for(output), force=further["force"])
         report_result(output, result, lambda _, done: _draw_picks(data_console(), done.manifest.details), _picks_of)
         return
-    from cdkit.tokens.pick import RareTokensConfig, rare_tokens
+    from cdkit.tokens.config import RareTokensConfig
+    from cdkit.tokens.stage import rare_tokens
 
     assert isinstance(config, RareTokensConfig)
     context = Context(create_engine("local", 1), progress_for(output))

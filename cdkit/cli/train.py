@@ -9,12 +9,12 @@ import typer
 from rich.console import Console
 
 from cdkit.cli.options import FORCE, OUT, config_command, report_result
-from cdkit.cli.output import Output, data_console, duration, size, table
-from cdkit.cli.progress import progress_for
-from cdkit.config import StageConfig
-from cdkit.errors import ConfigError
-from cdkit.shell import command_line
-from cdkit.stages import STAGES, Result, execute
+from cdkit.cli.output import Output, data_console, duration, progress_for, size, table
+from cdkit.core.config import StageConfig
+from cdkit.core.errors import ConfigError
+from cdkit.core.formatting import command_line
+from cdkit.execute import Result, execute
+from cdkit.stages import STAGES
 
 OUT_UNLESS_DRY = OUT.replace(
     annotation=OUT.annotation | None,
@@ -59,8 +59,8 @@ def _data(result: Result) -> dict[str, Any]:
 
 
 def _preview(output: Output, config: StageConfig) -> None:
-    from cdkit.training.preview import preview
-    from cdkit.training.train import TrainConfig
+    from cdkit.training.config import TrainConfig
+    from cdkit.training.dry_run import preview
 
     assert isinstance(config, TrainConfig), "the config of the train stage"
     found = preview(config, output.note)

@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from cdkit.errors import ResourceError
+from cdkit.core.errors import ResourceError
 
 
 def memory_is_limited() -> bool:

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cdkit.embedded.concepts import concept_names, concept_photos, write_concept
-    from cdkit.embedded.load import load_clip, load_pipeline
-    from cdkit.embedded.pool import write_pool
-    from cdkit.embedded.pool_server import PoolServer
+    from cdkit.embedded.models import load_clip, load_pipeline
+    from cdkit.embedded.pool import PoolServer, write_pool
     from cdkit.embedded.weight_files import default_threshold, text_encoder_hash, weights_hash
 
 __all__ = [
@@ -26,12 +25,12 @@ __all__ = [
 ]
 
 _HOMES = {
-    "PoolServer": "pool_server",
+    "PoolServer": "pool",
     "concept_names": "concepts",
     "concept_photos": "concepts",
     "default_threshold": "weight_files",
-    "load_clip": "load",
-    "load_pipeline": "load",
+    "load_clip": "models",
+    "load_pipeline": "models",
     "text_encoder_hash": "weight_files",
     "weights_hash": "weight_files",
     "write_concept": "concepts",

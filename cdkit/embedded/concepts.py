@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cdkit.core.errors import ConfigError
 from cdkit.embedded.rendering import render
 from cdkit.embedded.world import BACKGROUNDS, NOVEL_BACKGROUNDS, compose, generator
-from cdkit.errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,16 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cdkit.embedded.world import (
-    BACKGROUNDS,
-    COLOURS,
-    PATTERNS,
-    SHAPES,
-    SIZES,
-    Scene,
-    Thing,
-    pick,
-)
+from cdkit.embedded.world import BACKGROUNDS, COLOURS, PATTERNS, SHAPES, SIZES, Scene, Thing, pick
 
 UNSAID = -1
 NO_SECOND_COLOUR = len(COLOURS)

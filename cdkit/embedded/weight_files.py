@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdkit.errors import InputError
-from cdkit.json_text import json_text
-from cdkit.storage import atomic_path, write_text
+from cdkit.core.errors import InputError
+from cdkit.core.formatting import json_text
+from cdkit.core.storage import atomic_path, write_text
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +20,7 @@ RECORD = "weights.json"
 TEXT_ENCODER, PICTURE_ENCODER = "text_encoder.safetensors", "picture_encoder.safetensors"
 AUTOENCODER, UNET = "autoencoder.safetensors", "unet.safetensors"
 FILES = (TEXT_ENCODER, PICTURE_ENCODER, AUTOENCODER, UNET)
-REINSTALL = "Reinstall cdkit, or make the weights anew with `python -m cdkit.embedded.pretrain`."
+REINSTALL = "Reinstall cdkit, or make the weights anew with `python -m cdkit.embedded.pretraining`."
 
 
 def read_record(folder: Path = FOLDER) -> dict[str, Any]:

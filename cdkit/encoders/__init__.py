@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from cdkit.config import did_you_mean
-from cdkit.devices import choose_device
-from cdkit.errors import ConfigError, InputError
-from cdkit.file_kinds import check_weight_folder
+from cdkit.core.config import did_you_mean
+from cdkit.core.devices import choose_device
+from cdkit.core.errors import ConfigError, InputError
+from cdkit.core.file_kinds import check_weight_folder
 
 if TYPE_CHECKING:
     from cdkit.encoders.text_tower import TowerTextEncoder

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cdkit.devices import choose_device
+from cdkit.core.devices import choose_device
+from cdkit.core.errors import CdkitError, ConfigError, InputError
 from cdkit.encoders import parse_spec
 from cdkit.encoders.text_tower import tower_hash
 from cdkit.encoders.transformers import loading_error
-from cdkit.errors import CdkitError, ConfigError, InputError
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -11,14 +11,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cdkit.config import did_you_mean
+from cdkit.core.config import did_you_mean
+from cdkit.core.errors import CdkitError, ConfigError, InputError
+from cdkit.core.storage import read_json
 from cdkit.encoders.causal_tower import CausalBlock, CausalTower, linear
 from cdkit.encoders.open_clip_imports import open_clip_library
 from cdkit.encoders.text_tower import TextTower
 from cdkit.encoders.tokenizing import ClipTokenizer, Counting, LibraryTokenizer, Tokenizer, pooled_positions
 from cdkit.encoders.transformers import counting, loading_error
-from cdkit.errors import CdkitError, ConfigError, InputError
-from cdkit.storage import read_json
 
 CONFIG_NAME = "open_clip_config.json"
 HUB_PREFIX = "hf-hub:"

@@ -1,24 +1,78 @@
-"""A text encoder over one text tower: trimmed where that is exact, at the library's full length where it is not."""
+"""Length-sorted batches under a token budget: what makes a trimmed text tower waste almost no padding."""
 
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cdkit.encoders.batching import length_sorted_batches
-from cdkit.encoders.causal_tower import CausalTower
-from cdkit.encoders.causality import same_without_padding
-from cdkit.encoders.side_by_side import batch_threads
+from cdkit.core.errors import InputError
+from cdkit.core.formatting import json_text
+from cdkit.encoders.causal_tower import CausalTower, same_without_padding
 from cdkit.encoders.tokenizing import Tokenizer, Tokens
-from cdkit.errors import InputError
-from cdkit.json_text import json_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+# One number for every device, thread count and memory size: which captions share a batch decides the last bits of an
+# embedding. Activations of a ViT-B tower then fit a CPU's cache (512 and 2,048 are slower), and a GPU is kept busy
+# because the next batch is queued while one runs.
+TOKEN_BUDGET = 1024
+
+
+def length_sorted_batches(lengths: np.ndarray, budget: int = TOKEN_BUDGET) -> Iterator[np.ndarray]:
+    """Yield row numbers batch by batch, shortest captions first; every row once.
+
+    lengths: int [n], tokens per row, at least 1. A batch's rows × its longest length stay within `budget`, except that
+    one row alone may exceed it. The same lengths give the same batches.
+    """
+    order = np.argsort(lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        # In ascending order the last row is the longest, so rows × longest only grows: the fitting ones are a prefix.
+        ahead = lengths[order[start : start + max(1, budget)]].astype(np.int64)
+        sizes = ahead * np.arange(1, len(ahead) + 1)
+        stop = start + max(1, int(np.searchsorted(sizes, budget, side="right")))
+        yield order[start:stop]
+        start = stop
+
+
+_STARTING = threading.Lock()
+
+
+def batch_threads() -> ThreadPoolExecutor:
+    """As many threads as torch may use here, each running its operations alone. Kept for the life of the process."""
+    with _STARTING:
+        return _start(torch.get_num_threads())
+
+
+@cache
+def _start(count: int) -> ThreadPoolExecutor:
+    before = torch.get_num_threads()
+    together = threading.Barrier(count)
+
+    def settle(_: int) -> None:
+        # A thread takes the process's number at its first look; only what is set after that is its own.
+        torch.get_num_threads()
+        torch.set_num_threads(1)
+        together.wait()
+
+    pool = ThreadPoolExecutor(count, thread_name_prefix="encode")
+    list(pool.map(settle, range(count)))
+    # The number for threads to come was set with each thread's own.
+    torch.set_num_threads(before)
+    return pool
+
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from cdkit.text import clean_caption
+from cdkit.core.text import clean_caption
 
 CACHED_WORDS = 1 << 20
 LONGEST_CACHED_WORD = 64

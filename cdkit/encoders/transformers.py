@@ -16,7 +16,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cdkit.config import did_you_mean
+from cdkit.core.config import did_you_mean
+from cdkit.core.errors import CdkitError, ConfigError, InputError, NetworkError
+from cdkit.core.text import clean_caption
 from cdkit.encoders.causal_tower import CausalBlock, CausalTower, linear
 from cdkit.encoders.open_clip_imports import simple_tokenizer
 from cdkit.encoders.text_tower import TextTower
@@ -28,8 +30,6 @@ from cdkit.encoders.tokenizing import (
     is_standard_clip,
     pooled_positions,
 )
-from cdkit.errors import CdkitError, ConfigError, InputError, NetworkError
-from cdkit.text import clean_caption
 
 # Configurations from before transformers 4.32 say 2 and mean "the highest id".
 LEGACY_END_ID = 2

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from cdkit.errors import ConfigError
-from cdkit.protocols import Engine
-from cdkit.threads import cpu_count
+from cdkit.core.errors import ConfigError
+from cdkit.core.protocols import Engine
+from cdkit.core.threads import cpu_count
 
 ENGINES = ("local", "ray")
 

@@ -11,10 +11,10 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from typing import Any
 
-from cdkit.errors import ResourceError
-from cdkit.main_guard import require_main_guard
-from cdkit.protocols import Item, Outcome, Value
-from cdkit.threads import set_threads, thread_count
+from cdkit.core.errors import ResourceError
+from cdkit.core.protocols import Item, Outcome, Value
+from cdkit.core.threads import set_threads, thread_count
+from cdkit.engines.main_guard import require_main_guard
 
 
 class LocalEngine:

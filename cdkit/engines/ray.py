@@ -6,8 +6,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
-from cdkit.errors import MissingExtraError
-from cdkit.protocols import Item, Outcome, Value
+from cdkit.core.errors import MissingExtraError
+from cdkit.core.protocols import Item, Outcome, Value
 
 
 class RayEngine:

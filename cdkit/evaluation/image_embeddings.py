@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cdkit.cache_file import CacheFile
-from cdkit.errors import InputError
-from cdkit.pictures.picture import Picture
-from cdkit.protocols import ImageEncoder, Progress
+from cdkit.core.cache_file import CacheFile
+from cdkit.core.errors import InputError
+from cdkit.core.protocols import ImageEncoder, Progress
+from cdkit.pictures.content import Picture
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cdkit.config import did_you_mean
-from cdkit.errors import InputError
+from cdkit.core.config import did_you_mean
+from cdkit.core.errors import InputError
+from cdkit.core.storage import read_json
 from cdkit.evaluation.samples import SampleSet
-from cdkit.storage import read_json
 
 PAPER_ENCODER = "open_clip:ViT-B-32/openai"
 

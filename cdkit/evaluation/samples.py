@@ -1,21 +1,38 @@
-"""Samples to score: a folder that `sample` made, or CustomConcept101's layout (samples/*.png and prompts.json)."""
+"""Prompts without their modifier tokens: what a CLIP that never saw the tokens should compare images with."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cdkit.errors import CdkitError, InputError
-from cdkit.evaluation.prompts import find_tokens, without_tokens
-from cdkit.manifest import read_manifest
-from cdkit.pictures.content import FileContent
+from cdkit.core.errors import CdkitError, InputError
+from cdkit.core.manifest import read_manifest
+from cdkit.core.storage import read_json
+from cdkit.core.text import whole_words
+from cdkit.deltas.delta import delta_path, delta_tokens
+from cdkit.pictures.content import FileContent, Picture
 from cdkit.pictures.folder import list_folder
-from cdkit.pictures.picture import Picture
-from cdkit.storage import read_json
-from cdkit.weights.delta import delta_path, delta_tokens
+
+# What cdkit and the public Custom Diffusion scripts call modifier tokens: <new1>, <my-dog>.
+_ANGLED = re.compile(r"<[^<>\s]+>")
+_SPACE_BEFORE_MARK = re.compile(r"\s+([.,;:!?])")
+
+
+def find_tokens(prompt: str, tokens: Sequence[str] = ()) -> list[str]:
+    """The modifier tokens in a prompt: those named, as whole words, and any word in angle brackets."""
+    named = [token for token in tokens if whole_words(token).search(prompt)]
+    return list(dict.fromkeys([*named, *_ANGLED.findall(prompt)]))
+
+
+def without_tokens(prompt: str, tokens: Sequence[str] = ()) -> str:
+    """The prompt with its modifier tokens taken out (Custom Diffusion, appendix D): `a <new1> dog` is `a dog`."""
+    plain = " ".join(_ANGLED.sub(" ", whole_words(*tokens).sub(" ", prompt)).split())
+    return _SPACE_BEFORE_MARK.sub(r"\1", plain)
+
 
 TABLE_NAME = "samples.parquet"
 PROMPTS_NAME = "prompts.json"

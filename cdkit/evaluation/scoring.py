@@ -1,4 +1,4 @@
-"""Scores of one set of samples: per image where a score has images, and as estimates with intervals."""
+"""Stage `evaluate`: scores of samples against their prompts, the concept's photos, real images and the base model."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from cdkit.errors import InputError
+from cdkit.core.errors import InputError
 from cdkit.evaluation.samples import SampleSet
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+
+MAIN = "samples"
+SCORES_NAME = "scores.parquet"
+SUMMARY_NAME = "summary.json"
 FEW_PROMPTS = 5
 FACTS = ("delta_bytes", "train_seconds", "seconds_per_image")
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cdkit.index.records import read_embeddings
-from cdkit.index.sampling import MEASURED, sampled
 
 if TYPE_CHECKING:
     import numpy as np
+
 
 TOP = 200
 MOST_HITS = 4_000_000
@@ -132,3 +132,26 @@ def _merge_best(
     both, both_ids = np.concatenate([best, similarities], axis=1), np.concatenate([best_ids, block_ids], axis=1)
     keep = np.argpartition(both, -TOP, axis=1)[:, -TOP:]
     return np.take_along_axis(both, keep, axis=1), np.take_along_axis(both_ids, keep, axis=1)
+
+
+TRAINING, MEASURED, HELD_OUT = 1, 2, 3
+_WHOLE = 2**64
+
+
+def draw(ids: np.ndarray, seed: int, purpose: int) -> np.ndarray:
+    """uint64 [n]: a uniform number per id, independent between purposes. Steele et al. 2014, splitmix64."""
+    import numpy as np
+
+    value = ids.astype(np.uint64) + np.uint64((seed * 0x9E3779B97F4A7C15 + purpose * 0xD1342543DE82EF95) % _WHOLE)
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
+
+
+def sampled(ids: np.ndarray, seed: int, purpose: int, wanted: int, total: int) -> np.ndarray:
+    """bool [n]: which ids belong to a sample of about `wanted` out of `total`."""
+    import numpy as np
+
+    if wanted >= total:
+        return np.ones(len(ids), dtype=bool)
+    return draw(ids, seed, purpose) < np.uint64(_WHOLE * wanted // total)

@@ -9,16 +9,16 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdkit.datasets import FINGERPRINT_KEY, open_shard
-from cdkit.errors import InputError
+from cdkit.core.errors import InputError
+from cdkit.core.formatting import json_text
+from cdkit.core.protocols import Context
+from cdkit.core.shards import FINGERPRINT_KEY, open_shard
+from cdkit.core.storage import Folder, atomic_path, read_json, write_json
+from cdkit.index.brute_force import TRAINING, sampled
 from cdkit.index.faiss_index import encode, faiss_threads, inverted_file, new_exact, train
 from cdkit.index.inverted_lists import CodeShard, code_shard_done, write_code_shard, write_inverted_index
-from cdkit.index.plan import Layout
+from cdkit.index.layout import Layout
 from cdkit.index.records import read_embeddings
-from cdkit.index.sampling import TRAINING, sampled
-from cdkit.json_text import json_text
-from cdkit.protocols import Context
-from cdkit.storage import Folder, atomic_path, read_json, write_json
 
 if TYPE_CHECKING:
     import numpy as np

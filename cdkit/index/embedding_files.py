@@ -9,10 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdkit.datasets import open_shard, shard_metadata
-from cdkit.errors import InputError
+from cdkit.core.errors import InputError
+from cdkit.core.shards import open_shard, shard_metadata
+from cdkit.core.storage import atomic_path
 from cdkit.index.records import REBUILD, KeyedTable, RowGroup, embedding_matrix
-from cdkit.storage import atomic_path
 
 if TYPE_CHECKING:
     import numpy as np

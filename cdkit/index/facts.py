@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from cdkit.errors import InputError
+from cdkit.core.errors import InputError
+from cdkit.core.manifest import MANIFEST_NAME, Manifest, mistakes
 from cdkit.index.records import REBUILD
-from cdkit.manifest import MANIFEST_NAME, Manifest, mistakes
 
 # More than any machine holds; what is larger no library takes.
 _MOST = 1 << 40

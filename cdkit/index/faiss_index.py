@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdkit.errors import InputError
-from cdkit.index.plan import Layout
+from cdkit.core.errors import InputError
+from cdkit.index.layout import Layout
 
 if TYPE_CHECKING:
     import numpy as np

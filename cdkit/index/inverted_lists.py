@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
-from cdkit.errors import InputError
+from cdkit.core.errors import InputError
+from cdkit.core.storage import atomic_path
 from cdkit.index.faiss_index import inverted_file, read_faiss
-from cdkit.storage import atomic_path
 
 if TYPE_CHECKING:
     import numpy as np

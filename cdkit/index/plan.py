@@ -1,116 +1,313 @@
-"""Which FAISS index to build: its factory, its sizes, and how much data trains it. Pure arithmetic."""
+"""What an index would cost before it is built: a table of choices, with times from rates measured on this machine."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
 
-EXACT_BELOW = 200_000
-FLAT_BELOW = 20_000
-CODE_BYTES = 64
-ID_BYTES = 8
-CENTROIDS_PER_CODEBOOK = 256
-# Faiss warns below 39 points per centroid; more than this costs time and gains little.
-POINTS_PER_LIST = 48
-LEAST_POINTS_PER_LIST = 39
-# What the codebooks learn from, however few the lists.
-LEAST_TRAINING_POINTS = 65_536
-HNSW_LINKS = 32
-# k-means on more lists than this takes days without a GPU (training costs lists² × dimension).
-MOST_LISTS = 131_072
-# Share of a caption's bytes that the coarse quantiser may add.
-TABLE_SHARE = 0.1
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+
+from cdkit.core.config import describe_mistakes, did_you_mean
+from cdkit.core.errors import ConfigError
+from cdkit.core.threads import thread_count
+from cdkit.core.yaml_files import read_yaml
+from cdkit.index.config import CODE_BYTES
+from cdkit.index.faiss_index import (
+    KMEANS_ROUNDS,
+    OPQ_FIRST_ITERATIONS,
+    OPQ_ITERATIONS,
+    OPQ_POINTS,
+    OPQ_ROUNDS,
+    encode,
+    faiss_threads,
+    inverted_file,
+    new_exact,
+    rotation,
+)
+from cdkit.index.layout import CENTROIDS_PER_CODEBOOK, Layout, choose_layout, compressed_layout, exact_layout
+
+CODE_SIZES = (16, 32, 64, 128)
+SHARD_ROWS = 500_000
+PROBES = 32
+TRIAL_LISTS = 1024
+TRIAL_ROWS = 2048
+CODEBOOK_ITERATIONS = KMEANS_ROUNDS
 
 
 @dataclass(frozen=True)
-class Layout:
-    """One choice of index. `lists` is 0 for exact search; `reduced` is the dimension after OPQ."""
+class Figure:
+    """A number, its unit, and whether it was measured here or estimated."""
 
-    captions: int
+    value: float
+    unit: str
+    basis: Literal["measured", "estimated"]
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What this machine does per second: multiplications in k-means, vectors added, codes scanned, bytes written."""
+
+    multiplications: Figure
+    added: Figure
+    scanned: Figure
+    exact: Figure
+    written: Figure
+    threads: int
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One row of the table. chosen: what `cdkit index build` would make."""
+
+    factory: str
+    chosen: bool
+    bytes_per_caption: Figure
+    disk: Figure
+    build_memory: Figure
+    serve_memory: Figure
+    training_points: Figure
+    train_seconds: Figure
+    add_seconds: Figure
+    query_seconds: Figure
+
+
+@dataclass(frozen=True)
+class IndexPlan:
+    """The table for `rows` captions of `dimension`; embedding them comes on top."""
+
+    rows: int
     dimension: int
-    code_bytes: int
-    lists: int = 0
-    reduced: int = 0
+    rates: Rates
+    choices: list[Choice]
 
-    @property
-    def exact(self) -> bool:
-        return self.lists == 0
-
-    @property
-    def factory(self) -> str:
-        """The FAISS factory string."""
-        if self.exact:
-            return "IDMap2,Flat" if self.code_bytes == 4 * self.dimension else "IDMap2,SQfp16"
-        return f"OPQ{self.code_bytes}_{self.reduced},IVF{self.lists}_HNSW{HNSW_LINKS},PQ{self.code_bytes}x8"
-
-    @property
-    def training_points(self) -> int:
-        """Vectors drawn at random to train on; 0 for exact search."""
-        if self.exact:
-            return 0
-        return min(self.captions, max(POINTS_PER_LIST * self.lists, LEAST_TRAINING_POINTS))
-
-    @property
-    def table_bytes(self) -> int:
-        """Everything besides codes and ids: rotation, codebooks, coarse centroids with their graph, list sizes."""
-        if self.exact:
-            return 0
-        rotation = 4 * self.reduced * self.dimension
-        codebooks = 4 * CENTROIDS_PER_CODEBOOK * self.reduced
-        coarse = self.lists * (4 * self.reduced + 4 * 2 * HNSW_LINKS + 16)
-        return rotation + codebooks + coarse + 8 * self.lists
-
-    @property
-    def index_bytes(self) -> int:
-        """Size of caption.index on disk."""
-        return self.captions * (self.code_bytes + ID_BYTES) + self.table_bytes
-
-    @property
-    def serving_bytes(self) -> int:
-        """Memory that must be resident to search; the lists themselves are memory-mapped."""
-        return self.index_bytes if self.exact else self.table_bytes
-
-    def building_bytes(self, shard_rows: int) -> int:
-        """Peak memory of training (points in fp16, fp32 and rotated) or of adding one shard, whichever is more."""
-        if self.exact:
-            return self.index_bytes + 6 * self.dimension * min(shard_rows, self.captions)
-        training = self.training_points * (6 * self.dimension + 8 * self.reduced) + 3 * self.table_bytes
-        rows = min(shard_rows, self.captions)
-        adding = rows * (6 * self.dimension + 2 * (self.code_bytes + ID_BYTES)) + self.table_bytes
-        return max(training, adding)
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
 
 
-def choose_layout(
-    captions: int, dimension: int, code_bytes: int = CODE_BYTES, exact_below: int = EXACT_BELOW
-) -> Layout:
-    """The index for `captions` vectors: exact when small, OPQ + IVF with an HNSW coarse quantiser + PQ when large.
-
-    code_bytes: bytes of one compressed vector (its 8-byte id comes on top). Too few captions to train on fall back
-    to exact search. Follows https://github.com/facebookresearch/faiss/wiki/Guidelines-to-choose-an-index.
-    """
-    if captions <= exact_below or captions < LEAST_POINTS_PER_LIST * CENTROIDS_PER_CODEBOOK:
-        return exact_layout(captions, dimension)
-    return compressed_layout(captions, dimension, code_bytes)
-
-
-def exact_layout(captions: int, dimension: int) -> Layout:
-    """Brute force: fp32 while tiny, fp16 beyond (2e-4 off at most, and searches recompute what they report)."""
-    return Layout(captions, dimension, (4 if captions <= FLAT_BELOW else 2) * dimension)
-
-
-def compressed_layout(captions: int, dimension: int, code_bytes: int, lists: int | None = None) -> Layout:
-    """OPQ to four dimensions per byte where the vectors have them, and as many lists as the tables allow."""
-    code_bytes = min(code_bytes, dimension)
-    if 4 * code_bytes > dimension and dimension % code_bytes:
-        divisors = [size for size in range(1, code_bytes + 1) if dimension % size == 0]
-        code_bytes = divisors[-1] if divisors[-1] * 2 > code_bytes else code_bytes
-    reduced = min(4 * code_bytes, code_bytes * (dimension // code_bytes))
-    return Layout(captions, dimension, code_bytes, lists or choose_lists(captions, code_bytes, reduced), reduced)
+def plan_index(
+    rows: int, dimension: int, code_bytes: int = CODE_BYTES, *, threads: int | None = None, rates: Rates | None = None
+) -> IndexPlan:
+    """The choices for `rows` vectors: exact, and compressed to several sizes. Measures rates for a few seconds."""
+    asked = {"rows": rows, "dim": dimension}
+    problems = [f"{name}: at least 1 (got {value})" for name, value in asked.items() if value < 1]
+    if problems:
+        raise ConfigError("This index cannot be planned:", problems=problems)
+    chosen = choose_layout(rows, dimension, code_bytes)
+    layouts = [exact_layout(rows, dimension)]
+    sizes = sorted({size for size in (*CODE_SIZES, code_bytes) if size <= dimension})
+    compressed = [compressed_layout(rows, dimension, size) for size in sizes]
+    layouts += [layout for layout in compressed if layout.training_points < rows or layout == chosen]
+    measured = rates or measure_rates(dimension, threads or thread_count())
+    table = [_choice(layout, measured, chosen=layout == chosen) for layout in dict.fromkeys(layouts)]
+    return IndexPlan(rows, dimension, measured, table)
 
 
-def choose_lists(captions: int, code_bytes: int, reduced: int) -> int:
-    """A power of two near 16·√n, bounded by training data, by the share of the file and by what k-means can do."""
-    by_tables = TABLE_SHARE * captions * (code_bytes + ID_BYTES) / (4 * reduced + 8 * HNSW_LINKS + 24)
-    by_training = captions / LEAST_POINTS_PER_LIST
-    wanted = min(16 * math.sqrt(captions), by_tables, by_training, MOST_LISTS)
-    return 1 << max(4, int(math.log2(max(wanted, 1))))
+def _choice(layout: Layout, rates: Rates, *, chosen: bool) -> Choice:
+    def estimated(value: float, unit: str) -> Figure:
+        return Figure(value, unit, "estimated")
+
+    add = layout.captions / rates.exact.value if layout.exact else layout.captions / _add_rate(layout, rates)
+    scanned = layout.captions * min(1.0, PROBES / layout.lists) if layout.lists else 0
+    query = scanned / _scan_rate(layout, rates) if layout.lists else 2 * layout.captions * layout.dimension / 2e9
+    return Choice(
+        factory=layout.factory,
+        chosen=chosen,
+        bytes_per_caption=estimated(round(layout.index_bytes / layout.captions, 1), "bytes"),
+        disk=estimated(layout.index_bytes, "bytes"),
+        build_memory=estimated(layout.building_bytes(SHARD_ROWS), "bytes"),
+        serve_memory=estimated(layout.serving_bytes, "bytes"),
+        training_points=estimated(layout.training_points, "vectors"),
+        train_seconds=estimated(round(training_work(layout) / rates.multiplications.value, 1), "seconds"),
+        add_seconds=estimated(round(add + layout.index_bytes / rates.written.value, 1), "seconds"),
+        query_seconds=estimated(round(query, 5), "seconds"),
+    )
+
+
+def training_work(layout: Layout) -> float:
+    """Multiplications of training: OPQ rounds, k-means over the lists, and the codebooks."""
+    if layout.exact:
+        return 0.0
+    points = layout.training_points
+    coarse = points * layout.lists * layout.reduced * KMEANS_ROUNDS
+    codebooks = min(points, 65_536) * CENTROIDS_PER_CODEBOOK * layout.reduced * CODEBOOK_ITERATIONS
+    rounds = OPQ_FIRST_ITERATIONS + (OPQ_ROUNDS - 1) * OPQ_ITERATIONS
+    per_point = CENTROIDS_PER_CODEBOOK * rounds + layout.dimension * OPQ_ROUNDS
+    turning = min(points, OPQ_POINTS) * layout.reduced * per_point
+    return float(coarse + codebooks + turning + points * layout.dimension * layout.reduced)
+
+
+def _add_rate(layout: Layout, rates: Rates) -> float:
+    """Vectors per second: measured with 1,024 lists; the graph's depth grows with the logarithm of the lists."""
+    return rates.added.value * math.log2(TRIAL_LISTS) / max(1.0, math.log2(layout.lists))
+
+
+def _scan_rate(layout: Layout, rates: Rates) -> float:
+    return rates.scanned.value * CODE_BYTES / layout.code_bytes
+
+
+def measure_rates(dimension: int, threads: int) -> Rates:
+    """Measure for about two seconds, on random vectors of this dimension; tables are random, which costs the same."""
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    vectors = random.standard_normal((TRIAL_ROWS, dimension), dtype=np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    with faiss_threads(threads):
+        return Rates(
+            multiplications=_measured(_kmeans_work(vectors), "multiplications/s"),
+            added=_measured(_adding_work(dimension, vectors), "vectors/s"),
+            scanned=_measured(_scanning_work(dimension, vectors), "codes/s"),
+            exact=_measured(_exact_work(dimension, vectors), "vectors/s"),
+            written=_measured(_writing_work(), "bytes/s"),
+            threads=threads,
+        )
+
+
+Work = tuple[Callable[[], object], float]
+
+
+def _measured(work: Work, unit: str) -> Figure:
+    """Amount per second of the faster of two runs; the first also warms up."""
+    run, amount = work
+    best = math.inf
+    for _ in range(2):
+        clock = time.perf_counter()
+        run()
+        best = min(best, time.perf_counter() - clock)
+    return Figure(float(f"{amount / max(best, 1e-9):.3g}"), unit, "measured")
+
+
+def _kmeans_work(vectors: Any) -> Work:
+    import faiss
+
+    flat = faiss.IndexFlatIP(vectors.shape[1])
+    flat.add(vectors)
+    return lambda: flat.search(vectors, 1), float(len(vectors) ** 2 * vectors.shape[1])
+
+
+def _trial_index(dimension: int, vectors: Any) -> Any:
+    """An OPQ + IVF + PQ index whose tables are random instead of trained."""
+    import faiss
+    import numpy as np
+
+    layout = compressed_layout(10**6, dimension, min(CODE_BYTES, dimension), lists=TRIAL_LISTS)
+    index = faiss.index_factory(dimension, layout.factory, faiss.METRIC_INNER_PRODUCT)
+    random = np.random.default_rng(1)
+    matrix, ivf = rotation(index), inverted_file(index)
+    faiss.copy_array_to_vector(random.standard_normal(layout.reduced * dimension, dtype=np.float32), matrix.A)
+    matrix.is_trained = True
+    ivf.quantizer.add(random.standard_normal((TRIAL_LISTS, layout.reduced), dtype=np.float32))
+    centroids = random.standard_normal(CENTROIDS_PER_CODEBOOK * layout.reduced, dtype=np.float32)
+    faiss.copy_array_to_vector(centroids, ivf.pq.centroids)
+    ivf.is_trained = index.is_trained = True
+    return index
+
+
+def _adding_work(dimension: int, vectors: Any) -> Work:
+    index = _trial_index(dimension, vectors)
+    return lambda: encode(index, vectors), float(len(vectors))
+
+
+def _scanning_work(dimension: int, vectors: Any) -> Work:
+    import faiss
+
+    library: Any = faiss
+    index = _trial_index(dimension, vectors)
+    index.add(vectors)
+    lists = library.SearchParametersIVF(nprobe=TRIAL_LISTS)
+    everything = library.SearchParametersPreTransform(index_params=lists)
+    return lambda: index.search(vectors[:16], 20, params=everything), float(16 * len(vectors))
+
+
+def _exact_work(dimension: int, vectors: Any) -> Work:
+    index = new_exact(exact_layout(10**6, dimension))
+
+    def add() -> None:
+        index.reset()
+        import numpy as np
+
+        index.add_with_ids(vectors, np.arange(len(vectors)))
+
+    return add, float(len(vectors))
+
+
+def _writing_work() -> Work:
+    block = b"\x5a" * (16 << 20)
+
+    def write() -> None:
+        with tempfile.TemporaryFile(dir=Path.cwd()) if _writable(Path.cwd()) else tempfile.TemporaryFile() as handle:
+            handle.write(block)
+            handle.flush()
+
+    return write, float(len(block))
+
+
+def _writable(folder: Path) -> bool:
+    import os
+
+    return os.access(folder, os.W_OK)
+
+
+class Expected(BaseModel):
+    """What to expect: estimates. build_disk_gb counts the embeddings, which go when the index stands."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rows: int
+    captions: int
+    download_gb: float
+    disk_gb: float
+    build_disk_gb: float
+    time: str
+
+
+class Recipe(BaseModel):
+    """One recipe. settings: fields of IndexConfig, which flags override; captions: the files, if they can be named."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    description: str
+    recommended: bool = False
+    captions: list[str] = []
+    settings: dict[str, Any] = {}
+    expected: Expected
+    licence: str
+    source: str
+    warnings: list[str] = []
+
+    @field_validator("settings")
+    @classmethod
+    def _known_settings(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        from cdkit.index.config import IndexConfig
+
+        for name in settings:
+            if name not in IndexConfig.model_fields:
+                raise ValueError(f"{name}: unknown setting{did_you_mean(name, IndexConfig.model_fields)}")
+        return settings
+
+    def values(self, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """Values for IndexConfig: the recipe's, with what the user gave on top."""
+        given = {name: value for name, value in overrides.items() if value not in (None, [])}
+        files = {"captions": self.captions} if self.captions else {}
+        return {**files, **self.settings, **given}
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in a YAML file; raises InputError when it cannot be read, ConfigError that lists every mistake."""
+    document = read_yaml(path)
+    if not isinstance(document.value, dict):
+        raise ConfigError(f"{path} is not a recipe.", hint="It must be a mapping with name, settings and expected.")
+    try:
+        return Recipe.model_validate(document.value)
+    except ValidationError as error:
+        problems = [document.located(line) for line in describe_mistakes(error, Recipe)]
+        raise ConfigError(f"{path} has mistakes:", problems=problems) from error

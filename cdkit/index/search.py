@@ -7,16 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdkit.credentials import redacted
-from cdkit.errors import ConfigError, InputError
+from cdkit.core.errors import ConfigError, InputError
+from cdkit.core.formatting import redacted
+from cdkit.core.text import clean_caption, is_text
+from cdkit.index.caption_index import CaptionIndex, open_index
 from cdkit.index.faiss_index import Candidates
-from cdkit.index.opening import CaptionIndex, open_index
-from cdkit.text import clean_caption, is_text
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from cdkit.protocols import TextEncoder
+    from cdkit.core.protocols import TextEncoder
 
 LIMIT = 20
 FIRST_CANDIDATES = 256

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from cdkit.protocols import Task
-from cdkit.storage import TEMPORARY_PREFIX
+from cdkit.core.protocols import Task
+from cdkit.core.storage import TEMPORARY_PREFIX
 
 WRITE_SECONDS = 0.5
 READ_SECONDS = 0.5

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cdkit.errors import ConfigError
-from cdkit.weights.delta import Delta, LowRank, norm
+from cdkit.core.errors import ConfigError
+from cdkit.deltas.delta import Delta, LowRank, norm
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cdkit.errors import InputError
+from cdkit.core.errors import InputError
 
 if TYPE_CHECKING:
     import torch

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from cdkit.merging.constraints import Constraints
+from cdkit.core.errors import ConfigError
+from cdkit.core.text import same_word
+from cdkit.deltas.delta import Delta, ModifierToken
+from cdkit.merging.constraints import Constraints, substitution
 
 if TYPE_CHECKING:
     import torch
+
 
 PARALLEL = 0.1
 STEEP = 5.0
@@ -82,3 +86,58 @@ def _pairs(constraints: Constraints) -> Sequence[tuple[int, int]]:
         for other in range(one + 1, len(places))
         if places[one].concept != places[other].concept
     ]
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """A delta whose tokens are unique among all, and its tokens' old names by their new ones."""
+
+    delta: Delta
+    former: dict[str, str]
+
+
+def rename_tokens(deltas: Sequence[Delta]) -> list[Renamed]:
+    """Give every token of the deltas a name of its own: `<new1>`, `<new2>`, … for those that share one.
+
+    A name that only one delta uses stays. Raises ConfigError when two deltas bring the very same token: then they are
+    the same delta, or one was trained on top of the other.
+    """
+    texts = [same_word(token.text) for delta in deltas for token in delta.tokens]
+    shared = {text for text in texts if texts.count(text) > 1}
+    _check_distinct([token for delta in deltas for token in delta.tokens if same_word(token.text) in shared])
+    taken = set(texts) - shared
+    result = []
+    for delta in deltas:
+        names = {}
+        for token in delta.tokens:
+            names[token.text] = token.text if same_word(token.text) not in shared else _free(taken)
+            taken.add(same_word(names[token.text]))
+        result.append(Renamed(_renamed(delta, names), {new: old for old, new in names.items()}))
+    return result
+
+
+def _free(taken: set[str]) -> str:
+    number = 1
+    while f"<new{number}>" in taken:
+        number += 1
+    return f"<new{number}>"
+
+
+def _check_distinct(tokens: Sequence[ModifierToken]) -> None:
+    for position, token in enumerate(tokens):
+        for other in tokens[:position]:
+            same = same_word(other.text) == same_word(token.text) and set(other.rows) == set(token.rows)
+            if same and all(other.rows[name].equal(token.rows[name]) for name in token.rows):
+                raise ConfigError(
+                    f"Two deltas bring the same token {token.text} with the same embedding.",
+                    hint="Give every concept's delta once, each trained on its own on the base model.",
+                )
+
+
+def _renamed(delta: Delta, names: dict[str, str]) -> Delta:
+    change = substitution(names)
+    return replace(
+        delta,
+        tokens=tuple(replace(token, text=names[token.text]) for token in delta.tokens),
+        prompts=tuple(change(prompt) for prompt in delta.prompts),
+    )

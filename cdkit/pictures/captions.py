@@ -17,8 +17,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-from cdkit.errors import InputError
-from cdkit.pictures.content import FileContent, printable
+from cdkit.core.errors import InputError
+from cdkit.core.formatting import printable
+from cdkit.pictures.content import FileContent
 from cdkit.pictures.folder import Listing, shown
 from cdkit.pictures.metadata_files import METADATA_NAMES, PictureNames, metadata_captions, read_text
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
-from cdkit.errors import InputError
+from cdkit.core.errors import InputError
+from cdkit.core.formatting import printable
+from cdkit.pictures.formats import START
+
+if TYPE_CHECKING:
+    from PIL import Image
+
 
 # An uncompressed picture of the most pixels, 16 bits in three colours, takes 1.1 GB.
 MOST_BYTES = 2 << 30
@@ -19,12 +27,6 @@ class Content(Protocol):
 
     def read(self) -> bytes:
         """All bytes; raises InputError when they are gone."""
-
-
-def printable(name: str | Path) -> str:
-    r"""A file's name as it can be shown and written anywhere: bytes that are not UTF-8, and controls, as `\x07`."""
-    text = os.fsencode(name).decode("utf-8", "backslashreplace")
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -104,3 +106,30 @@ class CellContent:
                 f"{printable(self.path)} holds no image in column {self.column!r}.", hint="Was it changed?"
             )
         return value
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture. key: unique in its folder; name: for messages; caption and url: None where nothing says them."""
+
+    key: str
+    name: str
+    content: Content
+    caption: str | None = None
+    url: str | None = None
+
+    def open(self, max_side: int | None = None) -> Image.Image:
+        """The picture as RGB, upright; raises InputError with its name when it cannot be decoded."""
+        from cdkit.pictures.decoding import open_bytes
+
+        return open_bytes(self.content.read(), self.name, max_side)
+
+    def start(self) -> bytes:
+        """The first bytes, which tell the format; raises InputError when they cannot be read."""
+        content = self.content
+        return content.read_at_most(START) if isinstance(content, FileContent) else content.read()[:START]
+
+    @cached_property
+    def sha256(self) -> str:
+        """sha256 of the content, in hex; raises InputError when it cannot be read."""
+        return hashlib.sha256(self.content.read()).hexdigest()

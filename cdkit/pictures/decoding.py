@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from cdkit.errors import InputError
+from cdkit.core.errors import InputError
+from cdkit.core.formatting import printable
 from cdkit.pictures.colours import stored_facts, to_rgb
-from cdkit.pictures.content import FileContent, printable
+from cdkit.pictures.content import FileContent
 from cdkit.pictures.formats import EXACT_FORMATS, HINTS, START, foreign_kind, picture_format
 from cdkit.pictures.png_chunks import without_large_texts
 

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from cdkit.errors import InputError
-from cdkit.pictures.content import printable
+from cdkit.core.errors import InputError
+from cdkit.core.formatting import printable
 from cdkit.pictures.formats import SUFFIXES, UNREAD_SUFFIXES
 
 _HIDDEN = frozenset({"__MACOSX", "@eaDir"})

@@ -14,8 +14,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cdkit.core.storage import atomic_path
 from cdkit.pictures.regularization_set import GENERATED, SetRow
-from cdkit.storage import atomic_path
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw, ImageFont

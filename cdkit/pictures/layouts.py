@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from cdkit.json_text import json_text
+from cdkit.core.formatting import json_text
+from cdkit.core.storage import Folder, atomic_path
 from cdkit.pictures.captions import CAPTIONS_NAME, PATHS_NAME, URLS_NAME
 from cdkit.pictures.regularization_set import SetRow
-from cdkit.storage import Folder, atomic_path
 
 Layout = Literal["diffusers", "imagefolder", "webdataset"]
 LAYOUTS: tuple[Layout, ...] = ("diffusers", "imagefolder", "webdataset")

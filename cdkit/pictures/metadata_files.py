@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from cdkit.columns import ColumnNames
-from cdkit.errors import InputError
-from cdkit.pictures.content import FileContent, printable
+from cdkit.core.columns import ColumnNames
+from cdkit.core.errors import InputError
+from cdkit.core.formatting import printable
+from cdkit.pictures.content import FileContent
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
 FILE_KEY, CAPTION_KEYS = "file_name", ("text", "caption")

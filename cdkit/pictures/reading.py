@@ -13,14 +13,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cdkit.datasets import parts
-from cdkit.errors import InputError
-from cdkit.inputs import EMBEDDED
+from cdkit.core.errors import InputError
+from cdkit.core.fingerprints import EMBEDDED
+from cdkit.core.formatting import printable
+from cdkit.core.shards import parts
 from cdkit.pictures.captions import read_captions
-from cdkit.pictures.content import BytesContent, FileContent, printable
+from cdkit.pictures.content import BytesContent, FileContent, Picture
 from cdkit.pictures.folder import LeftOut, list_folder, shown
 from cdkit.pictures.formats import foreign_kind, is_of_another_kind
-from cdkit.pictures.picture import Picture
 from cdkit.pictures.regularization_set import IMAGES, iterate_regularization_set, refuse_unfinished
 from cdkit.pictures.shards import Shards, read_img2dataset, read_webdataset
 

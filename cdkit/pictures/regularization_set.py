@@ -8,11 +8,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdkit.datasets import part_name, parts, schema, write_shard
-from cdkit.errors import InputError
-from cdkit.json_text import json_text
-from cdkit.manifest import STARTED_NAME, read_manifest
-from cdkit.storage import Folder
+from cdkit.core.errors import InputError
+from cdkit.core.formatting import json_text
+from cdkit.core.manifest import STARTED_NAME, read_manifest
+from cdkit.core.shards import part_name, parts, schema, write_shard
+from cdkit.core.storage import Folder
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from cdkit.columns import ColumnNames
-from cdkit.errors import InputError
-from cdkit.pictures.content import CellContent, Content, FileContent, printable
+from cdkit.core.columns import ColumnNames
+from cdkit.core.errors import InputError
+from cdkit.core.formatting import printable
+from cdkit.pictures.content import CellContent, Content, FileContent, Picture
 from cdkit.pictures.folder import is_picture_name
-from cdkit.pictures.picture import Picture
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq

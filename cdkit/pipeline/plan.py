@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cdkit.errors import CdkitError
-from cdkit.inputs import Input, check_apart, resolve_inputs
-from cdkit.manifest import differences
+from cdkit.core.errors import CdkitError
+from cdkit.core.fingerprints import Input
+from cdkit.core.manifest import differences
+from cdkit.core.storage import Folder
+from cdkit.execute import Target
+from cdkit.inputs import check_apart, resolve_inputs
 from cdkit.pipeline.spec import Pipeline, Step
-from cdkit.stages import STAGES, Target
-from cdkit.storage import Folder
+from cdkit.stages import STAGES
 
 State = Literal["cached", "stale", "run"]
 

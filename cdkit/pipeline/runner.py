@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cdkit.config import ThreadedConfig
-from cdkit.credentials import redacted
-from cdkit.errors import CdkitError, OutputError, PartialError
-from cdkit.manifest import read_manifest
+from cdkit.core.config import ThreadedConfig
+from cdkit.core.errors import CdkitError, OutputError, PartialError
+from cdkit.core.formatting import redacted
+from cdkit.core.manifest import read_manifest
+from cdkit.core.protocols import Progress
+from cdkit.core.storage import Folder, write_json
+from cdkit.core.system_errors import writing
+from cdkit.execute import Result, execute
 from cdkit.pipeline.plan import Planned, plan
 from cdkit.pipeline.spec import Pipeline
-from cdkit.protocols import Progress
-from cdkit.stages import Result, execute
-from cdkit.storage import Folder, write_json
-from cdkit.system_errors import writing
 
 RECORD_NAME = "run.json"
 

@@ -12,12 +12,12 @@ from typing import Any
 from pydantic import ValidationError
 
 import cdkit
-from cdkit.config import InputKind, StageConfig, describe_mistakes, did_you_mean, field_settings, nearest
-from cdkit.errors import ConfigError, InputError
-from cdkit.inputs import EMBEDDED
+from cdkit.core.config import InputKind, StageConfig, describe_mistakes, did_you_mean, field_settings, nearest
+from cdkit.core.errors import ConfigError, InputError
+from cdkit.core.fingerprints import EMBEDDED
+from cdkit.core.yaml_files import Document, read_yaml
 from cdkit.pipeline.variables import CHOICE, Body, Mistakes, interpolate, repeat_stages, resolve_variables
 from cdkit.stages import STAGES
-from cdkit.yaml_files import Document, read_yaml
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 _TOP_KEYS = ("name", "description", "vars", "stages")

@@ -18,9 +18,9 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from cdkit.config import did_you_mean
-from cdkit.errors import ConfigError
-from cdkit.yaml_files import DEEPEST, MOST_MISTAKES, MOST_VALUES, Document
+from cdkit.core.config import did_you_mean
+from cdkit.core.errors import ConfigError
+from cdkit.core.yaml_files import DEEPEST, MOST_MISTAKES, MOST_VALUES, Document
 
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")
 CHOICE, OTHERWISE, EACH = "by", "else", "each"

@@ -11,22 +11,24 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from cdkit.credentials import without_userinfo
-from cdkit.datasets import schema
-from cdkit.errors import ConfigError, InputError
-from cdkit.index.search import Match, search
-from cdkit.retrieval.web_urls import unescaped
+from cdkit.core.errors import ConfigError, InputError
+from cdkit.core.formatting import without_userinfo
+from cdkit.core.shards import schema
+from cdkit.fetching.urls import unescaped
+from cdkit.index.search import Match, encode_queries, search
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
 
-    from cdkit.index.opening import CaptionIndex
-    from cdkit.protocols import TextEncoder
+    from cdkit.core.protocols import TextEncoder
+    from cdkit.index.caption_index import CaptionIndex
+
 
 Selection = Literal["top", "spread"]
 NSFW_RATINGS = ("unlikely", "unsure", "nsfw")
@@ -152,8 +154,6 @@ def ordered_candidates(
     """Matches of several prompts as candidates, in their order."""
     ranks = ranked(best_matches(found))
     if settings.select == "spread":
-        from cdkit.retrieval.spread import spread_order
-
         ranks = spread_order(encoder, ranks, settings.seed)
     return join_rows(ranks, settings.filters, per_caption=settings.per_caption, notes=notes)
 
@@ -229,7 +229,7 @@ def candidates_table(candidates: Sequence[Candidate]) -> pa.Table:
 
 def write_candidates(folder: Path, found: CandidateSet, fingerprint: str) -> None:
     """Write candidates/ as one shard whose facts are the counts and notes."""
-    from cdkit.datasets import part_name, write_shard
+    from cdkit.core.shards import part_name, write_shard
 
     facts = {"captions": found.captions, "rows": found.rows, "rejected": found.rejected, "notes": found.notes}
     write_shard(folder / part_name(0), candidates_table(found.candidates), fingerprint=fingerprint, facts=facts)
@@ -239,7 +239,7 @@ def read_candidates(folder: Path, fingerprint: str) -> CandidateSet | None:
     """Read candidates/ back; None when it was not written under this fingerprint."""
     import pyarrow.parquet as pq
 
-    from cdkit.datasets import finished_facts, part_name
+    from cdkit.core.shards import finished_facts, part_name
 
     facts = finished_facts(folder / part_name(0), fingerprint)
     if facts is None:
@@ -256,3 +256,83 @@ def require_urls(found: CandidateSet) -> None:
             "The pool of this index has no URLs, so its images cannot be fetched.",
             hint="Give the images themselves with --images: img2dataset output, or a folder with captions.",
         )
+
+
+SHOWN = 3
+# Captions looked at, where fewer images are asked for.
+LEAST_CAPTIONS = 20
+LONGEST = 60
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """captions: the nearest with their similarities, best first. thresholds: least similarity → captions it takes."""
+
+    captions: list[tuple[str, float]]
+    thresholds: dict[float, int]
+
+    def sentence(self) -> str:
+        """`Nearest: 'a dog' (0.71), … --min-similarity 0.71 takes 1 caption, 0.6 takes 20.`; empty without any."""
+        if not self.captions:
+            return ""
+        named = ", ".join(f"{_short(caption)!r} ({similarity:.2f})" for caption, similarity in self.captions)
+        takes = ", ".join(
+            f"{threshold:g} takes {number:,} caption{'s' if number > 1 else ''}"
+            for threshold, number in self.thresholds.items()
+        )
+        return f"Nearest: {named}. --min-similarity {takes}."
+
+
+def nearest_captions(
+    find: Callable[[CandidateSettings], CandidateSet], wanted: int, settings: CandidateSettings
+) -> Nearest:
+    """Look again without a threshold; what the filters leave out is left out here too."""
+    looked_at = max(wanted, LEAST_CAPTIONS)
+    found = find(replace(settings, min_similarity=-1.0, select="top", max_captions=looked_at))
+    best: dict[str, float] = {}
+    for candidate in sorted(found.candidates, key=lambda candidate: -candidate.similarity):
+        best.setdefault(candidate.caption, candidate.similarity)
+    similarities = list(best.values())
+    thresholds: dict[float, int] = {}
+    for place in (1, 10, wanted):
+        if place <= len(similarities):
+            threshold = math.floor(similarities[place - 1] * 100) / 100
+            thresholds[threshold] = sum(similarity >= threshold for similarity in similarities)
+    return Nearest(list(best.items())[:SHOWN], thresholds)
+
+
+def _short(caption: str) -> str:
+    return caption if len(caption) <= LONGEST else f"{caption[: LONGEST - 1]}…"
+
+
+# The order is quadratic in these; captions beyond them follow by similarity.
+FARTHEST = 2000
+POOL = 8000
+
+
+def spread_order(encoder: TextEncoder, ranks: Sequence[tuple[str, Match]], seed: int) -> list[tuple[str, Match]]:
+    """Ranked queries and matches in a seeded, diverse order."""
+    captions = [match.caption for _, match in ranks[:POOL]]
+    order = farthest_first(encode_queries(encoder, captions), FARTHEST, seed) if captions else []
+    chosen = set(order)
+    order += [place for place in range(len(ranks)) if place not in chosen]
+    return [ranks[place] for place in order]
+
+
+def farthest_first(vectors: np.ndarray, count: int, seed: int) -> list[int]:
+    """Places of `count` rows of float32 [n, d], normalised: a random one, then always the farthest from those chosen.
+
+    Of equally far rows the first is taken.
+    """
+    import numpy as np
+
+    number = len(vectors)
+    if number == 0:
+        return []
+    order = [int(np.random.default_rng(seed).integers(number))]
+    nearest = np.full(number, -np.inf, dtype=np.float32)
+    while len(order) < min(count, number):
+        nearest = np.maximum(nearest, vectors @ vectors[order[-1]])
+        nearest[order[-1]] = np.inf
+        order.append(int(np.argmin(nearest)))
+    return order

@@ -11,16 +11,20 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from cdkit.json_text import json_text
+from cdkit.core.formatting import json_text
+from cdkit.core.protocols import Progress, SilentProgress
+from cdkit.fetching.outcomes import FetchedImage
+from cdkit.index.search import encode_queries
 from cdkit.pictures.hashing import NEAR, NearHashes
 from cdkit.pictures.regularization_set import GENERATED
-from cdkit.protocols import Progress, SilentProgress
-from cdkit.retrieval.candidates import Candidate
-from cdkit.retrieval.content import FetchedImage
-from cdkit.retrieval.inspection import Inspection
-from cdkit.retrieval.inspectors import Inspectors
+from cdkit.retrieval.candidates import DIGITS, Candidate
+from cdkit.retrieval.inspect import Inspection, Inspectors
+
+if TYPE_CHECKING:
+    from cdkit.core.protocols import ImageEncoder, TextEncoder
+
 
 JOURNAL_NAME = "inspected.jsonl"
 PLACEHOLDER = "placeholder"
@@ -183,3 +187,26 @@ class CurationAdmission:
         if sha256 in self._places:
             self._withdrawn[self._places.pop(sha256)] = PLACEHOLDER
         return True
+
+
+class ClipScorer:
+    """Scores one image at a time: what shares its batch must not decide in its last digits whether it is accepted."""
+
+    def __init__(self, images: ImageEncoder, texts: TextEncoder) -> None:
+        self._images = images
+        self._texts = texts
+
+    def score(self, caption: str, path: Path) -> float:
+        """Cosine of a caption and the picture in a file, rounded to six digits."""
+        from cdkit.pictures.decoding import open_file
+
+        seen = self._images.encode_images([open_file(path)])[0]
+        said = encode_queries(self._texts, [caption])[0]
+        return round(float(seen @ said), DIGITS)
+
+
+def load_scorer(texts: TextEncoder) -> ClipScorer:
+    """The scorer with the picture tower of a text encoder's own CLIP; raises as loading an encoder does."""
+    from cdkit.encoders.image_towers import load_image_encoder
+
+    return ClipScorer(load_image_encoder(texts.spec), texts)

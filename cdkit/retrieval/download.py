@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import re
 import time
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from cdkit.credentials import without_credentials
-from cdkit.errors import NetworkError
-from cdkit.protocols import Context, Task
-from cdkit.retrieval.acceptance import AcceptAll, Judge, Limits, Standing, stand
-from cdkit.retrieval.blocklist import Blocklist, blocked_url
+from cdkit.core.errors import NetworkError
+from cdkit.core.formatting import without_credentials
+from cdkit.core.protocols import Context, Task
+from cdkit.core.storage import Folder
+from cdkit.fetching.batches import WaveEnd, run_wave, spread_hosts, wave_size
+from cdkit.fetching.blocklist import Blocklist, blocked_url
+from cdkit.fetching.failures import HOST_FAILURES, FetchFailure
+from cdkit.fetching.job import FetchSettings, Job
+from cdkit.fetching.outcomes import (
+    Attempt,
+    FailedFetch,
+    FetchedImage,
+    Waiting,
+    fetch_elsewhere,
+    read_wave,
+    settle,
+    split,
+)
+from cdkit.fetching.urls import WebUrl, spellings
+from cdkit.retrieval.accept import AcceptAll, Downloaded, Judge, Limits, Standing, stand
 from cdkit.retrieval.candidates import Candidate
-from cdkit.retrieval.content import FailedFetch, FetchedImage
-from cdkit.retrieval.elsewhere import fetch_elsewhere, split
-from cdkit.retrieval.failures import HOST_FAILURES, FetchFailure
-from cdkit.retrieval.fetch_job import FetchSettings, Job
-from cdkit.retrieval.wave_outcomes import Attempt, Waiting, read_wave, settle
-from cdkit.retrieval.wave_run import WaveEnd, run_wave
-from cdkit.retrieval.waves import spread_hosts, wave_size
-from cdkit.retrieval.web_urls import WebUrl, spellings
-from cdkit.storage import Folder
 
 # Waves in a row that may end without a single result before the network is given up.
 MAX_EMPTY_WAVES = 3
@@ -31,28 +35,6 @@ MAX_EMPTY_WAVES = 3
 _HASH = re.compile(r"[0-9a-fA-F]{32}([0-9a-fA-F]{32})?")
 # EAI_AGAIN and ENETUNREACH, as Python writes them.
 _OFFLINE = ("[Errno -3]", "[Errno 101]")
-
-
-@dataclass(frozen=True)
-class Downloaded:
-    """How a download ended. accepted: candidates with their images, in candidate order, at most as many as wanted.
-
-    turned_down: got, but not accepted, with the reason; failed: given up, with the kind; both up to the last one
-    accepted, so that they are the same however the waves fell. tried and fetched count all URLs, with those that were
-    tried in vain because enough were accepted before them; exhausted: there were not enough candidates.
-    """
-
-    accepted: list[tuple[Candidate, FetchedImage]]
-    turned_down: list[tuple[Candidate, FetchedImage, str]]
-    failed: list[tuple[Candidate, FailedFetch]]
-    tried: int
-    fetched: int
-    exhausted: bool
-    waves: list[WaveEnd] = field(default_factory=list)
-
-    def failures(self) -> dict[str, int]:
-        """URLs given up, by failure kind."""
-        return dict(sorted(Counter(failure.kind for _, failure in self.failed).items()))
 
 
 def download(

@@ -1,22 +1,58 @@
-"""From captions to accepted images: how many were left at every step, and why the others are not there."""
+"""README.md of a regularization set: what it is, and the lines by which `datasets.load_dataset` finds its images."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from cdkit.core.formatting import command_line, markdown_text
+from cdkit.core.storage import write_text
+from cdkit.fetching.addresses import WEB_PORTS
+from cdkit.fetching.blocklist import BLOCKLISTED
+from cdkit.fetching.failures import FetchFailure
+from cdkit.fetching.urls import spellings
 from cdkit.pictures.regularization_set import GENERATED
-from cdkit.retrieval.addresses import WEB_PORTS
-from cdkit.retrieval.blocklist import BLOCKLISTED
+from cdkit.retrieval.accept import Downloaded
 from cdkit.retrieval.candidates import DIGITS, Candidate, CandidateSet
 from cdkit.retrieval.curate import Curator
-from cdkit.retrieval.download import Downloaded
-from cdkit.retrieval.failures import FetchFailure
-from cdkit.retrieval.inspection import UNDECODED
-from cdkit.retrieval.web_urls import spellings
-from cdkit.shell import command_line
+from cdkit.retrieval.inspect import UNDECODED
+
+_CARD = """\
+---
+configs:
+  - config_name: default
+    data_files: images/*.parquet
+---
+# Regularization set: {prompts}
+
+{accepted:,} images whose captions have a similarity of at least {threshold:g} to the prompts; {asked:,} were asked
+for. `images/` holds them with their captions and where each came from (`url`, `sha256` of the original file),
+`rejects/` why others are not among them; `contact_sheet.png` shows them, `manifest.json` counts every step. Made by
+`cdkit retrieve`.
+
+```python
+import datasets  # pip install datasets
+
+images = datasets.load_dataset("path/to/this/folder", split="train")
+```
+
+The images belong to whoever made them: that a picture can be fetched grants no right to pass it on.
+"""
+
+
+def write_card(path: Path, prompts: Sequence[str], counted: Funnel) -> None:
+    """Write the card."""
+    text = _CARD.format(
+        prompts=markdown_text(", ".join(prompts)),
+        accepted=counted.accepted,
+        asked=counted.asked,
+        threshold=counted.threshold,
+    )
+    write_text(path, text)
+
 
 HISTOGRAM_BINS = 20
 REASONS_SHOWN = 6

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cdkit.errors import InputError
-from cdkit.pictures.picture import Picture
+from cdkit.core.errors import ConfigError, InputError
+from cdkit.core.text import caption_id, clean_caption
+from cdkit.fetching.failures import FetchFailure
+from cdkit.fetching.outcomes import FailedFetch, FetchedImage
+from cdkit.fetching.urls import spellings, split_url
+from cdkit.index.search import Match, encode_queries
+from cdkit.pictures.content import Picture
 from cdkit.pictures.reading import read_pictures
-from cdkit.retrieval.candidates import Candidate
-from cdkit.retrieval.content import FetchedImage
-from cdkit.retrieval.failures import FetchFailure
-from cdkit.retrieval.web_urls import spellings
-from cdkit.text import caption_id, clean_caption
+from cdkit.retrieval.candidates import Candidate, CandidateSet, CandidateSettings, ordered_candidates
+
+if TYPE_CHECKING:
+    from cdkit.core.protocols import TextEncoder
 
 
 @dataclass(frozen=True)
@@ -97,3 +101,107 @@ def _same(url: str) -> str:
         return spellings(url)[0].text
     except FetchFailure:
         return url
+
+
+def local_candidates(
+    stored: Sequence[Picture],
+    prompts: Sequence[str],
+    encoder: TextEncoder,
+    settings: CandidateSettings | None = None,
+) -> tuple[CandidateSet, dict[int, FetchedImage]]:
+    """Candidates in the order of `cdkit.retrieval.candidates`, and each one's image by its place.
+
+    A candidate's `source` is its image's key. Images without caption are left out. Raises ConfigError without prompts.
+    """
+    settings = settings or CandidateSettings()
+    if not prompts or not all(clean_caption(prompt) for prompt in prompts):
+        raise ConfigError("Give at least one prompt, and no empty one.")
+    least = encoder.default_threshold if settings.min_similarity is None else settings.min_similarity
+    groups: dict[str, list[Picture]] = {}
+    for image in stored:
+        caption = clean_caption(image.caption or "")
+        if caption:
+            groups.setdefault(caption, []).append(image)
+    if not groups:
+        return CandidateSet([], 0, 0), {}
+    # As in an index, captions that clean to the same text are one, spelt as the first of them was written.
+    written = [images[0].caption or "" for images in groups.values()]
+    similarities = encode_queries(encoder, written) @ encode_queries(encoder, prompts).T
+    matches = [
+        (
+            prompts[column],
+            Match(caption_id(cleaned), written[row], float(similarities[row, column]), _rows(images)),
+        )
+        for row, (cleaned, images) in enumerate(groups.items())
+        for column in range(len(prompts))
+        if similarities[row, column] >= least
+    ]
+    found = ordered_candidates(matches, encoder, settings)
+    by_key = {image.key: image for image in stored}
+    images = {
+        place: FetchedImage(candidate.url, by_key[str(candidate.source)].content)
+        for place, candidate in enumerate(found.candidates)
+    }
+    return found, images
+
+
+def _rows(images: Sequence[Picture]) -> list[dict[str, str | None]]:
+    return [{"url": image.url, "source": image.key} for image in images]
+
+
+@dataclass(frozen=True)
+class RenderedContent:
+    """The PNG file that a PoolServer would send for a URL."""
+
+    seed: int
+    size: int
+    kind: str
+
+    def read(self) -> bytes:
+        from cdkit.embedded.pool import picture_bytes
+
+        return picture_bytes(self.seed, self.size, self.kind)
+
+
+def rendered(candidates: Sequence[Candidate]) -> dict[int, FetchedImage | FailedFetch]:
+    """The image of every candidate by its place; links that are dead in the embedded world are dead here too.
+
+    Raises InputError when no candidate's URL is one of the embedded pool.
+    """
+    found: dict[int, FetchedImage | FailedFetch] = {}
+    known = False
+    for place, candidate in enumerate(candidates):
+        content = _content(candidate.url)
+        if content is not None:
+            found[place] = FetchedImage(candidate.url, content)
+        else:
+            found[place] = FailedFetch(candidate.url, "http_404", 404, "no picture of the embedded world")
+        known = known or content is not None
+    if candidates and not known:
+        raise InputError(
+            "The images of this index are not those of the embedded world.",
+            hint="Leave --images out to download them, or give a folder that holds them.",
+        )
+    return found
+
+
+def is_embedded_pool(candidates: Sequence[Candidate]) -> bool:
+    """Whether all URLs are the embedded pool's own, at an address where nobody serves them unless asked to."""
+    from cdkit.embedded.pool import DEFAULT_HOST
+
+    parts = [split_url(candidate.url or "") for candidate in candidates]
+    return bool(parts) and all(
+        part is not None and part.netloc == DEFAULT_HOST and part.path.startswith(("/scene/", "/gone/"))
+        for part in parts
+    )
+
+
+def _content(url: str | None) -> RenderedContent | None:
+    from cdkit.embedded.pool import ADDRESS, LARGEST_SIZE
+    from cdkit.embedded.world import IMAGE_SIZE
+
+    parts = split_url(url or "")
+    match = ADDRESS.fullmatch(parts.path) if parts is not None else None
+    if match is None or not IMAGE_SIZE <= int(match[2]) <= LARGEST_SIZE:
+        return None
+    return RenderedContent(int(match[1]), int(match[2]), match[3])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from cdkit.weights.pipeline_folder import library_errors
+from cdkit.deltas.pipeline_folder import library_errors
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin

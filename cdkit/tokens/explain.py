@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cdkit.errors import InputError
-from cdkit.tokens.counts_table import TokenCounts, read_counts
-from cdkit.tokens.towers import load_towers
-from cdkit.tokens.vocabulary import END_OF_WORD, Tower
+from cdkit.core.errors import InputError, NetworkError
+from cdkit.core.file_kinds import check_weight_folder
+from cdkit.core.fingerprints import EMBEDDED
+from cdkit.tokens.count import TokenCounts, read_counts
+from cdkit.tokens.modifiers import Neighbour, Pick
+from cdkit.tokens.vocabulary import END_OF_WORD, Tower, Vocabulary, load_towers
+
+if TYPE_CHECKING:
+    import numpy as np
+
 
 _NAMED = 4
 
@@ -89,7 +95,7 @@ def explain_words(words: Sequence[str], tokenizer: str, counts: Path | None = No
 
 def explain_word(word: str, tower: Tower, counts: TokenCounts | None = None) -> Explanation:
     """Explain one word; a vocabulary entry such as `ktn` or `ucd</w>` may be given by its own spelling."""
-    from cdkit.text import clean_caption
+    from cdkit.core.text import clean_caption
 
     vocabulary = tower.vocabulary
     exact = word if word in vocabulary.ids and word.endswith(END_OF_WORD) else ""
@@ -127,3 +133,78 @@ def _containing(letters: str, tower: Tower) -> tuple[str, ...]:
     for index in vocabulary.containing(letters):
         found.setdefault(vocabulary.letters[index], vocabulary.entries[index])
     return tuple(found.values())
+
+
+SHOWN = 5
+
+
+def embedding_table(base: str) -> np.ndarray:
+    """Token embeddings of a base model's first text encoder, float32 [vocabulary size, width].
+
+    Raises InputError for a folder without one, NetworkError when the hub fails.
+    """
+    import numpy as np
+
+    if base == EMBEDDED or base.startswith(f"{EMBEDDED}:"):
+        from cdkit import embedded
+
+        model = embedded.load_pipeline().text_encoder
+    else:
+        model = _text_encoder(base)
+    weight = model.get_input_embeddings().weight.detach().float().cpu().numpy()
+    return np.ascontiguousarray(weight, dtype=np.float32)
+
+
+def _text_encoder(base: str) -> object:
+    from transformers import CLIPTextModel
+
+    folder = Path(base).expanduser()
+    part = folder / "text_encoder"
+    if folder.exists() and not part.is_dir():
+        raise InputError(f"{base} holds no text_encoder/ folder.", hint="Give a diffusers model folder or a hub id.")
+    check_weight_folder(part)
+    variants = {path.suffixes[-2] for path in part.glob("*model.*.*") if path.suffix in (".safetensors", ".bin")}
+    whole = not part.is_dir() or any(part.glob("model.safetensors")) or any(part.glob("pytorch_model.bin"))
+    variant = None if whole else next((suffix[1:] for suffix in sorted(variants)), None)
+    try:
+        return CLIPTextModel.from_pretrained(
+            str(folder) if folder.exists() else base, subfolder="text_encoder", variant=variant
+        )
+    except Exception as error:  # hub, file and shape errors alike
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        message = f"The text encoder of {base} cannot be loaded: {first}"
+        if folder.exists():
+            raise InputError(message, hint="The files may be incomplete.") from error
+        raise NetworkError(message, hint="Check the name and the network, or give a local model folder.") from error
+
+
+def add_neighbours(
+    picks: Sequence[Pick], vocabulary: Vocabulary, table: np.ndarray, number: int = SHOWN
+) -> tuple[Pick, ...]:
+    """The picks with their `number` nearest entries by cosine, nearest first; themselves and special tokens left out.
+
+    table: float32 [rows, width], row per token id. Raises InputError when it has fewer rows than the vocabulary.
+    """
+    import numpy as np
+
+    if len(table) < len(vocabulary):
+        raise InputError(
+            f"The base model has {len(table)} token embeddings, the tokenizer {len(vocabulary)} entries.",
+            hint="Give the base model's own --tokenizer.",
+        )
+    if not picks:
+        return ()
+    lengths = np.linalg.norm(table, axis=1, keepdims=True)
+    unit = table / np.maximum(lengths, np.finfo(np.float32).tiny)
+    ids = [pick.token_id for pick in picks]
+    cosines = unit[ids] @ unit[: len(vocabulary)].T
+    cosines[:, sorted(vocabulary.specials)] = -np.inf
+    cosines[range(len(ids)), ids] = -np.inf
+    found = []
+    for pick, row in zip(picks, cosines, strict=True):
+        order = np.argsort(-row, kind="stable")[:number].tolist()
+        near = tuple(
+            Neighbour(vocabulary.entries[index], float(row[index])) for index in order if np.isfinite(row[index])
+        )
+        found.append(replace(pick, neighbours=near))
+    return tuple(found)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cdkit.errors import ConfigError, InputError, pip_install
-from cdkit.storage import read_json
+from cdkit.core.errors import ConfigError, InputError, pip_install
+from cdkit.core.storage import read_json
 from cdkit.tokens.vocabulary import END_OF_WORD, letters_of
 
 PICKS_NAME = "picks.json"

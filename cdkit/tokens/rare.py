@@ -8,7 +8,7 @@ from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
-from cdkit.tokens.counts_table import TokenCounts
+from cdkit.tokens.count import TokenCounts
 from cdkit.tokens.modifiers import Pick
 from cdkit.tokens.vocabulary import Tower
 
@@ -104,7 +104,7 @@ class _Search:
     @cached_property
     def prompt_letters(self) -> set[str]:
         """Surface forms of every token the concept's prompts are made of."""
-        from cdkit.text import clean_caption
+        from cdkit.core.text import clean_caption
 
         cleaned = [clean_caption(prompt) for prompt in self.rule.prompts]
         encoded = self.towers[0].encode(cleaned) if cleaned else []

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cdkit.config import parse_config
-from cdkit.datasets import parts, read_parts
-from cdkit.errors import InputError
-from cdkit.inputs import Input
-from cdkit.manifest import STARTED_NAME, read_manifest
-from cdkit.protocols import Context
-from cdkit.storage import Folder
+from cdkit.core.config import parse_config
+from cdkit.core.errors import InputError
+from cdkit.core.fingerprints import Input
+from cdkit.core.manifest import STARTED_NAME, read_manifest
+from cdkit.core.protocols import Context
+from cdkit.core.shards import parts, read_parts
+from cdkit.core.storage import Folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,7 +57,8 @@ def import_pools(
     The same work on the same rows, so that counts from pools and from an index of them agree. What a killed run left
     is continued.
     """
-    from cdkit.captions.import_captions import ImportConfig, import_captions
+    from cdkit.captions.config import ImportConfig
+    from cdkit.captions.importing import import_captions
 
     target = scratch.sub(IMPORTED)
     settings = {"captions": list(captions.value), "pool": pool, "caption_column": caption_column}
@@ -75,7 +76,7 @@ def sample_rows(folder: Path, sample: int, seed: int, context: Context) -> Sampl
     import numpy as np
     import pyarrow as pa
 
-    from cdkit.text import clean_caption
+    from cdkit.core.text import clean_caption
 
     chosen = _smallest(_priorities(folder, seed, context), sample)
     if not chosen.available:

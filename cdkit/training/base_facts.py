@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdkit.inputs import EMBEDDED
-from cdkit.storage import read_json
-from cdkit.weights.pipeline_folder import (
+from cdkit.core.fingerprints import EMBEDDED
+from cdkit.core.storage import read_json
+from cdkit.deltas.pipeline_folder import (
     check_channels,
     check_family,
     is_pipeline_folder,
@@ -17,8 +17,8 @@ from cdkit.weights.pipeline_folder import (
     read_tokenizer,
     tokenizer_name,
 )
-from cdkit.weights.resolution import checked_resolution, latent_factor, own_resolution
-from cdkit.weights.text_features import TOWERS, text_towers
+from cdkit.deltas.resolution import checked_resolution, latent_factor, own_resolution
+from cdkit.deltas.text_features import TOWERS, text_towers
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -43,8 +43,8 @@ def facts_of_files(base: str) -> BaseFacts | None:
     Raises ConfigError for a pipeline of another family.
     """
     if base == EMBEDDED:
-        from cdkit.embedded.architecture import LATENT_SIZE, PICTURE_SIZE
-        from cdkit.embedded.tokens import load_tokenizer
+        from cdkit.embedded.models import LATENT_SIZE, PICTURE_SIZE
+        from cdkit.embedded.tokenizer import load_tokenizer
 
         return BaseFacts(PICTURE_SIZE, PICTURE_SIZE // LATENT_SIZE, {TOWERS[0]: load_tokenizer()})
     folder = Path(base).expanduser()

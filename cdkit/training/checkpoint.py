@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from cdkit.errors import CdkitError, InputError
-from cdkit.storage import atomic_path, read_json, write_json
-from cdkit.weights.tensor_file import read_tensors, write_tensors
+from cdkit.core.errors import CdkitError, InputError
+from cdkit.core.shards import read_tensors, write_tensors
+from cdkit.core.storage import atomic_path, read_json, write_json
 
 KEPT = 2
 STATE_NAME = "state.safetensors"

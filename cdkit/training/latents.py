@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from cdkit.weights.resolution import latent_factor
+from cdkit.deltas.resolution import latent_factor
 
 ENCODED_AT_ONCE = 8
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cdkit.protocols import Context
+from cdkit.core.protocols import Context
+from cdkit.deltas.methods import ScheduleName
 from cdkit.training.batches import Batch, Batches
 from cdkit.training.checkpoint import Checkpoints
 from cdkit.training.metrics import Metrics
 from cdkit.training.processes import average_gradients, check_whole, total
 from cdkit.training.trainables import Trainables
-from cdkit.weights.select import ScheduleName
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

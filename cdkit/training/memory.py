@@ -15,21 +15,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cdkit.errors import ConfigError
-from cdkit.inputs import EMBEDDED
-from cdkit.json_text import json_text
-from cdkit.storage import read_json
+from cdkit.core.errors import ConfigError
+from cdkit.core.fingerprints import EMBEDDED
+from cdkit.core.formatting import json_text
+from cdkit.core.storage import read_json
+from cdkit.deltas.base_model import compute_type
+from cdkit.deltas.methods import METHODS, selected_names
+from cdkit.deltas.pipeline_folder import AUTOENCODER, library_errors
+from cdkit.deltas.resolution import latent_factor
+from cdkit.deltas.text_features import TOWERS
 from cdkit.training.plan import Plan
-from cdkit.weights.base_model import compute_type
-from cdkit.weights.pipeline_folder import AUTOENCODER, library_errors
-from cdkit.weights.resolution import latent_factor
-from cdkit.weights.select import METHODS, selected_names
-from cdkit.weights.text_features import TOWERS
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-    from cdkit.training.train import TrainConfig
+    from cdkit.training.config import TrainConfig
 
 FP32 = 4
 GIB = 1 << 30

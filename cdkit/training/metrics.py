@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from cdkit.errors import ConfigError, InputError
-from cdkit.storage import write_text
+from cdkit.core.errors import ConfigError, InputError
+from cdkit.core.storage import write_text
 
 COLUMNS = ("step", "loss", "target_loss", "regularization_loss", "seconds")
 

@@ -6,23 +6,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cdkit.errors import ConfigError, InputError
-from cdkit.pictures.picture import Picture
-from cdkit.sampling.prompts import words_beyond
-from cdkit.shell import command_line
+from cdkit.core.errors import ConfigError, InputError
+from cdkit.core.formatting import command_line
+from cdkit.deltas.apply import extended_tokenizer
+from cdkit.deltas.delta import delta_tokens
+from cdkit.deltas.methods import METHODS, Method, Recipe
+from cdkit.pictures.content import Picture
+from cdkit.sampling.drawing import words_beyond
 from cdkit.tokens.modifiers import read_picks, resolve_initializer
 from cdkit.training.augmentation import ALL_WORDS, with_words
 from cdkit.training.base_facts import BaseFacts
-from cdkit.training.concepts import Concept, check_word, describe_concepts, initializer_name
-from cdkit.training.modifier_rows import NewToken
+from cdkit.training.concepts import Concept, check_rarity, check_word, describe_concepts, initializer_name
 from cdkit.training.photos import Square, concept_photos, decode_photos, regularization_pictures
-from cdkit.training.rarity import check_rarity
-from cdkit.weights.apply import extended_tokenizer
-from cdkit.weights.delta import delta_tokens
-from cdkit.weights.select import METHODS, Method, Recipe
+from cdkit.training.trainables import NewToken
 
 if TYPE_CHECKING:
-    from cdkit.training.train import TrainConfig
+    from cdkit.training.config import TrainConfig
 
 FEW_PHOTOS = 4
 

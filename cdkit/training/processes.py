@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from cdkit.core.errors import CdkitError, ConfigError, MissingExtraError
 from cdkit.engines.local import end_with_parent
-from cdkit.errors import CdkitError, ConfigError, MissingExtraError
-from cdkit.main_guard import require_main_guard
+from cdkit.engines.main_guard import require_main_guard
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
 
 LONGEST_WAIT = timedelta(minutes=10)
 GRACE_SECONDS, POLL_SECONDS = 10.0, 0.1
@@ -292,3 +293,10 @@ def total(sums: torch.Tensor) -> torch.Tensor:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(sums)
     return sums
+
+
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on the device; from page-locked memory, because a GPU copies from other memory only when idle."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

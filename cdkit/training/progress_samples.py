@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdkit.pictures.grid import write_grid
-from cdkit.sampling.sample import SampleConfig, draw, grid_blocks, plan_samples
+from cdkit.sampling.config import SampleConfig
+from cdkit.sampling.drawing import draw, grid_blocks, plan_samples
 from cdkit.sampling.schedulers import make_scheduler
 
 if TYPE_CHECKING:

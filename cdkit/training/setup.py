@@ -8,27 +8,24 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from cdkit.pictures.picture import Picture
-from cdkit.protocols import Context, Task
-from cdkit.sampling.prompts import too_long
+from cdkit.core.protocols import Context, Task
+from cdkit.deltas.base_model import compute_type
+from cdkit.deltas.methods import selected_names
+from cdkit.deltas.text_features import text_towers
+from cdkit.pictures.content import Picture
+from cdkit.sampling.drawing import too_long
 from cdkit.training.augmentation import ALL_WORDS, Placement, place, with_words
 from cdkit.training.batches import Batches, Frame, Pictures
-from cdkit.training.conditioning import Conditioning
-from cdkit.training.denoising import Denoising
-from cdkit.training.first_token import detach_first_token
+from cdkit.training.denoising import Conditioning, Denoising
 from cdkit.training.latents import PictureEncoder
-from cdkit.training.modifier_rows import install_tokens
 from cdkit.training.photos import Square, centre_square
 from cdkit.training.plan import Plan, PlannedConcept
-from cdkit.training.trainables import Trainables, move, select_weights
-from cdkit.weights.base_model import compute_type
-from cdkit.weights.select import selected_names
-from cdkit.weights.text_features import text_towers
+from cdkit.training.trainables import Trainables, detach_first_token, install_tokens, move, select_weights
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-    from cdkit.training.train import TrainConfig
+    from cdkit.training.config import TrainConfig
 
 
 @dataclass(frozen=True)

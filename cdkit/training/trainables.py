@@ -1,15 +1,106 @@
-"""What trains: U-Net parameters picked by name, and modifier rows, both fp32; everything else frozen and small."""
+"""Keeps the start token's keys and values out of the gradient, with hooks and without attention processors."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
-from cdkit.training.modifier_rows import RowsBesideTable
+from cdkit.deltas.apply import extended_tokenizer, mend_legacy_end
+from cdkit.deltas.delta import ModifierToken
+from cdkit.deltas.text_features import text_towers
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+    from torch.utils.hooks import RemovableHandle
+
+
+_PROJECTIONS = re.compile(r"\.attn2\.to_[kv]$")
+
+
+def detach_first_token(unet: Any) -> list[RemovableHandle]:
+    """Cross-attention keys and values at position 0 are as before, but pass no gradient (Kumari et al. 2023, app. E).
+
+    The first position is the start token's in every prompt: training on it would change all prompts alike. The
+    hooks have no effect on what the U-Net computes; removing their handles ends them.
+    """
+    return [
+        module.register_forward_hook(_detach)
+        for name, module in unet.named_modules()
+        if _PROJECTIONS.search(name) is not None
+    ]
+
+
+def _detach(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+    return torch.cat([output[:, :1].detach(), output[:, 1:]], dim=1)
+
+
+class RowsBesideTable(nn.Module):
+    """A frozen embedding table, and trainable rows (n, width) in fp32 for the ids that follow from `ids`.
+
+    No optimizer ever sees the table, so that weight decay cannot shrink its rows.
+    """
+
+    def __init__(self, table: nn.Module, ids: Sequence[int], rows: torch.Tensor) -> None:
+        super().__init__()
+        self.table = table
+        self.rows = nn.Parameter(rows.detach().float().clone())
+        self.ids: torch.Tensor
+        self.register_buffer("ids", torch.tensor(list(ids), dtype=torch.long), persistent=False)
+
+    def forward(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """Token ids (n, positions) to fp32 embeddings (n, positions, width)."""
+        matches = token_ids.unsqueeze(-1) == self.ids
+        is_new = matches.any(dim=-1)
+        old = self.table(token_ids.masked_fill(is_new, 0)).float()
+        new = functional.embedding(matches.int().argmax(dim=-1), self.rows)
+        return torch.where(is_new.unsqueeze(-1), new, old)
+
+
+@dataclass(frozen=True)
+class NewToken:
+    """A modifier token to train: its text, and the initializer's name and id in each tower's vocabulary, by tower."""
+
+    text: str
+    initializer: str
+    ids: dict[str, int]
+
+
+def install_tokens(pipeline: DiffusionPipeline, tokens: Sequence[NewToken]) -> dict[str, RowsBesideTable]:
+    """Give every text tower of the pipeline the tokens, starting from their initializers; returns the rows by tower.
+
+    The towers are those of a pipeline loaded for training alone: nothing puts the plain tables back.
+    """
+    installed = {}
+    for tower in text_towers(pipeline):
+        tokenizer = extended_tokenizer(tower.tokenizer, [token.text for token in tokens])
+        table = tower.model.get_input_embeddings()
+        starts = torch.tensor([token.ids[tower.name] for token in tokens], device=table.weight.device)
+        ids = tokenizer.convert_tokens_to_ids([token.text for token in tokens])
+        rows = RowsBesideTable(table, ids, table.weight.detach()[starts])
+        tower.model.set_input_embeddings(rows)
+        mend_legacy_end(tower.model, tokenizer.eos_token_id)
+        setattr(pipeline, tower.name.replace("text_encoder", "tokenizer"), tokenizer)
+        installed[tower.name] = rows
+    return installed
+
+
+def trained_tokens(tokens: Sequence[NewToken], rows: Mapping[str, RowsBesideTable]) -> tuple[ModifierToken, ...]:
+    """The tokens with their rows as they are now, for a delta."""
+    return tuple(
+        ModifierToken(
+            token.text,
+            token.initializer,
+            {tower: module.rows.detach().cpu()[index : index + 1].clone() for tower, module in rows.items()},
+        )
+        for index, token in enumerate(tokens)
+    )
+
 
 ROWS = "rows."
 

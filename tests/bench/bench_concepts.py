@@ -20,8 +20,8 @@ from typing import Any
 
 import yaml
 
+from cdkit.core.formatting import json_text
 from cdkit.embedded.concepts import concept
-from cdkit.json_text import json_text
 from tests.embedded.quality import GUIDANCE, PLACES, STEPS, words
 from tests.support.concept_measures import drift, pictures, share, stage
 

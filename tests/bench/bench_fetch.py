@@ -20,14 +20,14 @@ from typing import Any
 
 import psutil
 
+from cdkit.core.formatting import json_text
+from cdkit.core.protocols import Context
+from cdkit.core.storage import Folder
 from cdkit.engines.local import LocalEngine
-from cdkit.json_text import json_text
-from cdkit.protocols import Context
-from cdkit.retrieval.acceptance import Limits
+from cdkit.fetching.job import FetchSettings
+from cdkit.retrieval.accept import Limits
 from cdkit.retrieval.candidates import Candidate
 from cdkit.retrieval.download import download
-from cdkit.retrieval.fetch_job import FetchSettings
-from cdkit.storage import Folder
 from tests.support import material
 from tests.support.hostile_server import STATUSES, HostileServer
 

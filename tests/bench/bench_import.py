@@ -22,7 +22,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cdkit.json_text import json_text
+from cdkit.core.formatting import json_text
 
 WORDS = 20_000
 DUPLICATE_SHARE = 0.3
@@ -106,8 +106,8 @@ def _urls(seed: np.random.Generator, rows: int) -> pa.Array:
 
 def run_import(pool: Path, out: Path, workers: int) -> dict[str, int]:
     """Import the pool with cdkit in this process and its workers; returns the counts that the peer must match."""
-    from cdkit.captions.import_captions import ImportConfig
-    from cdkit.stages import execute
+    from cdkit.captions.config import ImportConfig
+    from cdkit.execute import execute
 
     config = ImportConfig(captions=[str(pool)], workers=workers, nsfw_limit="nsfw")
     result = execute("import", config, out)

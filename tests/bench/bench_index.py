@@ -21,20 +21,21 @@ from typing import Any
 
 import numpy as np
 
-from cdkit.datasets import part_name, parts
+from cdkit.core.formatting import json_text
+from cdkit.core.manifest import Manifest
+from cdkit.core.protocols import Context
+from cdkit.core.shards import part_name, parts
 from cdkit.engines.local import LocalEngine
 from cdkit.index.brute_force import Queries, Truth, brute_force
+from cdkit.index.caption_index import INDEX_NAME, CaptionIndex
 from cdkit.index.codes import inspect_shards, write_compressed
+from cdkit.index.config import CODE_BYTES
 from cdkit.index.embedding_files import embedding_shard
 from cdkit.index.faiss_index import faiss_threads, open_faiss
-from cdkit.index.opening import INDEX_NAME, CaptionIndex
-from cdkit.index.plan import CODE_BYTES, choose_layout
+from cdkit.index.layout import choose_layout
 from cdkit.index.recall import measure
 from cdkit.index.records import Records
 from cdkit.index.search import similar
-from cdkit.json_text import json_text
-from cdkit.manifest import Manifest
-from cdkit.protocols import Context
 from tests.support import material
 
 THRESHOLD = 0.85

@@ -18,9 +18,9 @@ import numpy as np
 import scipy.linalg
 import torch
 
-from cdkit.json_text import json_text
+from cdkit.core.formatting import json_text
 from cdkit.merging.closed_form import factorise, residual, solve
-from cdkit.merging.merge import MergeConfig
+from cdkit.merging.config import MergeConfig
 from tests.support.real_names import cross_attention_shapes
 
 # Two concepts of two prompts each with a modifier, a category word and the end of text.

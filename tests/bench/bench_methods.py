@@ -21,9 +21,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from cdkit.core.formatting import json_text
+from cdkit.deltas.methods import METHODS
 from cdkit.embedded.concepts import concept
-from cdkit.json_text import json_text
-from cdkit.weights.select import METHODS
 from tests.support.concept_measures import drift, pictures, share, stage
 
 # One of a new combination, one of a new colour, one of a new texture.

@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from cdkit import encoders
-from cdkit.json_text import json_text
+from cdkit.core.formatting import json_text
+from cdkit.execute import execute
 from cdkit.pictures.content import FileContent
-from cdkit.retrieval.inspection import InspectionRules
-from cdkit.retrieval.inspectors import Inspectors
-from cdkit.sampling.filled_retrieval import FilledRetrieveConfig
-from cdkit.stages import execute
+from cdkit.retrieval.config import FilledRetrieveConfig
+from cdkit.retrieval.inspect import InspectionRules, Inspectors
 from tests.bench.bench_fetch import HOSTILE, HOSTILE_SHARE, PeakMemory, crawl_failures
 from tests.support.hashing_encoder import HashingEncoder
 from tests.support.hostile_server import HostileServer

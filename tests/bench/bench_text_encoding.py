@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from cdkit.json_text import json_text
+from cdkit.core.formatting import json_text
 from tests.support import material
 
 SHORT_CAPTIONS = ("coco_val2017_captions", "cc3m_validation", "laion_img2dataset_10k", "flickr30k_multi30k_en")

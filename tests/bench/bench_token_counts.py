@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from cdkit.embedded.tokens import load_tokenizer
-from cdkit.json_text import json_text
-from cdkit.text import clean_captions
+from cdkit.core.formatting import json_text
+from cdkit.core.text import clean_captions
+from cdkit.embedded.tokenizer import load_tokenizer
 from cdkit.tokens.count import count_tokens
 from cdkit.tokens.vocabulary import Tower, tower_of
 from tests.support import material

@@ -21,15 +21,16 @@ from typing import Any
 
 import torch
 
+from cdkit.core.formatting import json_text
+from cdkit.core.protocols import Context
+from cdkit.core.storage import Folder
 from cdkit.engines import create_engine
-from cdkit.json_text import json_text
-from cdkit.protocols import Context
-from cdkit.storage import Folder
 from cdkit.training.base_facts import facts_of_pipeline
+from cdkit.training.config import TrainConfig
 from cdkit.training.plan import make_plan
 from cdkit.training.processes import Team, accelerated
 from cdkit.training.setup import set_up
-from cdkit.training.train import TrainConfig, make_loop
+from cdkit.training.stage import make_loop
 from tests.bench.usual_training import UsualTraining
 
 REGULARIZATION_IMAGES = 200
@@ -199,7 +200,7 @@ def random_pipeline() -> Any:
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from cdkit.embedded.tokens import END_ID, START_ID, load_tokenizer
+    from cdkit.embedded.tokenizer import END_ID, START_ID, load_tokenizer
 
     widths = (320, 640, 1280, 1280)
     text = CLIPTextConfig(

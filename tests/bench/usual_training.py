@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional
 
 from cdkit.training.augmentation import draw_placement, place, valid_region, with_words
+from cdkit.training.batches import Order, sample_generator
 from cdkit.training.loss import add_noise, masked_error, wanted_prediction
-from cdkit.training.order import Order, sample_generator
 
 
 class UsualTraining:

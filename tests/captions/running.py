@@ -11,10 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cdkit.captions.import_captions import ImportConfig
-from cdkit.datasets import read_parts
-from cdkit.manifest import Manifest
-from cdkit.stages import execute
+from cdkit.captions.config import ImportConfig
+from cdkit.core.manifest import Manifest
+from cdkit.core.shards import read_parts
+from cdkit.execute import execute
 
 
 @dataclass

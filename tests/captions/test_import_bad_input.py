@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cdkit.captions.import_captions import ImportConfig
-from cdkit.errors import ConfigError, InputError
+from cdkit.captions.config import ImportConfig
+from cdkit.core.errors import ConfigError, InputError
 from tests.captions.running import run_import
 
 

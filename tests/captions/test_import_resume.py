@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cdkit.captions import import_captions
-from cdkit.datasets import read_parts
-from cdkit.manifest import read_manifest
-from cdkit.stages import execute
+from cdkit.captions import importing as import_captions
+from cdkit.core.manifest import read_manifest
+from cdkit.core.shards import read_parts
+from cdkit.execute import execute
 from tests.captions.running import content, laion_rows
 
 PROGRAM = """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cdkit.captions.pools import find_layout, headerless_preset, preset_named
-from cdkit.errors import ConfigError, InputError
+from cdkit.core.errors import ConfigError, InputError
 
 LAION400M = ["SAMPLE_ID", "URL", "TEXT", "HEIGHT", "WIDTH", "LICENSE", "NSFW", "similarity"]
 RELAION = [

@@ -14,10 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cdkit.captions.lines import MAX_LINE, separated_rows
 from cdkit.captions.pools import Layout
-from cdkit.captions.separated_lines import separated_rows
-from cdkit.captions.text_lines import MAX_LINE
-from cdkit.errors import InputError
+from cdkit.core.errors import InputError
 from tests.captions.running import Imported, content, run_import, write_parquet
 
 CASES = Path(__file__).parent / "11-one-bad-line"

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cdkit.errors import CdkitError, ConfigError, InputError, NetworkError
-from cdkit.weights.base_model import base_hash, load_base_model
-from cdkit.weights.exporters.full_matrices import write_full_matrices
+from cdkit.core.errors import CdkitError, ConfigError, InputError, NetworkError
+from cdkit.deltas.base_model import base_hash, load_base_model
+from cdkit.deltas.formats.webui import write_full_matrices
 from tests.cli.running import ran
 from tests.support.made_deltas import made_delta
 from tests.support.single_file import cached_settings, checkpoint_pipeline, single_file_state
@@ -163,7 +163,7 @@ def test_a_damaged_folder_is_named(folder: Path, damage: Callable[[Path], Any], 
 def test_an_export_without_its_tokenizer(tmp_path: Path) -> None:
     """The case as it was met: sampling ended in an OverflowError, training blamed the initializer."""
     delta = tmp_path / "delta"
-    from cdkit.weights.delta import DELTA_NAME, save_delta
+    from cdkit.deltas.delta import DELTA_NAME, save_delta
 
     save_delta(made_delta(_load("embedded")), delta / DELTA_NAME)
     exported = tmp_path / "model"
@@ -338,7 +338,7 @@ def _other_files(folder: Path) -> dict[str, str]:
         "list.ckpt": "no named tensors",
         "cut.safetensors": "is cut short",
     }
-    from cdkit.weights.delta import save_delta
+    from cdkit.deltas.delta import save_delta
 
     delta = made_delta(_load("embedded"))
     save_delta(delta, folder / "delta.safetensors")
@@ -412,7 +412,7 @@ def test_an_encoders_weights_that_are_something_else(tmp_path: Path, spec: str, 
 def test_neighbours_are_found_whatever_the_weights_are_called(
     folder: Path, change: Callable[[Path], None] | None
 ) -> None:
-    from cdkit.tokens.neighbours import embedding_table
+    from cdkit.tokens.explain import embedding_table
 
     if change is not None:
         change(folder)

@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cdkit.manifest import Manifest
+from cdkit.core.manifest import Manifest
+from cdkit.core.storage import Folder
 from cdkit.pictures.layouts import LAYOUTS, write_layout
 from cdkit.pictures.regularization_set import SetRow, write_images
 from cdkit.retrieval.images import read_images
-from cdkit.storage import Folder
 from cdkit.training.photos import concept_photos, regularization_pictures
 from tests.support.photo_pool import picture
 from tests.training.conftest import make_material

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cdkit.errors import ConfigError, InputError
+from cdkit.core.errors import ConfigError, InputError
 from cdkit.pictures.metadata_files import metadata_captions
 from cdkit.pictures.shards import read_img2dataset
 from tests.captions.running import run_import, write_jsonl, write_parquet
@@ -288,8 +288,8 @@ def test_metadata_of_pictures_goes_by_the_same_rule(tmp_path: Path, name: str) -
 
 def test_tokens_are_counted_over_the_same_rows(tmp_path: Path, out: Path) -> None:
     """Counting from pools reads them as an import does: a row that may not be searched is not counted either."""
-    from cdkit.stages import execute
-    from cdkit.tokens.caption_counts import TokenCountsConfig
+    from cdkit.execute import execute
+    from cdkit.tokens.config import TokenCountsConfig
 
     lines: list[dict[str, Any]] = [{"Caption": "dog", "NSFW": "UNLIKELY"}] * 1100
     write_jsonl(tmp_path / "p.jsonl", [*lines, {"CAPTION": "cat", "nsfw": "NSFW"}, {"CAPTION": "dog", "nsfw": "no"}])

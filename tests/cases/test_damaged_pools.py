@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cdkit.cli.app import execute_command
-from cdkit.errors import InputError
+from cdkit.core.errors import InputError
 from tests.captions.running import run_import, write_parquet
 
 ROWS = 400

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from cdkit.deltas.base_model import load_base_model
+from cdkit.deltas.delta import DELTA_NAME, save_delta
 from cdkit.evaluation.samples import delta_paths, read_sample_set
-from cdkit.weights.base_model import load_base_model
-from cdkit.weights.delta import DELTA_NAME, save_delta
 from tests.cli.running import ran
 from tests.support.made_deltas import made_delta
 from tests.support.tiny_pipeline import tiny_pipeline

@@ -17,13 +17,13 @@ from PIL import Image
 
 from cdkit import encoders
 from cdkit.cli.app import execute_command
-from cdkit.config import parse_config
-from cdkit.errors import InputError
-from cdkit.evaluation import evaluate as evaluation
-from cdkit.evaluation.evaluate import EvaluateConfig
-from cdkit.pictures.picture import Picture
+from cdkit.core.config import parse_config
+from cdkit.core.errors import InputError
+from cdkit.core.protocols import SilentProgress
+from cdkit.evaluation import stage as evaluation
+from cdkit.evaluation.config import EvaluateConfig
+from cdkit.pictures.content import Picture
 from cdkit.pictures.regularization_set import read_regularization_set
-from cdkit.protocols import SilentProgress
 from cdkit.training.photos import concept_photos
 from tests.support.hashing_encoder import HashingEncoder
 from tests.support.photo_pool import PoolPicture, index_of, picture

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cdkit.weights.resolution import checked_resolution, latent_factor
+from cdkit.deltas.resolution import checked_resolution, latent_factor
 from tests.cli.running import ran
 from tests.support.tiny_pipeline import tiny_pipeline
 
@@ -78,7 +78,7 @@ def test_the_embedded_model(photos: Path, tmp_path: Path, side: int) -> None:
 
 
 def test_the_step_is_the_pipelines_and_the_autoencoders() -> None:
-    from cdkit.errors import ConfigError
+    from cdkit.core.errors import ConfigError
 
     assert latent_factor({"block_out_channels": [128, 256, 512, 512]}) == 8
     assert checked_resolution(None, 512, 8) == 512

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from cdkit.cli.app import execute_command
-from cdkit.credentials import without_userinfo
-from cdkit.datasets import parts
+from cdkit.core.formatting import without_userinfo
+from cdkit.core.shards import parts
 from tests.support.hostile_server import HostileServer
 from tests.support.photo_pool import picture
 

@@ -15,9 +15,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cdkit.errors import InputError
-from cdkit.weights.delta import DELTA_NAME, Delta, LowRank, load_delta, norm, save_delta
-from cdkit.weights.importers.recognition import read_foreign
+from cdkit.core.errors import InputError
+from cdkit.deltas.delta import DELTA_NAME, Delta, LowRank, load_delta, norm, save_delta
+from cdkit.deltas.formats.recognition import read_foreign
 from tests.cli.running import ran
 
 CASES = Path(__file__).parent
@@ -172,8 +172,8 @@ def test_large_but_possible_factors_are_described_without_their_product(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     delta = _bomb_delta(tmp_path / "large.safetensors", 12, 8_000)
-    monkeypatch.setattr("cdkit.weights.delta.matrix", lambda change: pytest.fail("multiplied"))
-    monkeypatch.setattr("cdkit.weights.low_rank.matrix", lambda change: pytest.fail("multiplied"))
+    monkeypatch.setattr("cdkit.deltas.delta.matrix", lambda change: pytest.fail("multiplied"))
+    monkeypatch.setattr("cdkit.deltas.delta.matrix", lambda change: pytest.fail("multiplied"))
     done = ran(["delta", "inspect", delta, "--format", "json"])
     assert done.code == 0
     assert done.data["layers"][0]["norm"] == pytest.approx(8_000 * 1e-6, rel=1e-5)
@@ -422,7 +422,7 @@ def test_a_lora_that_names_one_matrix_twice_is_refused(tmp_path: Path) -> None:
 
 def test_what_a_delta_holds_is_still_read(tmp_path: Path) -> None:
     """A thousand tokens and a rank as large as a matrix are unusual, and sound."""
-    from cdkit.weights.delta import ModifierToken
+    from cdkit.deltas.delta import ModifierToken
 
     tokens = tuple(
         ModifierToken(f"<t{n}>", "ktn", {"text_encoder": torch.full((1, 4), float(n))}) for n in range(1000)

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from cdkit.errors import ConfigError, InputError
-from cdkit.evaluation.prompts import find_tokens, without_tokens
-from cdkit.merging.constraints import concept_constraints
-from cdkit.merging.tokens import rename_tokens, substitution
-from cdkit.sampling.prompts import notes_on_prompts, words_beyond
+from cdkit.core.errors import ConfigError, InputError
+from cdkit.deltas.apply import apply_deltas, extended_tokenizer
+from cdkit.deltas.methods import METHODS
+from cdkit.deltas.text_features import text_towers, token_ids
+from cdkit.evaluation.samples import find_tokens, without_tokens
+from cdkit.merging.conflicts import rename_tokens
+from cdkit.merging.constraints import concept_constraints, substitution
+from cdkit.sampling.drawing import notes_on_prompts, words_beyond
 from cdkit.training.concepts import Concept, describe_concepts
-from cdkit.weights.apply import apply_deltas, extended_tokenizer
-from cdkit.weights.select import METHODS
-from cdkit.weights.text_features import text_towers, token_ids
 from tests.cli.running import Ran, ran
 from tests.merging.conftest import loaded
 from tests.support import tiny_models

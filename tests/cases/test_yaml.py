@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from cdkit.cli.app import execute_command
-from cdkit.errors import ConfigError
-from cdkit.yaml_files import MOST_BYTES, parse_yaml, read_yaml
+from cdkit.core.errors import ConfigError
+from cdkit.core.yaml_files import MOST_BYTES, parse_yaml, read_yaml
 
 CASES = Path(__file__).parent / "18-yaml-bombs"
 SECONDS = 2.0  # a second on a quiet machine

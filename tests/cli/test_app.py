@@ -10,9 +10,9 @@ import pytest
 import typer
 
 from cdkit.cli import app as application
-from cdkit.cli import commands
+from cdkit.cli import app as commands
 from cdkit.cli.app import execute_command
-from cdkit.errors import EXIT_BUG
+from cdkit.core.errors import EXIT_BUG
 from cdkit.stages import STAGES
 from tests.support.adding_stage import ADDING
 

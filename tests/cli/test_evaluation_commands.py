@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cdkit.cli.app import execute_command
-from cdkit.storage import write_json
+from cdkit.core.storage import write_json
 from tests.support.pretend_run import run_stage, write_manifest, write_trained
 
 

@@ -11,11 +11,10 @@ import pytest
 
 import cdkit
 from cdkit.cli import class_images, index, merge, train
-from cdkit.cli.app import execute_command
-from cdkit.cli.commands import ENTRIES
+from cdkit.cli.app import ENTRIES, execute_command
 from cdkit.cli.output import Output
-from cdkit.manifest import Manifest
-from cdkit.stages import Result
+from cdkit.core.manifest import Manifest
+from cdkit.execute import Result
 
 FOLDERS = ["out", "two words", "it's :dog: $HOME", "-n", "a;b & c"]
 PROMPT = 'a photo of a <new1> "dog" & $(touch pwned) `x`'

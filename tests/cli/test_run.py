@@ -8,7 +8,7 @@ import yaml
 
 from cdkit.cli.app import execute_command
 from cdkit.cli.run import parse_overrides
-from cdkit.errors import ConfigError
+from cdkit.core.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("adding")
 

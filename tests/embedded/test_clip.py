@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from cdkit.embedded import default_threshold, load_clip
-from cdkit.embedded.calibration import naming_accuracy, separation
-from cdkit.embedded.load import EmbeddedClip
+from cdkit.embedded.models import EmbeddedClip
+from cdkit.embedded.pretraining.export import naming_accuracy, separation
 from cdkit.embedded.world import SHAPES
 
 

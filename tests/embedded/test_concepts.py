@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from cdkit.core.errors import ConfigError
 from cdkit.embedded.concepts import CONCEPTS, concept, concept_names, concept_photos, write_concept
-from cdkit.errors import ConfigError
 
 
 def test_there_are_concepts_of_both_sorts() -> None:

@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from cdkit.core.errors import ConfigError, OutputError
 from cdkit.embedded import PoolServer, write_pool
 from cdkit.embedded.pool import DEFAULT_ROWS, pool_rows
 from cdkit.embedded.rendering import render
 from cdkit.embedded.world import SHAPES, scene_from_seed
-from cdkit.errors import ConfigError, OutputError
 
 LAION_COLUMNS = ["SAMPLE_ID", "URL", "TEXT", "HEIGHT", "WIDTH", "LICENSE", "NSFW", "similarity"]
 

@@ -10,8 +10,8 @@ from shutil import copytree
 
 import pytest
 
+from cdkit.core.errors import InputError
 from cdkit.embedded import load_clip, load_pipeline, text_encoder_hash, weight_files, weights_hash
-from cdkit.errors import InputError
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_a_corrupt_file_is_an_input_error(weights: Path, name: str) -> None:
     load = load_clip if name == weight_files.PICTURE_ENCODER else load_pipeline
     with pytest.raises(InputError, match=r"corrupt.*" + name) as caught:
         load(weights)
-    assert "cdkit.embedded.pretrain" in caught.value.hint
+    assert "cdkit.embedded.pretraining" in caught.value.hint
 
 
 @pytest.mark.parametrize("name", [*weight_files.FILES, weight_files.RECORD])
@@ -82,7 +82,7 @@ def test_the_pipeline_and_clip_share_one_text_tower() -> None:
 
 def test_loading_is_fast() -> None:
     load_pipeline()  # imports
-    from cdkit.embedded import load
+    from cdkit.embedded import models as load
 
     load.untrained_table.cache_clear()
     started = time.process_time()

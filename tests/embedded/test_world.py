@@ -9,8 +9,8 @@ import pytest
 
 from cdkit.embedded.concepts import CONCEPTS
 from cdkit.embedded.grammar import FIELDS, UNSAID, describe, scene_fields
+from cdkit.embedded.pretraining.scene_store import scene_pair
 from cdkit.embedded.rendering import render
-from cdkit.embedded.scene_store import scene_pair
 from cdkit.embedded.world import (
     BACKGROUNDS,
     COLOURS,

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdkit.encoders.batching import length_sorted_batches
+from cdkit.encoders.text_tower import length_sorted_batches
 
 
 @given(st.lists(st.integers(1, 77), max_size=300), st.integers(1, 500))

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cdkit.core.errors import ConfigError, InputError
 from cdkit.encoders.image_towers import load_image_encoder
-from cdkit.errors import ConfigError, InputError
 from tests.support import tiny_models
 
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from cdkit.core.errors import ConfigError, InputError, NetworkError
 from cdkit.encoders import load_text_encoder
 from cdkit.encoders import open_clip as library
-from cdkit.errors import ConfigError, InputError, NetworkError
 from tests.encoders.conftest import CAPTIONS
 from tests.support import tiny_models
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cdkit.encoders import load_text_encoder
-from cdkit.encoders.side_by_side import batch_threads
+from cdkit.encoders.text_tower import batch_threads
 from tests.support import tiny_models
 
 

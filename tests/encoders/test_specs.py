@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from cdkit.core.errors import ConfigError, InputError
 from cdkit.encoders import load_text_encoder, parse_spec, resolve_precision
-from cdkit.errors import ConfigError, InputError
 
 
 def test_specs_are_split() -> None:
@@ -55,7 +55,7 @@ def test_precision_and_device() -> None:
 
 
 def test_importing_the_package_is_light() -> None:
-    code = "import sys, cdkit.encoders, cdkit.index.build as t; t.EmbedConfig.model_fields; "
+    code = "import sys, cdkit.encoders, cdkit.index.stage as t; t.EmbedConfig.model_fields; "
     code += (
         "print([name for name in ('torch', 'numpy', 'pyarrow', 'open_clip', 'transformers') if name in sys.modules])"
     )

@@ -9,13 +9,13 @@ import torch
 from hypothesis import given, settings
 from open_clip import SimpleTokenizer
 
+from cdkit.core.errors import ConfigError, InputError, NetworkError
+from cdkit.core.text import clean_caption, clean_captions
 from cdkit.encoders import load_text_encoder
 from cdkit.encoders.transformers import FastClipTokenizer
-from cdkit.errors import ConfigError, InputError, NetworkError
-from cdkit.text import clean_caption, clean_captions
+from tests.core.test_text import TEXTS
 from tests.encoders.conftest import CAPTIONS
 from tests.support import tiny_models
-from tests.test_text import TEXTS
 
 LIBRARY = tiny_models.clip_tokenizer()
 FAST = FastClipTokenizer(SimpleTokenizer(), LIBRARY, 77)

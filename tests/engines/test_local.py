@@ -10,9 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from cdkit.core.errors import CdkitError, ConfigError, InputError
 from cdkit.engines import create_engine
 from cdkit.engines.local import LocalEngine, visible_gpus
-from cdkit.errors import CdkitError, ConfigError, InputError
 
 
 def _square(number: int) -> int:

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
+from cdkit.core.errors import InputError, MissingExtraError
 from cdkit.engines import create_engine
-from cdkit.errors import InputError, MissingExtraError
 
 HAS_RAY = importlib.util.find_spec("ray") is not None
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cdkit.config import parse_config
-from cdkit.errors import ConfigError, InputError, OutputError
-from cdkit.evaluation.evaluate import EvaluateConfig
-from cdkit.stages import Result, execute
+from cdkit.core.config import parse_config
+from cdkit.core.errors import ConfigError, InputError, OutputError
+from cdkit.evaluation.config import EvaluateConfig
+from cdkit.execute import Result, execute
 from tests.support.pretend_run import run_stage, write_retrieved, write_trained
 
 PROMPTS = ["a photo of a star", "a <new1> star on the grass", "a <new1> star at night"]

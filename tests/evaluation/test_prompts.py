@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from cdkit.errors import InputError
-from cdkit.evaluation.prompts import find_tokens, without_tokens
+from cdkit.core.errors import InputError
+from cdkit.core.storage import write_json
 from cdkit.evaluation.protocol import fill, find_entry, read_benchmark
-from cdkit.storage import write_json
+from cdkit.evaluation.samples import find_tokens, without_tokens
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,11 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from cdkit.config import parse_config
-from cdkit.errors import ConfigError
-from cdkit.evaluation.compare_weights import WeightChangeConfig
+from cdkit.core.config import parse_config
+from cdkit.core.errors import ConfigError
+from cdkit.evaluation.config import WeightChangeConfig
 from cdkit.evaluation.weight_change import group_changes, group_of, parameter_changes, rate_of_change
-from cdkit.stages import execute
+from cdkit.execute import execute
 from tests.support.tiny_pipeline import tiny_pipeline
 
 
@@ -57,8 +57,8 @@ def test_group_means_leave_out_parameters_without_a_rate() -> None:
 @pytest.fixture(scope="module")
 def pipelines(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     """A base, a copy whose cross-attention moved by half and one convolution by a tenth, and a delta of the former."""
-    from cdkit.weights.base_model import base_hash, cross_attention_names
-    from cdkit.weights.delta import Delta, LowRank, save_delta
+    from cdkit.deltas.base_model import base_hash, cross_attention_names
+    from cdkit.deltas.delta import Delta, LowRank, save_delta
 
     folder = tmp_path_factory.mktemp("pipelines")
     pipeline = tiny_pipeline(folder / "base")

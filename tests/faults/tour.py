@@ -15,8 +15,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from cdkit.core.manifest import MANIFEST_NAME, STARTED_NAME
 from cdkit.embedded.pool import write_pool
-from cdkit.manifest import MANIFEST_NAME, STARTED_NAME
 from cdkit.pipeline import spec
 
 ROWS = 1500
@@ -45,7 +45,7 @@ SAME = (
     "*/images/*.png",
 )
 # Loaded once: what a run would otherwise spend most of its time on.
-PRELOADED = ["torch", "diffusers", "transformers", "faiss", "pyarrow.parquet", "cdkit.cli.app", "cdkit.training.train"]
+PRELOADED = ["torch", "diffusers", "transformers", "faiss", "pyarrow.parquet", "cdkit.cli.app", "cdkit.training.stage"]
 PATIENCE = 240.0
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cdkit.index.build import IndexSettings
+from cdkit.index.layout import IndexSettings
 from tests.support.hashing_encoder import HashingEncoder
 from tests.support.small_index import grammar_captions, make_index
 

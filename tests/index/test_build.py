@@ -15,17 +15,17 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from cdkit.datasets import parts
+from cdkit.core.errors import InputError, OutputError
+from cdkit.core.protocols import Context
+from cdkit.core.shards import parts
 from cdkit.engines.local import LocalEngine
-from cdkit.errors import InputError, OutputError
-from cdkit.index.addition import add_captions
-from cdkit.index.build import IndexConfig
-from cdkit.index.opening import open_index
+from cdkit.execute import execute
+from cdkit.index.caption_index import open_index
+from cdkit.index.changes.add import add_captions
+from cdkit.index.changes.remove import remove
+from cdkit.index.config import IndexConfig
 from cdkit.index.records import iterate_captions, iterate_image_rows
-from cdkit.index.removal import remove
 from cdkit.index.search import search
-from cdkit.protocols import Context
-from cdkit.stages import execute
 from tests.support.small_index import grammar_captions
 from tests.support.tiny_models import clip_folder
 
@@ -33,7 +33,7 @@ RUN = """
 import sys
 from pathlib import Path
 import os, signal
-from cdkit.index.build import IndexConfig
+from cdkit.index.stage import IndexConfig
 from cdkit.stages import execute
 left, replace = int(sys.argv[3]), os.replace
 
@@ -52,7 +52,7 @@ THREADS = """
 import re, sys
 from pathlib import Path
 import torch
-from cdkit.index.build import IndexConfig
+from cdkit.index.stage import IndexConfig
 from cdkit.stages import execute
 
 def threads():
@@ -160,7 +160,7 @@ def test_nan_embeddings_stop_the_build_and_name_the_shard(encoder_folder: Path, 
     pool = write_pool(tmp_path / "pool.csv", grammar_captions(100))
     execute("index", config_for(encoder_folder, pool, keep_embeddings=True), tmp_path / "index")
     from cdkit.index.codes import inspect_shards, write_exact
-    from cdkit.index.plan import choose_layout
+    from cdkit.index.layout import choose_layout
 
     path = parts(tmp_path / "index" / "embeddings")[0]
     table = pq.read_table(path)
@@ -212,7 +212,7 @@ def test_an_add_that_was_interrupted_goes_on(
     execute("index", config_for(encoder_folder, write_pool(tmp_path / "a.csv", captions[:40])), folder)
     before = json.loads((folder / "manifest.json").read_text())
     config = config_for(encoder_folder, write_pool(tmp_path / "b.csv", captions[40:], first=40))
-    from cdkit.index import addition
+    from cdkit.index.changes import add as addition
 
     with monkeypatch.context() as patched:
         patched.setattr(addition, "rewrite_index", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))

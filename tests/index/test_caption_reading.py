@@ -15,15 +15,13 @@ import pytest
 import torch
 
 from cdkit.cli.app import execute_command
-from cdkit.datasets import read_parts
-from cdkit.pictures.content import FileContent
-from cdkit.pictures.picture import Picture
-from cdkit.retrieval.candidates import CandidateSettings
-from cdkit.retrieval.image_similarity import ClipScorer, load_scorer
-from cdkit.retrieval.local_candidates import local_candidates
-from cdkit.retrieval.spread import farthest_first
-from cdkit.storage import read_json, write_json
-from cdkit.text import caption_id, clean_caption
+from cdkit.core.shards import read_parts
+from cdkit.core.storage import read_json, write_json
+from cdkit.core.text import caption_id, clean_caption
+from cdkit.pictures.content import FileContent, Picture
+from cdkit.retrieval.candidates import CandidateSettings, farthest_first
+from cdkit.retrieval.curate import ClipScorer, load_scorer
+from cdkit.retrieval.images import local_candidates
 from tests.encoders.conftest import UNCLEAN
 from tests.support import tiny_models
 from tests.support.photo_pool import picture

@@ -9,16 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cdkit.errors import ConfigError, OutputError
-from cdkit.index.compaction import compact
-from cdkit.index.opening import open_index
-from cdkit.index.records import iterate_captions, iterate_image_rows
-from cdkit.index.removal import read_lines, remove
+from cdkit.core.errors import ConfigError, OutputError
+from cdkit.core.manifest import read_manifest
+from cdkit.core.storage import Folder
+from cdkit.core.text import caption_id
+from cdkit.index.caption_index import open_index
+from cdkit.index.changes.compact import compact
+from cdkit.index.changes.remove import read_lines, remove
+from cdkit.index.records import iterate_captions, iterate_image_rows, read_tombstones
 from cdkit.index.search import search
-from cdkit.index.tombstones import read_tombstones
-from cdkit.manifest import read_manifest
-from cdkit.storage import Folder
-from cdkit.text import caption_id
 from tests.support.hashing_encoder import HashingEncoder
 
 
@@ -133,7 +132,7 @@ def test_a_change_killed_at_any_step_happened_or_did_not(
         replace(source, target)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patched:
-        patched.setattr("cdkit.index.change.os.replace", killed)
+        patched.setattr("cdkit.index.changes.transaction.os.replace", killed)
         with pytest.raises(KeyboardInterrupt):
             compact(folder)
     query = captions[10]

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from cdkit.datasets import finished_facts, part_name
-from cdkit.errors import InputError
+from cdkit.core.errors import InputError
+from cdkit.core.shards import finished_facts, part_name
 from cdkit.index import embedding_files
 from cdkit.index.embedding_files import StoredEmbeddings, embedding_shard
 from cdkit.index.records import KeyedTable, embedding_matrix

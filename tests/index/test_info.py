@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from cdkit.cli.app import execute_command
+from cdkit.core.protocols import Context
+from cdkit.core.storage import Folder
 from cdkit.engines.local import LocalEngine
-from cdkit.index.build import IndexSettings, index_embeddings
-from cdkit.index.opening import open_index
+from cdkit.index.caption_index import open_index
+from cdkit.index.layout import IndexSettings
 from cdkit.index.recall import Recall, recall_warnings
 from cdkit.index.records import iterate_captions, iterate_image_rows
-from cdkit.protocols import Context
-from cdkit.storage import Folder
+from cdkit.index.stage import index_embeddings
 from tests.support.hashing_encoder import HashingEncoder
 from tests.support.small_index import grammar_captions, make_index
 
@@ -31,7 +32,7 @@ class Notes:
         self.said.append(message)
 
     def task(self, label: str, total: float | None, *, unit: str = "") -> Any:
-        from cdkit.protocols import SilentProgress
+        from cdkit.core.protocols import SilentProgress
 
         return SilentProgress().task(label, total, unit=unit)
 

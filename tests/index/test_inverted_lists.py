@@ -8,8 +8,7 @@ import faiss
 import numpy as np
 import pytest
 
-from cdkit.errors import InputError
-from cdkit.index.estimates import TRIAL_LISTS, _trial_index
+from cdkit.core.errors import InputError
 from cdkit.index.faiss_index import encode, id_selector, open_faiss, principal_directions
 from cdkit.index.inverted_lists import (
     CodeShard,
@@ -19,6 +18,7 @@ from cdkit.index.inverted_lists import (
     write_code_shard,
     write_inverted_index,
 )
+from cdkit.index.plan import TRIAL_LISTS, _trial_index
 
 DIMENSION = 16
 NOTHING = np.empty(0, dtype=np.int64)

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdkit.errors import ConfigError
-from cdkit.index.estimates import plan_index
-from cdkit.index.plan import choose_layout
+from cdkit.core.errors import ConfigError
+from cdkit.index.layout import choose_layout
+from cdkit.index.plan import plan_index
 
 
 def test_small_indexes_are_exact_and_large_ones_compressed() -> None:

@@ -7,12 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from cdkit.datasets import part_name, write_shard
+from cdkit.core.shards import part_name, write_shard
 from cdkit.index import brute_force as truth_module
-from cdkit.index.brute_force import Queries, brute_force
+from cdkit.index.brute_force import TRAINING, Queries, brute_force, sampled
 from cdkit.index.faiss_index import OpenIndex
 from cdkit.index.recall import measure
-from cdkit.index.sampling import TRAINING, sampled
 
 DIMENSION, COUNT = 16, 900
 

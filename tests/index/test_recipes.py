@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from cdkit.config import parse_config
-from cdkit.errors import ConfigError
-from cdkit.index.build import IndexConfig
-from cdkit.index.recipes import read_recipe
+from cdkit.core.config import parse_config
+from cdkit.core.errors import ConfigError
+from cdkit.index.config import IndexConfig
+from cdkit.index.plan import read_recipe
 
 RECIPES = sorted((Path(__file__).parents[2] / "indexes").glob("*.yaml"))
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cdkit.errors import ConfigError, InputError
-from cdkit.index.opening import open_index
+from cdkit.core.errors import ConfigError, InputError
+from cdkit.core.manifest import read_manifest
+from cdkit.core.storage import read_json, write_json
+from cdkit.core.text import caption_id
+from cdkit.index.caption_index import open_index
 from cdkit.index.search import search
-from cdkit.manifest import read_manifest
-from cdkit.storage import read_json, write_json
-from cdkit.text import caption_id
 from tests.support.hashing_encoder import HashingEncoder
 
 QUERIES = ["a small red dog near the beach", "a blue cat at night", "striped ring near the old house", "nothing alike"]

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from cdkit.weights.text_features import encode_ids, text_towers, token_ids
+from cdkit.deltas.text_features import encode_ids, text_towers, token_ids
 from tests.support.small_index import grammar_captions
 from tests.support.tiny_pipeline import tiny_pipeline
 from tests.support.tiny_xl_pipeline import tiny_xl_pipeline
@@ -37,7 +37,7 @@ def captions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def loaded(folder: Path) -> Any:
-    from cdkit.weights.base_model import load_base_model
+    from cdkit.deltas.base_model import load_base_model
 
     return load_base_model(str(folder), device=torch.device("cpu"))
 

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from cdkit.config import parse_config
-from cdkit.errors import ConfigError
+from cdkit.core.config import parse_config
+from cdkit.core.errors import ConfigError
+from cdkit.deltas.base_model import load_base_model
+from cdkit.deltas.delta import DELTA_NAME, Delta, LowRank, matrix, save_delta
+from cdkit.execute import Result, execute
 from cdkit.merging.change_size import ChangeSize, change_size, check_size
-from cdkit.merging.merge import MergeConfig
-from cdkit.stages import Result, execute
-from cdkit.weights.base_model import load_base_model
-from cdkit.weights.delta import DELTA_NAME, Delta, LowRank, matrix, save_delta
+from cdkit.merging.config import MergeConfig
 from tests.merging.test_merge import Notes
 from tests.support.made_deltas import made_delta
 from tests.support.small_index import grammar_captions

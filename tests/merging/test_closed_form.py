@@ -7,15 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cdkit.errors import InputError
-from cdkit.merging.closed_form import (
-    averaged,
-    collapse,
-    condition_number,
-    factorise,
-    residual,
-    solve,
-)
+from cdkit.core.errors import InputError
+from cdkit.merging.closed_form import averaged, collapse, condition_number, factorise, residual, solve
 
 seeds = st.integers(0, 10**6)
 DIMENSIONS, OUTPUTS, CONSTRAINTS = 24, 10, 6

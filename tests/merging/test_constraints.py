@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from cdkit.errors import ConfigError
+from cdkit.core.errors import ConfigError
+from cdkit.deltas.apply import apply_deltas
+from cdkit.deltas.delta import Delta
+from cdkit.deltas.text_features import text_towers
 from cdkit.merging.constraints import Constraints, concept_constraints
-from cdkit.weights.apply import apply_deltas
-from cdkit.weights.delta import Delta
-from cdkit.weights.text_features import text_towers
 from tests.merging.conftest import hidden_features, loaded
 from tests.support.made_deltas import made_delta
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from cdkit.merging.features import caption_rows
-from cdkit.weights.text_features import text_towers
+from cdkit.deltas.text_features import text_towers
+from cdkit.merging.constraints import caption_rows
 from tests.merging.conftest import hidden_features, loaded
 
 CAPTIONS = ["photo of a cat", "dog", "a photo " * 60, "cat of dog"]

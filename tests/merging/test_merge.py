@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from cdkit.cli.app import execute_command
-from cdkit.config import parse_config
-from cdkit.errors import ConfigError, InputError
-from cdkit.merging.merge import MergeConfig
-from cdkit.protocols import SilentProgress
-from cdkit.stages import Result, execute
-from cdkit.weights.apply import apply_deltas
-from cdkit.weights.delta import DELTA_NAME, Delta, LowRank, load_delta, matrix, save_delta
+from cdkit.core.config import parse_config
+from cdkit.core.errors import ConfigError, InputError
+from cdkit.core.protocols import SilentProgress
+from cdkit.deltas.apply import apply_deltas
+from cdkit.deltas.delta import DELTA_NAME, Delta, LowRank, load_delta, matrix, save_delta
+from cdkit.execute import Result, execute
+from cdkit.merging.config import MergeConfig
 from tests.merging.conftest import loaded
 from tests.support.made_deltas import made_delta
 

@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cdkit.errors import ConfigError
-from cdkit.merging.tokens import rename_tokens, substitution
-from cdkit.weights.delta import Delta, ModifierToken
+from cdkit.core.errors import ConfigError
+from cdkit.deltas.delta import Delta, ModifierToken
+from cdkit.merging.conflicts import rename_tokens
+from cdkit.merging.constraints import substitution
 
 
 def _delta(*texts: str, seed: int = 0) -> Delta:

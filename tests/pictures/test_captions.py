@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cdkit.errors import InputError
+from cdkit.core.errors import InputError
 from cdkit.pictures.reading import PictureFolder, read_pictures
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cdkit.errors import InputError
-from cdkit.pictures.content import FileContent, printable
+from cdkit.core.errors import InputError
+from cdkit.core.formatting import printable
+from cdkit.pictures.content import FileContent
 from cdkit.pictures.folder import list_folder, shown
 from cdkit.pictures.formats import FORMATS, SUFFIXES, is_of_another_kind, picture_format
 from tests.pictures.test_decoding import ramp, saved

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import webdataset  # type: ignore[import-untyped]
 
+from cdkit.core.storage import Folder
 from cdkit.pictures.decoding import decode, open_file
 from cdkit.pictures.formats import picture_format
 from cdkit.pictures.layouts import LAYOUTS, one_line, write_layout
 from cdkit.pictures.reading import read_pictures
 from cdkit.pictures.regularization_set import SetRow
-from cdkit.storage import Folder
 from tests.support.photo_pool import picture
 
 CAPTIONS = ["a dog", "two\nlines", "form\x0cfeed, next\x85line and para\u2029graph", "чёрный кот", "tab\tand  spaces"]

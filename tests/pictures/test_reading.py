@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cdkit.core.errors import ConfigError, InputError
+from cdkit.core.manifest import STARTED_NAME, Manifest
 from cdkit.embedded import concept_photos
-from cdkit.errors import ConfigError, InputError
-from cdkit.manifest import STARTED_NAME, Manifest
 from cdkit.pictures.reading import read_pictures
 from tests.pictures.test_regularization_set import make_set
 from tests.support.photo_pool import picture

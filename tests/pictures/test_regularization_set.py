@@ -8,17 +8,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from cdkit.datasets import parts
-from cdkit.errors import InputError
-from cdkit.manifest import Manifest
+from cdkit.core.errors import InputError
+from cdkit.core.manifest import Manifest
+from cdkit.core.shards import parts
+from cdkit.core.storage import Folder
 from cdkit.pictures import regularization_set
-from cdkit.pictures.regularization_set import (
-    SetRow,
-    iterate_regularization_set,
-    read_regularization_set,
-    write_images,
-)
-from cdkit.storage import Folder
+from cdkit.pictures.regularization_set import SetRow, iterate_regularization_set, read_regularization_set, write_images
 from tests.support.photo_pool import picture
 
 

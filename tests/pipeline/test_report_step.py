@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from cdkit.core.protocols import SilentProgress
 from cdkit.inputs import resolve_inputs
 from cdkit.pipeline.plan import plan
 from cdkit.pipeline.runner import RunResult, run
 from cdkit.pipeline.spec import Pipeline, load
-from cdkit.protocols import SilentProgress
 
 pytestmark = pytest.mark.usefixtures("adding")
 

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from cdkit.errors import ConfigError, InputError, OutputError, PartialError
+from cdkit.core.errors import ConfigError, InputError, OutputError, PartialError
+from cdkit.core.protocols import SilentProgress
+from cdkit.core.storage import read_json
 from cdkit.pipeline.plan import plan
 from cdkit.pipeline.runner import RunResult, forced_steps, run
 from cdkit.pipeline.spec import Pipeline, load
-from cdkit.protocols import SilentProgress
-from cdkit.storage import read_json
 
 pytestmark = pytest.mark.usefixtures("adding")
 

@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from cdkit import embedded
+from cdkit.core.errors import InputError
 from cdkit.embedded.pool import write_pool
-from cdkit.errors import InputError
 from cdkit.pipeline import spec
 from cdkit.pipeline.plan import plan
 

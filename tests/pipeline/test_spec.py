@@ -8,9 +8,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cdkit.errors import CdkitError, ConfigError, InputError
+from cdkit.core.errors import CdkitError, ConfigError, InputError
 from cdkit.pipeline import spec
-from tests.test_config import JSON
+from tests.core.test_config import JSON
 
 pytestmark = pytest.mark.usefixtures("adding")
 

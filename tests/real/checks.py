@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from cdkit.datasets import parts
+from cdkit.core.shards import parts
+from cdkit.core.text import clean_caption
+from cdkit.deltas.formats.lora import DIFFUSERS_LORA_NAME
 from cdkit.pictures.hashing import perceptual_hash
 from cdkit.pictures.regularization_set import read_regularization_set
-from cdkit.text import clean_caption
-from cdkit.weights.exporters.lora import DIFFUSERS_LORA_NAME
 from tests.real.real_web import RealWeb
 
 # Stored images are encoded again, which moves a bit or two; the concept's own photos are further away than that.

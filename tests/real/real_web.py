@@ -69,7 +69,7 @@ class RealWeb:
 
 def pairs_of(pool: Path) -> set[tuple[str, str]]:
     """(link, caption as it is cleaned) of every row of a pool."""
-    from cdkit.text import clean_caption
+    from cdkit.core.text import clean_caption
 
     found = set()
     for file in [pool] if pool.is_file() else sorted(pool.glob("*.parquet")):

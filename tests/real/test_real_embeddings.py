@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from cdkit.core.text import clean_caption
 from cdkit.encoders import load_text_encoder
-from cdkit.text import clean_caption
 from tests.support import material, tiny_models
 
 pytestmark = pytest.mark.real

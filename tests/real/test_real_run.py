@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from cdkit.json_text import json_text
+from cdkit.core.formatting import json_text
 from tests.cli.running import ran
 from tests.real.checks import (
     check_delta,

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from cdkit.core.protocols import Context, SilentProgress
 from cdkit.engines.local import LocalEngine
-from cdkit.protocols import Context, SilentProgress
 from cdkit.retrieval.candidates import Candidate
 from tests.support.hostile_server import HostileServer
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdkit.datasets import schema
-from cdkit.errors import ConfigError, InputError
-from cdkit.index.opening import CaptionIndex, open_index
+from cdkit.core.errors import ConfigError, InputError
+from cdkit.core.shards import schema
+from cdkit.index.caption_index import CaptionIndex, open_index
 from cdkit.index.search import Match
 from cdkit.retrieval.candidates import (
     Candidate,
@@ -21,6 +21,7 @@ from cdkit.retrieval.candidates import (
     CandidateSettings,
     Filters,
     best_matches,
+    farthest_first,
     find_candidates,
     join_rows,
     ranked,
@@ -28,7 +29,6 @@ from cdkit.retrieval.candidates import (
     require_urls,
     write_candidates,
 )
-from cdkit.retrieval.spread import farthest_first
 from tests.support.hashing_encoder import HashingEncoder
 from tests.support.small_index import grammar_captions, make_index
 

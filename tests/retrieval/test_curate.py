@@ -10,15 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cdkit.fetching.outcomes import FailedFetch, FetchedImage
 from cdkit.pictures.content import Content, FileContent
-from cdkit.retrieval.acceptance import Limits, Standing, stand
+from cdkit.retrieval.accept import Limits, MadeImage, Standing, select, stand, top_up
 from cdkit.retrieval.candidates import Candidate
-from cdkit.retrieval.content import FailedFetch, FetchedImage
 from cdkit.retrieval.curate import JOURNAL_NAME, CurationRules, Curator
-from cdkit.retrieval.fill import MadeImage, top_up
-from cdkit.retrieval.inspection import Inspection, InspectionRules
-from cdkit.retrieval.inspectors import Inspectors
-from cdkit.retrieval.selection import select
+from cdkit.retrieval.inspect import Inspection, InspectionRules, Inspectors
 from tests.support.photo_pool import picture
 
 

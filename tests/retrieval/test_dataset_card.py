@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from markdown_it import MarkdownIt
 
-from cdkit.retrieval.dataset_card import write_card
-from cdkit.retrieval.funnel import Funnel
+from cdkit.retrieval.funnel import Funnel, write_card
 
 
 @pytest.mark.parametrize(

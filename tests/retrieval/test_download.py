@@ -10,19 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from cdkit.core.errors import CdkitError, ConfigError, NetworkError, OutputError, ResourceError
+from cdkit.core.protocols import Context
+from cdkit.core.storage import Folder
 from cdkit.engines.local import LocalEngine
-from cdkit.errors import CdkitError, ConfigError, NetworkError, OutputError, ResourceError
-from cdkit.protocols import Context
-from cdkit.retrieval import wave_run
-from cdkit.retrieval.acceptance import AcceptAll, Limits
-from cdkit.retrieval.blocklist import Blocklist
+from cdkit.fetching import batches as wave_run
+from cdkit.fetching.blocklist import Blocklist
+from cdkit.fetching.job import FetchSettings, Job
+from cdkit.fetching.outcomes import FetchedImage, read_wave, split
+from cdkit.retrieval.accept import AcceptAll, Downloaded, Limits
 from cdkit.retrieval.candidates import Candidate
-from cdkit.retrieval.content import FetchedImage
-from cdkit.retrieval.download import Downloaded, download
-from cdkit.retrieval.elsewhere import split
-from cdkit.retrieval.fetch_job import FetchSettings, Job
-from cdkit.retrieval.wave_outcomes import read_wave
-from cdkit.storage import Folder
+from cdkit.retrieval.download import download
 from tests.retrieval.conftest import NotingProgress, candidates_of
 
 

@@ -13,11 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cdkit.errors import ConfigError, InputError
+from cdkit.core.errors import ConfigError, InputError
+from cdkit.core.text import caption_id
 from cdkit.retrieval.candidates import Candidate
-from cdkit.retrieval.images import StoredImages, match_candidates, read_images
-from cdkit.retrieval.local_candidates import local_candidates
-from cdkit.text import caption_id
+from cdkit.retrieval.images import StoredImages, local_candidates, match_candidates, read_images
 from tests.support.hashing_encoder import HashingEncoder
 
 # Completion order, as img2dataset writes it; the third URL failed.

@@ -14,12 +14,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cdkit.errors import InputError, OutputError
+from cdkit.core.errors import InputError, OutputError
+from cdkit.fetching.blocklist import Blocklist
 from cdkit.pictures.content import Content
 from cdkit.pictures.hashing import perceptual_hash
-from cdkit.retrieval.blocklist import Blocklist
-from cdkit.retrieval.inspection import Inspection, InspectionRules
-from cdkit.retrieval.inspectors import InspectionLimits, Inspectors
+from cdkit.retrieval.inspect import Inspection, InspectionLimits, InspectionRules, Inspectors
 from tests.pictures.test_decoding import png_header, saved
 from tests.support.photo_pool import picture
 

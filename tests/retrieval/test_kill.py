@@ -10,12 +10,12 @@ import sys
 import time
 from pathlib import Path
 
-from cdkit.protocols import Context
-from cdkit.retrieval.acceptance import Limits
+from cdkit.core.protocols import Context
+from cdkit.core.storage import Folder
+from cdkit.fetching.job import FetchSettings
+from cdkit.fetching.outcomes import read_wave
+from cdkit.retrieval.accept import Limits
 from cdkit.retrieval.download import download
-from cdkit.retrieval.fetch_job import FetchSettings
-from cdkit.retrieval.wave_outcomes import read_wave
-from cdkit.storage import Folder
 from tests.retrieval.conftest import candidates_of
 from tests.support.hashing_encoder import HashingEncoder
 from tests.support.hostile_server import HostileServer, picture
@@ -27,11 +27,11 @@ RUN = """
 import sys
 from pathlib import Path
 from cdkit.engines.local import LocalEngine
-from cdkit.protocols import Context
-from cdkit.retrieval.acceptance import Limits
+from cdkit.core.protocols import Context
+from cdkit.retrieval.accept import Limits
 from cdkit.retrieval.download import download
-from cdkit.retrieval.fetch_job import FetchSettings
-from cdkit.storage import Folder
+from cdkit.fetching.job import FetchSettings
+from cdkit.core.storage import Folder
 from tests.retrieval.conftest import candidates_of
 place, folder, count = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 urls = [f"http://{place}/slow/{number}" for number in range(count)]

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from cdkit.protocols import Context
-from cdkit.retrieval.acceptance import Limits
+from cdkit.core.protocols import Context
+from cdkit.core.storage import Folder
+from cdkit.fetching.job import FetchSettings
+from cdkit.retrieval.accept import Limits
 from cdkit.retrieval.download import download
-from cdkit.retrieval.fetch_job import FetchSettings
-from cdkit.storage import Folder
 from tests.retrieval.conftest import candidates_of
 from tests.support.hostile_server import Canary, HostileServer, picture
 

@@ -17,10 +17,10 @@ from PIL import Image
 
 from cdkit import encoders
 from cdkit.cli.app import execute_command
-from cdkit.datasets import parts
+from cdkit.core.errors import InputError
+from cdkit.core.shards import parts
 from cdkit.embedded.pool import DEFAULT_HOST, pool_rows
-from cdkit.errors import InputError
-from cdkit.index.removal import remove
+from cdkit.index.changes.remove import remove
 from cdkit.pictures.hashing import NEAR, perceptual_hash
 from cdkit.pictures.regularization_set import read_regularization_set
 from cdkit.training.photos import regularization_pictures

@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cdkit.config import parse_config
-from cdkit.errors import ConfigError, InputError
+from cdkit.core.config import parse_config
+from cdkit.core.errors import ConfigError, InputError
+from cdkit.core.protocols import SilentProgress
+from cdkit.deltas.config import ExportConfig
 from cdkit.evaluation.samples import read_sample_set
-from cdkit.protocols import SilentProgress
-from cdkit.sampling.sample import SampleConfig, read_samples
+from cdkit.execute import execute
+from cdkit.sampling.config import SampleConfig
+from cdkit.sampling.drawing import read_samples
 from cdkit.sampling.schedulers import SCHEDULERS, make_scheduler
-from cdkit.stages import execute
-from cdkit.weights.export import ExportConfig
 from tests.support.tiny_pipeline import tiny_pipeline
 
 
@@ -110,7 +111,7 @@ def test_a_file_of_prompts_and_a_prompt_beyond_the_context(base: str, out: Path,
     notes: list[str] = []
 
     class Notes:
-        from cdkit.protocols import SilentProgress
+        from cdkit.core.protocols import SilentProgress
 
         task = SilentProgress.task
 
@@ -170,8 +171,8 @@ def _save_delta(base: str, folder: Path, token: str, seed: int = 0) -> str:
     """A delta that changes every cross-attention key and value a little, and brings one token."""
     import torch
 
-    from cdkit.weights.base_model import base_hash, cross_attention_names, load_base_model
-    from cdkit.weights.delta import DELTA_NAME, Delta, ModifierToken, save_delta
+    from cdkit.deltas.base_model import base_hash, cross_attention_names, load_base_model
+    from cdkit.deltas.delta import DELTA_NAME, Delta, ModifierToken, save_delta
 
     pipeline = load_base_model(base, device=torch.device("cpu"))
     random = torch.Generator().manual_seed(seed)
@@ -214,7 +215,7 @@ def test_two_deltas_with_one_token_are_refused(base: str, tmp_path: Path) -> Non
 
 
 def test_words_that_no_delta_brings_are_named() -> None:
-    from cdkit.sampling.prompts import unknown_tokens
+    from cdkit.sampling.drawing import unknown_tokens
 
     assert unknown_tokens(["a <new1> cat and <new2>", "<new2> 3 < 4 > 2"], ["<new1>"]) == ["<new2>"]
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from cdkit.config import ParallelConfig, setting
-from cdkit.datasets import Dataset, finished_facts, part_name, write_shard
-from cdkit.errors import InputError
-from cdkit.inputs import Input
-from cdkit.manifest import Counts
-from cdkit.protocols import Context
+from cdkit.core.config import ParallelConfig, setting
+from cdkit.core.errors import InputError
+from cdkit.core.fingerprints import Input
+from cdkit.core.manifest import Counts
+from cdkit.core.protocols import Context
+from cdkit.core.shards import Dataset, finished_facts, part_name, write_shard
+from cdkit.core.storage import Folder
 from cdkit.stages import Stage
-from cdkit.storage import Folder
 
 
 class AddingConfig(ParallelConfig):

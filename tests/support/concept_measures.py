@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cdkit.config import parse_config
+from cdkit.core.config import parse_config
 from cdkit.encoders.image_towers import load_image_encoder
-from cdkit.sampling.sample import read_samples
-from cdkit.stages import STAGES, Result, execute
+from cdkit.execute import Result, execute
+from cdkit.sampling.drawing import read_samples
+from cdkit.stages import STAGES
 from tests.support.attribute_probe import concept_fires
 
 

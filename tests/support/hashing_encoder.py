@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from cdkit.text import clean_caption
+from cdkit.core.text import clean_caption
 
 
 class HashingEncoder:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from cdkit.weights.base_model import base_hash, cross_attention_names
-from cdkit.weights.delta import Delta, ModifierToken
-from cdkit.weights.text_features import text_towers
+from cdkit.deltas.base_model import base_hash, cross_attention_names
+from cdkit.deltas.delta import Delta, ModifierToken
+from cdkit.deltas.text_features import text_towers
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

@@ -12,14 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from cdkit.datasets import part_name, parts, schema, write_shard
+from cdkit.core.manifest import Manifest
+from cdkit.core.protocols import Context, TextEncoder
+from cdkit.core.shards import part_name, parts, schema, write_shard
+from cdkit.core.storage import Folder
+from cdkit.core.text import caption_id, clean_caption
 from cdkit.engines.local import LocalEngine
-from cdkit.index.build import IndexSettings, index_embeddings
-from cdkit.index.text_embeddings import describe_encoder
-from cdkit.manifest import Manifest
-from cdkit.protocols import Context, TextEncoder
-from cdkit.storage import Folder
-from cdkit.text import caption_id, clean_caption
+from cdkit.index.embedding import describe_encoder
+from cdkit.index.layout import IndexSettings
+from cdkit.index.stage import index_embeddings
 from tests.support import material
 from tests.support.hostile_server import HostileServer
 from tests.support.small_index import write_embedded

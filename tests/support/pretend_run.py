@@ -10,10 +10,11 @@ import random
 from pathlib import Path
 from typing import Any
 
-from cdkit.config import StageConfig, parse_config
-from cdkit.datasets import write_shard
-from cdkit.manifest import Manifest
-from cdkit.stages import STAGES, execute
+from cdkit.core.config import StageConfig, parse_config
+from cdkit.core.manifest import Manifest
+from cdkit.core.shards import write_shard
+from cdkit.execute import execute
+from cdkit.stages import STAGES
 
 TRICKY = '<script>alert("x")</script> a star & a | pipe `code` [link](http://evil.example/)'
 RUN = {"started": "2026-01-02T03:04:05+00:00", "ended": "2026-01-02T03:05:05+00:00", "seconds": 60.0}
@@ -91,9 +92,9 @@ def write_trained(folder: Path, *, steps: int = 120, finished: bool = True) -> P
     """A training step with a small real delta on the embedded model: some keys and values moved, one new token."""
     import torch
 
+    from cdkit.deltas.base_model import base_hash, cross_attention_names
+    from cdkit.deltas.delta import Delta, ModifierToken, save_delta
     from cdkit.embedded import load_pipeline
-    from cdkit.weights.base_model import base_hash, cross_attention_names
-    from cdkit.weights.delta import Delta, ModifierToken, save_delta
 
     folder.mkdir(parents=True, exist_ok=True)
     noise = random.Random(0)

@@ -7,15 +7,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from cdkit.datasets import part_name, schema, write_shard
+from cdkit.core.manifest import Counts, Manifest
+from cdkit.core.protocols import Context, TextEncoder
+from cdkit.core.shards import part_name, schema, write_shard
+from cdkit.core.storage import Folder
+from cdkit.core.text import caption_id, clean_caption
 from cdkit.engines.local import LocalEngine
-from cdkit.index.build import IndexSettings, index_embeddings
+from cdkit.index.embedding import describe_encoder
 from cdkit.index.embedding_files import embedding_shard
-from cdkit.index.text_embeddings import describe_encoder
-from cdkit.manifest import Counts, Manifest
-from cdkit.protocols import Context, TextEncoder
-from cdkit.storage import Folder
-from cdkit.text import caption_id, clean_caption
+from cdkit.index.layout import IndexSettings
+from cdkit.index.stage import index_embeddings
 
 SUBJECTS = ["dog", "cat", "horse", "star", "ring", "vase", "boat", "tree", "house", "bird"]
 COLOURS = ["red", "green", "blue", "yellow", "black", "white", "pink", "brown", "grey", "orange"]

@@ -115,7 +115,7 @@ def siglip_folder(folder: Path, *, seed: int = 0) -> Path:
 
 def clip_tokenizer() -> Any:
     """The transformers CLIPTokenizer with the vocabulary that ships with open_clip."""
-    from cdkit.embedded.tokens import load_tokenizer
+    from cdkit.embedded.tokenizer import load_tokenizer
 
     return load_tokenizer()
 
@@ -124,7 +124,7 @@ def letter_tokenizer() -> Any:
     """A CLIPTokenizer of single bytes: every letter of a word is a token."""
     from transformers import CLIPTokenizer
 
-    from cdkit.embedded.tokens import END_TOKEN, START_TOKEN, byte_letters
+    from cdkit.embedded.tokenizer import END_TOKEN, START_TOKEN, byte_letters
 
     letters = byte_letters()
     entries = [*letters, *(f"{letter}</w>" for letter in letters), START_TOKEN, END_TOKEN]

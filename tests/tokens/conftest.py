@@ -10,9 +10,9 @@ import pyarrow as pa
 import pytest
 from transformers import CLIPTokenizer
 
-from cdkit.datasets import part_name, schema, write_shard
-from cdkit.embedded.tokens import END_TOKEN, START_TOKEN, load_tokenizer, vocabulary
-from cdkit.text import caption_id, clean_caption
+from cdkit.core.shards import part_name, schema, write_shard
+from cdkit.core.text import caption_id, clean_caption
+from cdkit.embedded.tokenizer import END_TOKEN, START_TOKEN, load_tokenizer, vocabulary
 from cdkit.tokens.vocabulary import Tower, tower_of
 
 IndexMaker = Callable[..., Path]

@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
-from cdkit.text import clean_captions
+from cdkit.core.text import clean_captions
 from cdkit.tokens.count import count_tokens, count_words
-from cdkit.tokens.towers import load_towers
-from cdkit.tokens.vocabulary import Tower, tower_of
+from cdkit.tokens.vocabulary import Tower, load_towers, tower_of
 from tests.support import material
 from tests.tokens.conftest import write_classic_tokenizer
 

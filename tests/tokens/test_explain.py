@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cdkit.errors import InputError
-from cdkit.tokens.counts_table import TokenCounts, write_counts
+from cdkit.core.errors import InputError
+from cdkit.tokens.count import TokenCounts, write_counts
 from cdkit.tokens.explain import explain_word, explain_words
 from cdkit.tokens.vocabulary import Tower
 

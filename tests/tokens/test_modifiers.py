@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import CLIPTokenizer
 
-from cdkit.errors import ConfigError, InputError
+from cdkit.core.errors import ConfigError, InputError
 from cdkit.tokens.modifiers import Neighbour, Pick, choose_initializers, read_picks, resolve_initializer
 
 

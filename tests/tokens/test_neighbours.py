@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from cdkit.errors import InputError
+from cdkit.core.errors import InputError
+from cdkit.tokens.explain import add_neighbours, embedding_table
 from cdkit.tokens.modifiers import Pick
-from cdkit.tokens.neighbours import add_neighbours, embedding_table
 from cdkit.tokens.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(("a", "b", "c", "d", "<end>"), specials=frozenset({4}))

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cdkit.errors import InputError
-from cdkit.tokens.count import count_tokens, count_words
-from cdkit.tokens.counts_table import TokenCounts
+from cdkit.core.errors import InputError
+from cdkit.tokens.count import TokenCounts, count_tokens, count_words
 from cdkit.tokens.rare import RareRule, find_rare
 from cdkit.tokens.vocabulary import Tower, Vocabulary
 

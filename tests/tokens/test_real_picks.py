@@ -12,15 +12,16 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import CLIPTokenizer
 
-from cdkit.config import parse_config
+from cdkit.core.config import parse_config
+from cdkit.core.protocols import Context
+from cdkit.core.storage import Folder
+from cdkit.core.text import clean_caption
 from cdkit.engines import create_engine
 from cdkit.inputs import resolve_inputs
-from cdkit.protocols import Context
-from cdkit.storage import Folder
-from cdkit.text import clean_caption
+from cdkit.tokens.config import RareTokensConfig
 from cdkit.tokens.modifiers import Pick, read_picks
-from cdkit.tokens.pick import RareTokensConfig, pick_tokens
 from cdkit.tokens.sample import sample_rows
+from cdkit.tokens.stage import pick_tokens
 from tests.support import material
 from tests.tokens.conftest import write_index
 

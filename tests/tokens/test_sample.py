@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cdkit.core.errors import InputError
+from cdkit.core.protocols import Context
+from cdkit.core.text import caption_id
 from cdkit.engines import create_engine
-from cdkit.errors import InputError
-from cdkit.protocols import Context
-from cdkit.text import caption_id
 from cdkit.tokens import sample as module
 from cdkit.tokens.sample import SampledCaptions, captions_folder, sample_rows
 from tests.tokens.conftest import IndexMaker, write_index

@@ -11,21 +11,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cdkit.config import parse_config
-from cdkit.datasets import Dataset, schema
+from cdkit.core.config import parse_config
+from cdkit.core.errors import ConfigError, InputError
+from cdkit.core.manifest import MANIFEST_NAME, STARTED_NAME
+from cdkit.core.protocols import Context
+from cdkit.core.shards import Dataset, schema
+from cdkit.core.storage import Folder
 from cdkit.engines import create_engine
-from cdkit.errors import ConfigError, InputError
+from cdkit.execute import execute
 from cdkit.inputs import resolve_inputs
-from cdkit.manifest import MANIFEST_NAME, STARTED_NAME
-from cdkit.protocols import Context
-from cdkit.stages import execute
-from cdkit.storage import Folder
-from cdkit.tokens import caption_counts
-from cdkit.tokens.caption_counts import TokenCountsConfig, count_caption_tokens
-from cdkit.tokens.count import count_tokens
-from cdkit.tokens.counts_table import read_counts
+from cdkit.tokens import stage as caption_counts
+from cdkit.tokens.config import RareTokensConfig, TokenCountsConfig
+from cdkit.tokens.count import count_tokens, read_counts
 from cdkit.tokens.modifiers import read_picks
-from cdkit.tokens.pick import RareTokensConfig, pick_tokens
+from cdkit.tokens.stage import count_caption_tokens, pick_tokens
 from cdkit.tokens.vocabulary import Tower
 from tests.tokens.conftest import IndexMaker, write_classic_tokenizer
 

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CLIPTokenizer
 
-from cdkit.errors import InputError, NetworkError
-from cdkit.tokens.towers import load_towers
-from cdkit.tokens.vocabulary import Tower, Vocabulary, tower_of
+from cdkit.core.errors import InputError, NetworkError
+from cdkit.tokens.vocabulary import Tower, Vocabulary, load_towers, tower_of
 from tests.tokens.conftest import write_classic_tokenizer
 
 

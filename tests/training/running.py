@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from cdkit.config import parse_config
-from cdkit.protocols import SilentProgress
-from cdkit.stages import Result, execute
-from cdkit.training.train import TrainConfig
+from cdkit.core.config import parse_config
+from cdkit.core.protocols import SilentProgress
+from cdkit.execute import Result, execute
+from cdkit.training.config import TrainConfig
 
 # Vocabulary entries of the tiny tokenizer.
 INITIALIZERS = ("cat", "dog", "of", "photo", "x")
@@ -109,7 +109,7 @@ def assert_same_training(one: Path, other: Path, base: str) -> None:
     Not element by element: Adam divides a gradient by its own size, so that of one that is almost zero only the
     rounding is left.
     """
-    from cdkit.weights.base_model import load_base_model
+    from cdkit.deltas.base_model import load_base_model
 
     weights = dict(load_base_model(base, device=torch.device("cpu")).unet.named_parameters())
     first, second = delta_tensors(one), delta_tensors(other)

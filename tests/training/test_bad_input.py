@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from cdkit.errors import CdkitError, ConfigError, InputError
-from cdkit.stages import execute
-from cdkit.training import train
+from cdkit.core.errors import CdkitError, ConfigError, InputError
+from cdkit.execute import execute
+from cdkit.training import stage as train
 from tests.support.tiny_pipeline import tiny_pipeline
 from tests.training.conftest import write_photos
 from tests.training.running import Material, Notes, run

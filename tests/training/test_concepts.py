@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from cdkit.errors import ConfigError, InputError
+from cdkit.core.errors import ConfigError, InputError
+from cdkit.deltas.methods import METHODS
 from cdkit.tokens.modifiers import Pick
 from cdkit.training.concepts import Concept, describe_concepts, initializer_name
-from cdkit.weights.select import METHODS
 
 
 def _described(method: str = "custom-diffusion", **values: Any) -> list[Concept]:

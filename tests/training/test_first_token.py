@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from cdkit.training.first_token import detach_first_token
+from cdkit.training.trainables import detach_first_token
 from tests.support.tiny_pipeline import tiny_pipeline
 
 

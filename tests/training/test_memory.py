@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from cdkit.errors import ConfigError
-from cdkit.inputs import EMBEDDED
-from cdkit.protocols import Context
+from cdkit.core.errors import ConfigError
+from cdkit.core.fingerprints import EMBEDDED
+from cdkit.core.protocols import Context
+from cdkit.deltas.base_model import load_base_model
 from cdkit.training import memory
 from cdkit.training.base_facts import facts_of_files
+from cdkit.training.config import TrainConfig
 from cdkit.training.memory import (
     GIB,
     MemoryEstimate,
@@ -28,8 +30,6 @@ from cdkit.training.memory import (
 from cdkit.training.plan import Plan, make_plan
 from cdkit.training.processes import Team, accelerated
 from cdkit.training.setup import set_up
-from cdkit.training.train import TrainConfig
-from cdkit.weights.base_model import load_base_model
 from tests.support.tiny_xl_pipeline import tiny_xl_pipeline
 from tests.training.running import Material, Notes, run
 
@@ -178,7 +178,7 @@ def test_training_stops_before_the_weights_are_loaded(
     material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "device_memory", lambda device: (1000, 1000))
-    monkeypatch.setattr("cdkit.training.train._load", lambda config: pytest.fail("the base model was loaded"))
+    monkeypatch.setattr("cdkit.training.stage._load", lambda config: pytest.fail("the base model was loaded"))
     with pytest.raises(ConfigError, match="optimizer alone"):
         run(material.config(), tmp_path / "out")
 
@@ -209,6 +209,6 @@ def test_a_method_that_does_not_fit_is_found_before_the_weights_are_loaded(
         "up_block_types": ["UpBlock2D", "UpBlock2D"],
     }
     settings.write_text(json.dumps(json.loads(settings.read_text()) | plain))
-    monkeypatch.setattr("cdkit.training.train._load", lambda config: pytest.fail("the base model was loaded"))
+    monkeypatch.setattr("cdkit.training.stage._load", lambda config: pytest.fail("the base model was loaded"))
     with pytest.raises(ConfigError, match="custom-diffusion does not fit this base model"):
         run(material.config(base=str(tmp_path / "plain")), tmp_path / "out")

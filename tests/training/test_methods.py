@@ -11,13 +11,14 @@ import torch
 from safetensors.torch import load_file
 
 from cdkit.cli.app import execute_command
-from cdkit.config import parse_config
-from cdkit.errors import ConfigError
-from cdkit.stages import STAGES, Result, execute
-from cdkit.weights.apply import apply_deltas
-from cdkit.weights.base_model import load_base_model
-from cdkit.weights.delta import load_delta, matrix
-from cdkit.weights.select import METHODS, selected_names
+from cdkit.core.config import parse_config
+from cdkit.core.errors import ConfigError
+from cdkit.deltas.apply import apply_deltas
+from cdkit.deltas.base_model import load_base_model
+from cdkit.deltas.delta import load_delta, matrix
+from cdkit.deltas.methods import METHODS, selected_names
+from cdkit.execute import Result, execute
+from cdkit.stages import STAGES
 from tests.support.made_deltas import unet_output
 from tests.support.tiny_pipeline import tiny_pipeline
 from tests.support.web_ui_reader import read_patches
@@ -122,7 +123,7 @@ def test_real_sdxl_modules_have_their_original_names() -> None:
     from diffusers import UNet2DConditionModel
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
-    from cdkit.weights.exporters.names import module_of, original_module
+    from cdkit.deltas.formats.names import module_of, original_module
     from tests.training.test_memory import XL
 
     with torch.device("meta"):
@@ -205,8 +206,8 @@ def test_a_second_delta_of_another_base(material: Material, sequence: tuple[Path
 
 
 def test_a_word_that_is_not_rare_is_warned_of() -> None:
-    from cdkit.embedded.tokens import load_tokenizer
-    from cdkit.training.rarity import check_rarity
+    from cdkit.embedded.tokenizer import load_tokenizer
+    from cdkit.training.concepts import check_rarity
 
     notes = Notes()
     tokenizer = load_tokenizer()
@@ -241,7 +242,8 @@ def test_dreambooth_without_class_images_says_how_to_get_them(material: Material
 def test_a_dry_run_checks_and_estimates_and_makes_nothing(
     material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from cdkit.training import memory, preview
+    from cdkit.training import dry_run as preview
+    from cdkit.training import memory
 
     monkeypatch.chdir(tmp_path)
     words = ["train", "--base", str(material.root / "base"), "--concept", f"cat={material.root / 'cat'}"]
@@ -267,7 +269,7 @@ def test_a_dry_run_checks_and_estimates_and_makes_nothing(
 def test_a_large_delta_says_how_to_store_less(
     material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cdkit.training.train.LARGE_DELTA", 1000)
+    monkeypatch.setattr("cdkit.training.stage.LARGE_DELTA", 1000)
     notes = Notes()
     run(material.config(), tmp_path / "out", progress=notes)
     assert any(f"cdkit delta compress {tmp_path / 'out'}" in note for note in notes.notes)

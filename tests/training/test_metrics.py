@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cdkit.errors import ConfigError
+from cdkit.core.errors import ConfigError
 from cdkit.training.metrics import Metrics
 
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from cdkit.errors import ConfigError
-from cdkit.training.conditioning import Conditioning
-from cdkit.training.modifier_rows import NewToken, RowsBesideTable, install_tokens, trained_tokens
-from cdkit.weights.apply import apply_deltas
-from cdkit.weights.delta import Delta
-from cdkit.weights.text_features import encode_ids, text_towers, token_ids
+from cdkit.core.errors import ConfigError
+from cdkit.deltas.apply import apply_deltas
+from cdkit.deltas.delta import Delta
+from cdkit.deltas.text_features import encode_ids, text_towers, token_ids
+from cdkit.training.denoising import Conditioning
+from cdkit.training.trainables import NewToken, RowsBesideTable, install_tokens, trained_tokens
 from tests.support.tiny_pipeline import tiny_pipeline
 
 

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from cdkit.training.order import Order, sample_generator
+from cdkit.training.batches import Order, sample_generator
 
 
 def test_concepts_are_sampled_evenly_whatever_their_photo_counts() -> None:

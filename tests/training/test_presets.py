@@ -4,10 +4,9 @@ from typing import Any
 
 import pytest
 
-from cdkit.config import canonical
-from cdkit.training.presets import ANY, PRESETS
-from cdkit.training.train import TrainConfig
-from cdkit.weights.select import METHODS, Recipe
+from cdkit.core.config import canonical
+from cdkit.deltas.methods import METHODS, Recipe
+from cdkit.training.config import ANY, PRESETS, TrainConfig
 
 
 def _config(**values: Any) -> TrainConfig:

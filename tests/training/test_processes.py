@@ -13,7 +13,7 @@ import psutil
 import pytest
 import torch
 
-from cdkit.errors import CdkitError, ConfigError, InputError
+from cdkit.core.errors import CdkitError, ConfigError, InputError
 from cdkit.training.processes import Team, accelerated, average_gradients, started_team, total
 from tests.training.running import Material, assert_same_training, run
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from cdkit.errors import OutputError
-from cdkit.storage import read_json, write_json
+from cdkit.core.errors import OutputError
+from cdkit.core.storage import read_json, write_json
 from tests.training.running import Interrupted, Material, Notes, StopAfter, delta_tensors, losses, run
 
 STEPS = 7
@@ -84,7 +84,7 @@ def test_a_training_goes_on_with_the_threads_it_began_with(
 def test_checkpoints_that_cannot_be_gone_on_from_are_passed_over(
     material: Material, whole: Path, out: Path, damage: str
 ) -> None:
-    from cdkit.weights.tensor_file import read_tensors, write_tensors
+    from cdkit.core.shards import read_tensors, write_tensors
 
     with pytest.raises(Interrupted):
         run(_config(material), out, progress=StopAfter(5))
@@ -129,7 +129,7 @@ def test_killed_at_random_and_resumed_equals_uninterrupted(material: Material, w
         "import sys, json, torch; torch.set_num_threads(1)\n"
         "from pathlib import Path\n"
         "from cdkit.stages import execute\n"
-        "from cdkit.training.train import TrainConfig\n"
+        "from cdkit.training.stage import TrainConfig\n"
         "execute('train', TrainConfig.model_validate(json.loads(sys.argv[1])), Path(sys.argv[2]))\n"
     )
     import json

@@ -12,17 +12,18 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 
-from cdkit.config import parse_config
-from cdkit.protocols import Context
-from cdkit.stages import STAGES, Result, execute
+from cdkit.core.config import parse_config
+from cdkit.core.protocols import Context
+from cdkit.deltas.apply import apply_deltas
+from cdkit.deltas.base_model import load_base_model
+from cdkit.deltas.delta import LowRank, load_delta, matrix
+from cdkit.execute import Result, execute
+from cdkit.stages import STAGES
 from cdkit.training.base_facts import facts_of_files
+from cdkit.training.config import TrainConfig
 from cdkit.training.plan import make_plan
 from cdkit.training.processes import Team, accelerated
 from cdkit.training.setup import Ready, set_up
-from cdkit.training.train import TrainConfig
-from cdkit.weights.apply import apply_deltas
-from cdkit.weights.base_model import load_base_model
-from cdkit.weights.delta import LowRank, load_delta, matrix
 from tests.support.diffusers_loading import load_embeddings
 from tests.support.made_deltas import unet_output
 from tests.support.tiny_xl_pipeline import tiny_xl_pipeline

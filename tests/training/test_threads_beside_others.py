@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cdkit.threads import NUMBERS, WAITING, cpu_count
+from cdkit.core.threads import NUMBERS, WAITING, cpu_count
 
 STEPS = 120
 SHARE = 3.0
@@ -23,7 +23,7 @@ import json, sys, time
 from pathlib import Path
 from cdkit.stages import execute
 from cdkit.training.loop import Loop
-from cdkit.training.train import TrainConfig
+from cdkit.training.stage import TrainConfig
 
 run = Loop.run
 def timed(self, *arguments):

@@ -11,15 +11,15 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from cdkit.stages import execute
+from cdkit.deltas.apply import apply_deltas
+from cdkit.deltas.base_model import load_base_model
+from cdkit.deltas.delta import load_delta
+from cdkit.deltas.methods import METHODS, selected_names
+from cdkit.execute import execute
 from cdkit.training.base_facts import facts_of_files
 from cdkit.training.plan import make_plan
 from cdkit.training.processes import Team, accelerated
 from cdkit.training.setup import set_up
-from cdkit.weights.apply import apply_deltas
-from cdkit.weights.base_model import load_base_model
-from cdkit.weights.delta import load_delta
-from cdkit.weights.select import METHODS, selected_names
 from tests.training.running import Material, Notes, assert_same_training, delta_tensors, losses, run
 
 CPU = torch.device("cpu")
@@ -92,9 +92,9 @@ def test_the_trained_pipeline_and_the_reloaded_one_predict_the_same(material: Ma
     config = material.config()
     plan = make_plan(config, facts_of_files(config.base), print)
     pipeline = load_base_model(config.base, device=CPU)
-    from cdkit.protocols import Context
-    from cdkit.training.modifier_rows import trained_tokens
-    from cdkit.weights.delta import Delta
+    from cdkit.core.protocols import Context
+    from cdkit.deltas.delta import Delta
+    from cdkit.training.trainables import trained_tokens
 
     with accelerated(Team(), device=CPU, precision="no"):
         ready = set_up(config, plan, pipeline, CPU, 4, Context(None))  # type: ignore[arg-type]
@@ -200,7 +200,7 @@ def test_a_second_training_goes_on_top_of_a_first(material: Material, tmp_path: 
 
 
 def test_sampling_takes_the_delta(material: Material, tmp_path: Path) -> None:
-    from cdkit.sampling.sample import SampleConfig
+    from cdkit.sampling.config import SampleConfig
 
     run(material.config(), tmp_path / "out")
     config = SampleConfig(

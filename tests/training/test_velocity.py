@@ -11,11 +11,12 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
 
-from cdkit.config import parse_config
-from cdkit.stages import STAGES, Result, execute
-from cdkit.weights.apply import apply_deltas
-from cdkit.weights.base_model import load_base_model
-from cdkit.weights.delta import load_delta
+from cdkit.core.config import parse_config
+from cdkit.deltas.apply import apply_deltas
+from cdkit.deltas.base_model import load_base_model
+from cdkit.deltas.delta import load_delta
+from cdkit.execute import Result, execute
+from cdkit.stages import STAGES
 from tests.support.diffusers_loading import load_embeddings
 from tests.support.made_deltas import unet_output
 from tests.training.running import Material, run

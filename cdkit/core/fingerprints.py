@@ -1,0 +1,23 @@
+"""Inputs of a stage: pool files, folders and models, resolved and fingerprinted by their content."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from cdkit.core.config import InputKind
+from cdkit.core.storage import SourceFile
+
+EMBEDDED = "embedded"
+REPORT_STAGE = "report"
+
+
+@dataclass(frozen=True)
+class Input:
+    """One resolved input: what the config said, its content fingerprint, and for pool files the files."""
+
+    name: str
+    kind: InputKind
+    value: Any
+    fingerprint: str
+    files: tuple[SourceFile, ...] = ()

@@ -1,0 +1,159 @@
+"""LoRA files: PEFT's keys for diffusers, kohya's for the web UIs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cdkit.core.errors import InputError
+from cdkit.core.shards import write_tensors
+from cdkit.deltas.delta import Delta, LowRank
+from cdkit.deltas.formats.names import SD2_WIDTH, SDXL_WIDTH, header, kohya_module, module_of, text_width
+from cdkit.deltas.formats.reading import Contents, Found, make_product, require_tensor, shown
+
+if TYPE_CHECKING:
+    import torch
+
+
+# The name that load_lora_weights looks for in a folder.
+DIFFUSERS_LORA_NAME = "pytorch_lora_weights.safetensors"
+
+
+def write_diffusers_lora(delta: Delta, products: Mapping[str, LowRank], path: Path, *, half: bool) -> None:
+    """A LoRA for `pipe.load_lora_weights`: `unet.<module>.lora_A.weight` (r, in) and `.lora_B.weight` (out, r)."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, product in products.items():
+        module, _ = module_of(name)
+        up, down = shaped(product, delta.changes[name].shape)
+        tensors[f"unet.{module}.lora_A.weight"] = down
+        tensors[f"unet.{module}.lora_B.weight"] = up
+    write_tensors(path, tensors, header(delta), half=half)
+
+
+def write_kohya_lora(delta: Delta, products: Mapping[str, LowRank], path: Path, *, half: bool) -> None:
+    """A LoRA for A1111, Forge, ComfyUI and sd-scripts: `.lora_down.weight`, `.lora_up.weight`, `.alpha` = rank."""
+    import torch
+
+    width = text_width(delta.changes)
+    rank = max((product.rank for product in products.values()), default=0)
+    tensors: dict[str, torch.Tensor] = {}
+    for name, product in products.items():
+        module = kohya_module(module_of(name)[0], width)
+        up, down = shaped(product, delta.changes[name].shape)
+        tensors[f"{module}.lora_down.weight"] = down
+        tensors[f"{module}.lora_up.weight"] = up
+        # The product is scaled by alpha / rank.
+        tensors[f"{module}.alpha"] = torch.tensor(float(product.rank))
+    facts = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(float(rank))}
+    write_tensors(path, tensors, header(delta, **facts, **family(width)), half=half)
+
+
+def shaped(product: LowRank, shape: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """up and down of a weight of this shape: of a convolution's (out, in, h, w) the down part convolves."""
+    if len(shape) == 2:
+        return product.up, product.down
+    return product.up[:, :, None, None], product.down.unflatten(1, tuple(shape[1:]))
+
+
+def family(width: int) -> dict[str, str]:
+    """What tells the web UIs which base models a file is for."""
+    if width == SDXL_WIDTH:
+        return {"ss_base_model_version": "sdxl_base_v1-0", "ss_v2": "False"}
+    return {"ss_v2": str(width == SD2_WIDTH)}
+
+
+_PEFT = (".lora_A.weight", ".lora_B.weight")
+_KOHYA = (".lora_down.weight", ".lora_up.weight", ".alpha")
+_CONVOLUTION = "LoRAs of convolutions cannot be imported."
+_WHOLE = {".diff": "weight", ".diff_b": "bias"}
+
+
+def lora_kind(values: Mapping[str, Any]) -> str | None:
+    """`peft-lora`, `kohya-lora`, `webui-diff`, `lora_diffusion` (numbered layers), `diffusers-lora-old`, or None."""
+    keys = list(values)
+    if any(key.endswith(_PEFT) for key in keys):
+        return "peft-lora"
+    if any(key.endswith(tuple(_WHOLE)) for key in keys):
+        return "webui-diff"
+    if any(key.startswith(("unet:", "text_encoder:")) and key.endswith((":up", ":down")) for key in keys):
+        return "lora_diffusion"
+    if any("_lora.up.weight" in key or (".processor." in key and "lora" in key) for key in keys):
+        return "diffusers-lora-old"
+    return "kohya-lora" if any(key.endswith(_KOHYA[:2]) for key in keys) else None
+
+
+def read_lora(contents: Contents, kind: str) -> Found:
+    """A LoRA's changes; raises InputError for layouts that do not say which matrices they are for."""
+    if kind == "lora_diffusion":
+        raise InputError(
+            f"{contents.path} is a LoRA of the lora_diffusion package (its layers have numbers, no names), not "
+            "Custom Diffusion weights.",
+            hint="Load it with that package (cloneofsimo/lora), or convert it to a named LoRA first.",
+        )
+    if kind == "diffusers-lora-old":
+        raise InputError(
+            f"{contents.path} is a LoRA in the layout of diffusers before 0.22.",
+            hint="Load it with pipe.load_lora_weights and save it again with save_lora_weights.",
+        )
+    if kind == "peft-lora":
+        return Found(kind, contents.path, changes=_peft(contents), header=contents.header)
+    return Found(kind, contents.path, named=_kohya(contents), header=contents.header)
+
+
+def _peft(contents: Contents) -> dict[str, torch.Tensor | LowRank]:
+    parts: dict[str, dict[str, Any]] = {}
+    for key, value in contents.values.items():
+        end = next((one for one in _PEFT if key.endswith(one)), None)
+        if end is None or not key.startswith("unet."):
+            _refuse(contents, key)
+        parts.setdefault(key.removeprefix("unet.").removesuffix(str(end)), {})[str(end)] = value
+    return {
+        f"{module}.weight": make_product(contents.path, module, one.get(_PEFT[1]), one.get(_PEFT[0]), _CONVOLUTION)
+        for module, one in parts.items()
+    }
+
+
+def _kohya(contents: Contents) -> dict[tuple[str, str], torch.Tensor | LowRank]:
+    parts: dict[str, dict[str, Any]] = {}
+    found: dict[tuple[str, str], torch.Tensor | LowRank] = {}
+    for key, value in contents.values.items():
+        module, _, end = key.partition(".")
+        if not module.startswith("lora_unet_"):
+            _refuse(contents, key)
+        if f".{end}" in _WHOLE:
+            require_tensor(contents.path, key, value)
+            found[module, _WHOLE[f".{end}"]] = value
+        elif f".{end}" in _KOHYA:
+            parts.setdefault(module, {})[f".{end}"] = value
+        else:
+            _refuse(contents, key)
+    for module, one in parts.items():
+        if (module, "weight") in found:
+            raise InputError(f"{contents.path}: {shown(module)} has a whole change and factors.", hint="Damaged file.")
+        product = make_product(contents.path, module, one.get(_KOHYA[1]), one.get(_KOHYA[0]), _CONVOLUTION)
+        up = product.up * _strength(contents, module, one.get(_KOHYA[2]), product.rank)
+        if not up.isfinite().all():
+            raise InputError(f"{contents.path}: {shown(module)} has an absurd alpha.", hint="Damaged file.")
+        found[module, "weight"] = LowRank(up, product.down)
+    return found
+
+
+def _strength(contents: Contents, module: str, alpha: Any, rank: int) -> float:
+    """What the product counts: alpha over rank, 1 without an alpha."""
+    if alpha is None:
+        return 1.0
+    value = alpha.item() if hasattr(alpha, "numel") and alpha.numel() == 1 else alpha
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise InputError(f"{contents.path}: the alpha of {shown(module)} is no number.", hint="Damaged file.")
+    return value / rank
+
+
+def _refuse(contents: Contents, key: str) -> None:
+    if key.startswith(("text_encoder", "lora_te")):
+        raise InputError(
+            f"{contents.path} also changes the text encoder ({shown(key)}), which a delta cannot hold.",
+            hint="Only changes of the U-Net's matrices can be imported.",
+        )
+    raise InputError(f"{contents.path} holds {shown(key)}, which cannot be imported.", hint="Damaged file, or DoRA.")

@@ -1,0 +1,110 @@
+"""Methods of customising a base model: one row each, saying what trains and the settings it was published with."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from cdkit.core.errors import ConfigError
+
+KEYS_AND_VALUES = r"\.attn2\.to_[kv]\.weight$"
+CROSS_ATTENTION = r"\.attn2\."
+EVERYTHING = r""
+NOTHING = r"(?!)"
+MethodName = Literal[
+    "custom-diffusion", "custom-diffusion-attention", "fine-tune-all", "dreambooth", "textual-inversion"
+]
+ScheduleName = Literal["constant", "linear"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long and how fast to train. steps: per concept; the others as the options of `cdkit train` name them.
+
+    schedule: constant, or linear, which brings both rates down to 0 at the last step.
+    """
+
+    steps: int = 250
+    batch_size: int = 8
+    learning_rate: float = 8e-5
+    token_learning_rate: float = 8e-5
+    schedule: ScheduleName = "constant"
+    prior_weight: float = 1.0
+    template: str = "photo of a {}"
+    augmentation: bool = True
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to customise. unet: a regular expression that finds, in a parameter's name, what of the U-Net trains.
+
+    word: what stands before the category in prompts: `modifier`, a new token whose embedding trains, or `rare`, an
+    existing word that does not. detaches_first_token: no gradient passes the keys and values of the start token.
+    """
+
+    name: MethodName
+    summary: str
+    unet: str
+    word: Literal["modifier", "rare"] = "modifier"
+    detaches_first_token: bool = False
+    recipe: Recipe = Recipe()
+
+
+# Learning rates are per step as they stand: nothing multiplies them by the batch size or the number of devices.
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method(
+            "custom-diffusion",
+            "cross-attention keys and values, and the modifier tokens",
+            unet=KEYS_AND_VALUES,
+            detaches_first_token=True,
+        ),
+        Method(
+            "custom-diffusion-attention",
+            "all of cross-attention, and the modifier tokens (for faces)",
+            unet=CROSS_ATTENTION,
+            detaches_first_token=True,
+        ),
+        # The paper's ablation "ours with fine-tune all" (appendix C).
+        Method(
+            "fine-tune-all",
+            "the whole U-Net, and the modifier tokens",
+            unet=EVERYTHING,
+            detaches_first_token=True,
+            recipe=Recipe(steps=500, learning_rate=8e-6, token_learning_rate=8e-6),
+        ),
+        # Ruiz et al. 2023 with the settings of the paper's comparison.
+        Method(
+            "dreambooth",
+            "the whole U-Net; a rare word in the prompt stays as it is",
+            unet=EVERYTHING,
+            word="rare",
+            recipe=Recipe(steps=2500, learning_rate=1e-6, augmentation=False),
+        ),
+        # Gal et al. 2023: 0.005 for each of a batch of 8.
+        Method(
+            "textual-inversion",
+            "the modifier tokens only",
+            unet=NOTHING,
+            recipe=Recipe(steps=5000, learning_rate=0.04, token_learning_rate=0.04, augmentation=False),
+        ),
+    )
+}
+
+
+def selected_names(unet: Any, method: Method) -> list[str]:
+    """The U-Net parameters that train, in the model's order.
+
+    Raises ConfigError when the method looks for some and the model has none.
+    """
+    if method.unet == NOTHING:
+        return []
+    found = [name for name, _ in unet.named_parameters() if re.search(method.unet, name)]
+    if not found:
+        raise ConfigError(
+            f"The method {method.name} does not fit this base model: its U-Net has no cross-attention.",
+            hint="Use a Stable Diffusion 1, 2 or XL model, or another --method.",
+        )
+    return found

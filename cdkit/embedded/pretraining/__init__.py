@@ -1,0 +1,1 @@
+"""How the embedded models were made: their training set, trainings and measurements."""

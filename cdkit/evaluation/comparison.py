@@ -1,0 +1,247 @@
+"""Stage `compare`: scores of several methods as one table like the paper's Table 1, with the paper's own beside it."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cdkit.core.errors import InputError
+from cdkit.core.formatting import markdown_text
+from cdkit.core.storage import atomic_path, read_json
+from cdkit.evaluation.config import CompareConfig
+from cdkit.evaluation.scoring import MAIN, SCORES_NAME, SUMMARY_NAME
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+TABLE_NAME = "table.json"
+
+
+def _legend(encoder: str) -> str:
+    return (
+        f"Scores with the encoder {markdown_text(encoder)}; text alignment is 2.5 · max(cosine, 0), as in the paper. "
+        "The paper's KID is of Inception features, ours of the encoder's, so only their order compares. Brackets: "
+        "95 % intervals by bootstrap over prompts.\n"
+    )
+
+
+def _folders(config: CompareConfig) -> list[str]:
+    return [folder for methods in (config.single, config.multi) for folders in methods.values() for folder in folders]
+
+
+def pooled(folders: Sequence[str], resamples: int, seed: int) -> dict[str, dict[str, Any]]:
+    """A method's estimates over all its scores folders: images pooled, prompts of one folder drawn together.
+
+    KID is the mean of the folders' own, its interval from their standard errors; × 10³.
+    """
+    import torch
+
+    from cdkit.evaluation.intervals import mean_with_interval
+
+    found: dict[str, dict[str, Any]] = {}
+    for metric in (
+        "text_alignment",
+        "clip_score",
+        "image_alignment",
+        "dino_image_alignment",
+        "nearest_photo",
+        "drift",
+    ):
+        values, blocks = [], []
+        for folder in folders:
+            for (prompt, _), value in per_image(Path(folder), metric).items():
+                values.append(value)
+                blocks.append((folder, prompt))
+        if values:
+            rows: Tensor = torch.tensor(values, dtype=torch.float64)
+            found[metric] = mean_with_interval(rows, blocks, resamples=resamples, seed=seed).as_json()
+    kids = [kid for folder in folders if (kid := _scores_summary(Path(folder))["metrics"].get("kid"))]
+    if kids and len(kids) == len(folders):
+        found["kid"] = _mean_kid(kids)
+    return found
+
+
+def per_image(folder: Path, metric: str) -> dict[tuple[str, str], float]:
+    """One score of every image of the main set, by prompt and path; the mean over its concepts if several."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(folder / SCORES_NAME).to_pylist()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(f"{folder} holds no scores: {error}", hint="Run cdkit evaluate first.") from error
+    by_image: dict[tuple[str, str], list[float]] = {}
+    whole: dict[tuple[str, str], float] = {}
+    for row in table:
+        if row["set"] != MAIN or row["metric"] != metric:
+            continue
+        key = (row["prompt"], row["path"])
+        by_image.setdefault(key, []).append(row["value"])
+        if row["concept"] is None:
+            whole[key] = row["value"]
+    return {key: whole.get(key, sum(values) / len(values)) for key, values in by_image.items()}
+
+
+def _mean_kid(kids: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    value = KID_SCALE * sum(kid["value"] for kid in kids) / len(kids)
+    errors = [kid.get("standard_error") for kid in kids]
+    found = {"value": value, "low": None, "high": None, "n": sum(kid["n"] for kid in kids)}
+    if all(error is not None for error in errors):
+        spread = 1.96 * KID_SCALE * sum(error**2 for error in errors if error is not None) ** 0.5 / len(kids)
+        found |= {"low": value - spread, "high": value + spread}
+    return found
+
+
+def _scores_summary(folder: Path) -> dict[str, Any]:
+    summary = read_json(folder / SUMMARY_NAME)
+    if not isinstance(summary, dict) or "metrics" not in summary:
+        raise InputError(f"{folder} holds no scores.", hint="Run cdkit evaluate first.")
+    return summary
+
+
+def _write_csv(path: Path, rows: Sequence[TableRow]) -> None:
+    metrics = list(dict.fromkeys([*COLUMNS, *(metric for row in rows for metric in row.ours)]))
+    heads = [f"{metric}{end}" for metric in metrics for end in ("", "_low", "_high", "_n")]
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(["group", "method", *heads, *(f"paper_{column}" for column in COLUMNS)])
+        for row in rows:
+            cells = [
+                row.ours[metric].get(key) if metric in row.ours else None
+                for metric in metrics
+                for key in ("value", "low", "high", "n")
+            ]
+            writer.writerow([row.group, row.method, *cells, *(row.paper.get(column) for column in COLUMNS)])
+
+
+# Custom Diffusion (Kumari et al. 2023), Tables 1, 3 and 5: text alignment as CLIPScore, image alignment, KID × 10³.
+PAPER_SINGLE: Mapping[str, tuple[float, float, float | None]] = {
+    "textual-inversion": (0.670, 0.827, 22.27),
+    "dreambooth": (0.781, 0.776, 32.53),
+    "fine-tune-all": (0.795, 0.748, 19.27),
+    "custom-diffusion": (0.795, 0.775, 20.96),
+    "without-regularization": (0.799, 0.756, 32.64),
+    "generated-regularization": (0.791, 0.768, 34.70),
+    "without-augmentation": (0.800, 0.736, None),
+}
+PAPER_MULTI: Mapping[str, tuple[float, float, float | None]] = {
+    "textual-inversion": (0.544, 0.630, None),
+    "dreambooth": (0.783, 0.695, None),
+    "fine-tune-all": (0.787, 0.691, None),
+    "sequential": (0.797, 0.700, None),
+    "merged": (0.800, 0.695, None),
+    "joint": (0.801, 0.706, None),
+}
+COLUMNS = ("clip_score", "image_alignment", "kid")
+COLUMN_NAMES = {"clip_score": "text alignment", "image_alignment": "image alignment", "kid": "KID × 10³"}
+GROUP_NAMES = {"single": "one concept", "multi": "several concepts"}
+LESS_IS_BETTER = ("kid",)
+KID_SCALE = 1000.0
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """One method: our estimates by column ({value, low, high, n}), and the paper's values by column."""
+
+    group: str
+    method: str
+    ours: Mapping[str, Mapping[str, Any]]
+    paper: Mapping[str, float]
+
+    def as_json(self) -> dict[str, Any]:
+        return {"group": self.group, "method": self.method, "ours": dict(self.ours), "paper": dict(self.paper)}
+
+
+def paper_values(group: str, method: str) -> dict[str, float]:
+    """The paper's figures of a method by column; empty for a method it has not."""
+    values = (PAPER_MULTI if group == "multi" else PAPER_SINGLE).get(method)
+    if values is None:
+        return {}
+    return {column: value for column, value in zip(COLUMNS, values, strict=True) if value is not None}
+
+
+def order_differences(rows: Sequence[TableRow]) -> list[str]:
+    """In plain words, every pair of methods that a column orders otherwise than the paper does."""
+    lines: list[str] = []
+    for group in dict.fromkeys(row.group for row in rows):
+        for column in COLUMNS:
+            known = [row for row in rows if row.group == group and column in row.ours and column in row.paper]
+            if len(known) < 2:
+                continue
+            found = [line for one, other in combinations(known, 2) if (line := _difference(one, other, column))]
+            where = f"{GROUP_NAMES.get(group, group)}, {COLUMN_NAMES[column]}"
+            lines.extend(f"{where}: {line}" for line in found)
+            if not found:
+                lines.append(f"{where}: the {len(known)} methods stand in the paper's order.")
+    return lines
+
+
+def _difference(one: TableRow, other: TableRow, column: str) -> str:
+    """One pair; empty when it stands as in the paper or the paper has the two equal."""
+    ours, theirs = one.ours[column]["value"] - other.ours[column]["value"], one.paper[column] - other.paper[column]
+    if theirs == 0 or ours * theirs > 0:
+        return ""
+    values = f"({short_number(one.ours[column]['value'])} and {short_number(other.ours[column]['value'])})"
+    papers = f"({short_number(one.paper[column])} and {short_number(other.paper[column])})"
+    if ours == 0:
+        return f"{one.method} and {other.method} are equal here {values}, in the paper they are not {papers}."
+    better = "better" if (ours < 0) == (column in LESS_IS_BETTER) else "worse"
+    overlap = _overlap(one.ours[column], other.ours[column])
+    doubt = "; the intervals overlap, so this may be chance" if overlap else ""
+    return (
+        f"{one.method} is {better} than {other.method} here {values}, in the paper it is the other way round "
+        f"{papers}{doubt}."
+    )
+
+
+def _overlap(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    bounds = [one["low"], one["high"], other["low"], other["high"]]
+    if any(bound is None for bound in bounds):
+        return True
+    return bool(one["low"] <= other["high"] and other["low"] <= one["high"])
+
+
+def short_number(value: float) -> str:
+    """Three decimals below ten, one below a thousand, none above; a true minus sign."""
+    text = f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}" if abs(value) < 1000 else f"{value:,.0f}"
+    return text.replace("-", "−")
+
+
+def markdown_table(rows: Sequence[TableRow]) -> str:
+    """The rows as Markdown: ours with intervals, the paper's figure beside each."""
+    shown = [column for column in COLUMNS if any(column in row.ours or column in row.paper for row in rows)]
+    heads = [head for column in shown for head in (COLUMN_NAMES[column], "paper")]
+    lines = [f"| | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
+    for group in dict.fromkeys(row.group for row in rows):
+        lines.append(f"| **{markdown_text(GROUP_NAMES.get(group, group))}** |{' |' * len(heads)}")
+        for row in (row for row in rows if row.group == group):
+            cells = [
+                text for column in shown for text in (interval_text(row.ours.get(column)), _paper_text(row, column))
+            ]
+            lines.append(f"| {markdown_text(row.method)} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def interval_text(estimate: Mapping[str, Any] | None) -> str:
+    """`0.795 (0.781–0.809)`; an en dash alone where there is nothing."""
+    if estimate is None:
+        return "–"
+    bounds = bounds_text(estimate)
+    return f"{short_number(estimate['value'])} ({bounds})" if bounds else short_number(estimate["value"])
+
+
+def bounds_text(estimate: Mapping[str, Any]) -> str:
+    """`0.781–0.809`; empty where there is no interval."""
+    if estimate.get("low") is None or estimate.get("high") is None:
+        return ""
+    between = " to " if estimate["low"] < 0 else "–"
+    return f"{short_number(estimate['low'])}{between}{short_number(estimate['high'])}"
+
+
+def _paper_text(row: TableRow, column: str) -> str:
+    return short_number(row.paper[column]) if column in row.paper else "–"

@@ -1,0 +1,206 @@
+"""The table of contents: every stage with its config, function, inputs and output, and how one is executed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from cdkit.core.config import ParallelConfig, StageConfig, canonical, field_settings
+from cdkit.core.errors import CdkitError, ConfigError, OutputError
+from cdkit.core.fingerprints import Input
+from cdkit.core.manifest import (
+    MANIFEST_NAME,
+    STARTED_NAME,
+    Identity,
+    Manifest,
+    differences,
+    is_damaged,
+    read_manifest,
+    run_record,
+)
+from cdkit.core.peak_memory import PeakMemory
+from cdkit.core.protocols import Context, Engine, Progress, SilentProgress
+from cdkit.core.storage import TEMPORARY_PREFIX, Folder
+from cdkit.core.system_errors import writing
+from cdkit.core.threads import threads
+from cdkit.engines import create_engine
+from cdkit.engines.main_guard import refuse_in_worker
+from cdkit.inputs import check_apart, resolve_inputs
+from cdkit.stages import STAGES, Stage, stage_named
+
+
+@dataclass(frozen=True)
+class Result:
+    """How one stage ended: cached, done or partial, with its manifest and the seconds it took now."""
+
+    stage: str
+    state: Literal["cached", "done", "partial"]
+    manifest: Manifest
+    out: Path
+    seconds: float
+
+
+def identity_of(stage: Stage, config: StageConfig, inputs: Mapping[str, Input]) -> Identity:
+    """What `stage` would make from this config and these inputs."""
+    return Identity(stage.name, stage.version, canonical(config), {name: i.fingerprint for name, i in inputs.items()})
+
+
+def earlier_identities(stage: Stage, config: StageConfig, inputs: Mapping[str, Input]) -> dict[str, Identity]:
+    """Identities of the stages that `stage` extends, by name: what a half-way folder may hold."""
+    found: dict[str, Identity] = {}
+    while stage.extends is not None:
+        stage = STAGES[stage.extends]
+        config = project(config, stage.config_class())
+        needed = field_settings(type(config))
+        inputs = {name: given for name, given in inputs.items() if name in needed}
+        found[stage.name] = identity_of(stage, config, inputs)
+    return found
+
+
+def project(config: StageConfig, target: type[StageConfig]) -> StageConfig:
+    """The part of a config that an extended stage's config class knows."""
+    return target.model_validate({name: getattr(config, name) for name in target.model_fields})
+
+
+def execute(
+    name: str,
+    config: StageConfig,
+    out: Path,
+    *,
+    progress: Progress | None = None,
+    force: bool = False,
+    replace_other: bool = False,
+) -> Result:
+    """Run one stage into `out`, or find it done already.
+
+    force: make it again even if it is done; replace_other: throw away what another configuration left in the folder
+    (pipelines own their folders). Raises OutputError when the folder holds something else or is in use, ConfigError
+    for another stage's config.
+    """
+    refuse_in_worker()
+    stage = stage_named(name)
+    if not isinstance(config, stage.config_class()):
+        takes, given = stage.config.replace(":", "."), type(config).__name__
+        raise ConfigError(f"The stage {name!r} does not take a {given}.", hint=f"It takes a {takes}.")
+    with writing(out):
+        target = Target(Folder(out), stage, config, resolve_inputs(config))
+        clock = time.monotonic()
+        known = None if force else target.finished()
+        if known is not None:
+            return Result(name, "partial" if known.shortfall else "cached", known, out, time.monotonic() - clock)
+        check_apart(target.inputs, out)
+        target.check(may_replace=force or replace_other)
+        parallel = (config.engine, config.worker_count()) if isinstance(config, ParallelConfig) else ("local", 1)
+        engine = create_engine(*parallel)
+        with target.folder.lock(), threads(config.thread_count()):
+            target.check(may_replace=force or replace_other)
+            if force or not target.continues():
+                target.folder.remove([*stage.owns, MANIFEST_NAME, STARTED_NAME])
+            target.folder.remove_temporaries()
+            try:
+                return target.make(engine, progress or SilentProgress())
+            except CdkitError:
+                # Refused before anything was made: nothing was begun that a report should call interrupted.
+                if not target.holds_results():
+                    target.folder.remove(stage.owns)
+                    if target.folder.entries() == [STARTED_NAME]:
+                        target.folder.remove([STARTED_NAME])
+                raise
+
+
+@dataclass(frozen=True)
+class Target:
+    """One stage about to be made in one folder."""
+
+    folder: Folder
+    stage: Stage
+    config: StageConfig
+    inputs: Mapping[str, Input]
+
+    @cached_property
+    def identity(self) -> Identity:
+        return identity_of(self.stage, self.config, self.inputs)
+
+    @cached_property
+    def earlier(self) -> dict[str, Identity]:
+        return earlier_identities(self.stage, self.config, self.inputs)
+
+    def finished(self) -> Manifest | None:
+        """The folder's manifest when it already holds this result."""
+        done = read_manifest(self.folder.path)
+        ours = done is not None and self.identity.fingerprint in {done.fingerprint, *done.steps.values()}
+        return done if ours else None
+
+    def existing(self) -> Manifest | None:
+        """What the folder says it holds; the marker first: it stands beside a manifest while a stage extends it."""
+        return read_manifest(self.folder.path, STARTED_NAME) or read_manifest(self.folder.path)
+
+    def continues(self) -> bool:
+        """Whether what the folder holds is a part of this result, or this result a part of it."""
+        existing = self.existing()
+        if existing is None:
+            return False
+        ours = {self.identity.fingerprint, *(identity.fingerprint for identity in self.earlier.values())}
+        return existing.fingerprint in ours or self.identity.fingerprint in existing.steps.values()
+
+    def check(self, *, may_replace: bool) -> None:
+        """Raise OutputError unless the folder is empty, ours to continue, or ours to replace."""
+        entries = self.folder.entries()
+        if not entries:
+            return
+        if may_replace and is_damaged(self.folder.path):
+            return
+        existing = self.existing()
+        if existing is None:
+            raise OutputError(
+                f"{self.folder.path} is not empty and was not made by cdkit (it holds {', '.join(entries[:3])}).",
+                hint="Choose another --out, or empty the folder yourself.",
+            )
+        if may_replace or self.continues() or not self.holds_results():
+            return
+        comparable = self.earlier.get(existing.stage, self.identity)
+        raise OutputError(
+            f"{self.folder.path} holds something else: {'; '.join(differences(existing.identity(), comparable))}.",
+            hint="Choose another --out, or add --force to throw the old content away.",
+        )
+
+    def holds_results(self) -> bool:
+        """Whether anything would be lost: a run that failed at once (a misspelt column) leaves only its marker."""
+        found = [path for name in self.stage.owns for path in (self.folder / name, *(self.folder / name).rglob("*"))]
+        kept = [path for path in found if path.is_file() and not path.name.startswith(TEMPORARY_PREFIX)]
+        return bool(kept) or (self.folder / MANIFEST_NAME).exists()
+
+    def make(self, engine: Engine, progress: Progress) -> Result:
+        """Run the stage's function and write the manifest last."""
+        started, clock = datetime.now(UTC), time.monotonic()
+        steps = {name: identity.fingerprint for name, identity in self.earlier.items()}
+        context = Context(engine, progress, self.identity.fingerprint, steps)
+        draft = Manifest(
+            stage=self.stage.name,
+            version=self.stage.version,
+            fingerprint=self.identity.fingerprint,
+            config=dict(self.identity.config),
+            inputs=dict(self.identity.inputs),
+            steps=steps,
+        )
+        # Recorded first, so that an interrupted folder is recognised as ours and can be continued.
+        draft.write(self.folder.path, STARTED_NAME)
+        with PeakMemory() as peak:
+            dataset = self.stage.run()(self.config, self.inputs, self.folder, context)
+        seconds = time.monotonic() - clock
+        manifest = replace(
+            draft,
+            counts=dataset.counts.as_json(),
+            shortfall=dataset.shortfall,
+            details=dataset.details,
+            steps={name: step for name, step in steps.items() if name not in dataset.dropped},
+            run=run_record(started, seconds, peak.bytes, dataset.clocks),
+        )
+        manifest.write(self.folder.path)
+        self.folder.remove([STARTED_NAME])
+        return Result(self.stage.name, "partial" if dataset.shortfall else "done", manifest, self.folder.path, seconds)

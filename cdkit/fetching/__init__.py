@@ -1,0 +1,1 @@
+"""Fetching: the web behind a guard, in a process of its own."""

@@ -1,0 +1,143 @@
+"""What the guarded program is told: settings and URLs of one wave, as a JSON file; and the journal it answers with."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import cdkit
+from cdkit.core.errors import ConfigError
+from cdkit.core.formatting import json_text
+from cdkit.core.storage import read_json, write_json, write_text
+from cdkit.fetching.urls import AllowedHosts, proxy_place
+
+JOB_NAME = "job.json"
+URLS_NAME = "urls.parquet"
+IMAGES_NAME = "images"
+BLOCKED_NAME = "blocked.txt"
+# A proxy's password is handed to the program by this variable, and stands in no file.
+PROXY_VARIABLE = "CDKIT_FETCH_PROXY"
+MAX_THREADS = 32
+AGENT_TOKEN = "cdkit"
+USER_AGENT = f"{AGENT_TOKEN}/{cdkit.__version__} (image fetcher; respects X-Robots-Tag: noai and TDM-Reservation)"
+
+
+@dataclass(frozen=True)
+class FetchSettings:
+    """How images are fetched.
+
+    deadline: seconds one fetch may take, from its host's turn to the last byte. retries: further tries after a
+    timeout, a reset, a 429 or a 5xx. per_host: connections to one host at a time. survival: share of links expected
+    to work, before it is measured. allow_hosts: `HOST[:PORT]` exempt from the address and port checks. proxy:
+    `http://HOST:PORT` that everything goes through. names: answers used instead of DNS: name → addresses of the
+    first lookup, of the second, …; without any, the name is never answered.
+    """
+
+    threads: int = MAX_THREADS
+    deadline: float = 15.0
+    retries: int = 1
+    per_host: int = 4
+    max_bytes: int = 16 << 20
+    survival: float = 0.65
+    allow_hosts: tuple[str, ...] = ()
+    proxy: str | None = None
+    user_agent: str = USER_AGENT
+    names: Mapping[str, Sequence[Sequence[str]]] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raise ConfigError that lists every impossible setting."""
+        problems = [
+            f"{name}: between {low} and {high} (got {value})"
+            for name, value, low, high in (
+                ("threads", self.threads, 1, MAX_THREADS),
+                ("deadline", self.deadline, 0.1, 600),
+                ("retries", self.retries, 0, 10),
+                ("per_host", self.per_host, 1, MAX_THREADS),
+                ("max_bytes", self.max_bytes, 1, 1 << 30),
+                ("survival", self.survival, 0.001, 1),
+            )
+            if not low <= value <= high
+        ]
+        if self.proxy is not None and proxy_place(self.proxy) is None:
+            # Not quoted: it may hold a password in a place where nobody would look for one.
+            problems.append("proxy: http://HOST:PORT, or http://USER:PASSWORD@HOST:PORT")
+        if not self.user_agent.isascii() or not self.user_agent.isprintable():
+            problems.append(f"user_agent: printable ASCII (got {self.user_agent!r})")
+        if problems:
+            raise ConfigError("Images cannot be fetched with these settings:", problems=problems)
+        AllowedHosts.parse(list(self.allow_hosts))
+
+
+@dataclass(frozen=True)
+class Job:
+    """One wave: the URLs in fetching order (a URL's place is its key), and the hashes some of them must have.
+
+    hashes: key → md5 or sha256 in hex, told apart by their length. blocked: URLs that are never asked for, and
+    hashes in hex of bytes that are never written.
+    """
+
+    settings: FetchSettings
+    urls: tuple[str, ...]
+    hashes: Mapping[int, str] = field(default_factory=dict)
+    blocked: frozenset[str] = frozenset()
+
+    def through(self, proxy: str | None) -> Job:
+        """The same job by this proxy, or by none."""
+        return replace(self, settings=replace(self.settings, proxy=proxy))
+
+    def write(self, folder: Path) -> None:
+        """Write the job without its proxy, and the table that img2dataset reads; a URL's fragment is its key."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        folder.mkdir(parents=True, exist_ok=True)
+        keyed = [f"{url}#{key}" for key, url in enumerate(self.urls)]
+        pq.write_table(pa.table({"url": pa.array(keyed, pa.string())}), folder / URLS_NAME)
+        # Lists of hashes can be long, and need not be parsed with the rest.
+        if self.blocked:
+            write_text(folder / BLOCKED_NAME, "\n".join(sorted(self.blocked)))
+        written = replace(self.through(None), blocked=frozenset())
+        write_json(folder / JOB_NAME, asdict(written) | {"blocked": bool(self.blocked)})
+
+    @classmethod
+    def read(cls, folder: Path) -> Job:
+        """Read a job back; raises InputError when it is damaged."""
+        values = read_json(folder / JOB_NAME)
+        settings = values["settings"]
+        settings["allow_hosts"] = tuple(settings["allow_hosts"])
+        hashes = {int(key): value for key, value in values["hashes"].items()}
+        text = (folder / BLOCKED_NAME).read_text(encoding="utf-8") if values["blocked"] else ""
+        return cls(FetchSettings(**settings), tuple(values["urls"]), hashes, frozenset(text.split("\n")) - {""})
+
+
+class Journal:
+    """Events of one process, a JSON line each, appended in one write so that a killed process leaves whole lines."""
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / f"journal-{os.getpid()}.jsonl"
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        self._lock = threading.Lock()
+
+    def write(self, key: int, event: str, **facts: Any) -> None:
+        """Record what happened to a key: `started`, `fetched`, `deferred` or a failure kind."""
+        line = json_text({"key": key, "event": event, "at": time.time(), **facts}) + "\n"
+        with self._lock:
+            os.write(self._descriptor, line.encode())
+
+
+def journal_events(folder: Path) -> Iterator[dict[str, Any]]:
+    """Every event of a wave, each process's in order; a line cut short by a crash of the machine is left out."""
+    for path in sorted(folder.glob("journal-*.jsonl")):
+        for line in path.read_bytes().splitlines():
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(event, dict) and isinstance(event.get("key"), int):
+                yield event

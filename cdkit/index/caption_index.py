@@ -1,0 +1,202 @@
+"""The index stage: import, embed and index in one folder, with recall measured before it is called done."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cdkit.core.errors import InputError, OutputError, pip_install
+from cdkit.core.formatting import command_line
+from cdkit.core.manifest import Manifest, read_manifest
+from cdkit.core.protocols import TextEncoder
+from cdkit.core.shards import parts
+from cdkit.core.storage import SourceFile, content_fingerprint
+from cdkit.core.text import is_text
+from cdkit.encoders import ENCODING
+from cdkit.index.changes.transaction import PENDING_NAME, finish_change
+from cdkit.index.facts import check_facts
+from cdkit.index.faiss_index import OpenIndex, id_selector, open_faiss
+from cdkit.index.records import REBUILD, Records
+
+if TYPE_CHECKING:
+    from cdkit.core.protocols import TextEncoder
+
+
+def index_hash(path: Path) -> str:
+    """sha256 of an index file, remembered by size and mtime so that searches need not hash it again."""
+    return content_fingerprint(SourceFile(str(path), path.name, path.stat().st_size))
+
+
+INDEX_NAME = "caption.index"
+INDEX_FORMAT = 1
+PATIENCE_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class CaptionIndex:
+    """An index opened for reading; safe to search from several threads and processes at once.
+
+    facts: the `index` entry of the manifest's details. encoder: what embeds queries, already loaded.
+    """
+
+    folder: Path
+    manifest: Manifest
+    faiss: OpenIndex
+    records: Records
+    encoder: TextEncoder
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return self.manifest.details["index"]  # type: ignore[no-any-return]
+
+    @property
+    def margin(self) -> float:
+        """How far below the threshold an estimate may lie and still belong to a neighbour."""
+        return float(self.facts["margin"])
+
+    @property
+    def default_threshold(self) -> float:
+        return float(self.manifest.details["encoder"]["default_threshold"])
+
+    @property
+    def outdated(self) -> str:
+        """What the user should know of an index that an older cdkit made; empty for one that is up to date."""
+        return outdated_note(self.folder, self.manifest)
+
+    @cached_property
+    def selector(self) -> Any:
+        """Keeps removed captions out of every search; None when there are none."""
+        removed = self.records.removed.caption_ids
+        return id_selector(removed, excluded=True) if len(removed) else None
+
+
+def open_index(folder: Path, encoder: TextEncoder | str | None = None) -> CaptionIndex:
+    """Open the index in `folder`.
+
+    encoder: one already loaded, a spec, or None for the spec in the manifest; it must have the weights the index was
+    made with. Raises InputError for a folder that is no finished index, is damaged, or belongs to another encoder.
+    """
+    from cdkit.encoders import load_text_encoder
+
+    folder = Path(folder)
+    manifest = settled_manifest(folder)
+    facts = manifest.details["encoder"]
+    if encoder is None:
+        encoder = str(facts["spec"])
+    # On a GPU the default would be half precision; similarities are reported in fp32.
+    loaded = load_text_encoder(encoder, precision="fp32") if isinstance(encoder, str) else encoder
+    check_encoder(folder, manifest, loaded)
+    while True:
+        index = manifest.details["index"]
+        opened = open_faiss(folder / INDEX_NAME, exact=bool(index["exact"]), nprobe=int(index["nprobe"]))
+        # Loading an encoder takes seconds, in which another process may have changed the index.
+        current = settled_manifest(folder)
+        if current.fingerprint == manifest.fingerprint:
+            break
+        manifest = current
+    if opened.count != index["vectors"] or opened.index.d != facts["dimension"]:
+        raise InputError(f"{folder / INDEX_NAME} is not the index that the manifest describes.", hint=REBUILD)
+    return CaptionIndex(folder, manifest, opened, Records(folder), loaded)
+
+
+def settled_manifest(folder: Path) -> Manifest:
+    """The manifest of a finished, undamaged index; waits for, or finishes, a change that was being committed."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        manifest = None
+        try:
+            finish_change(folder)
+            manifest = index_manifest(folder)
+            check_files(folder, manifest)
+        except (InputError, OutputError):
+            # While another process swaps files in, the folder may look damaged for a moment.
+            changing = (folder / PENDING_NAME).exists() or (
+                manifest is not None and index_manifest(folder) != manifest
+            )
+            if not changing or time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+        else:
+            return manifest
+
+
+def index_manifest(folder: Path) -> Manifest:
+    """The manifest of a finished index; raises InputError when the folder holds none, or one of a newer format."""
+    if not folder.is_dir():
+        raise InputError(f"{folder} does not exist.", hint="Give the folder that cdkit index build wrote.")
+    if not is_text(str(folder)):
+        raise InputError(f"{folder}: FAISS opens no file in it.", hint="Rename it: its name is not UTF-8.")
+    manifest = read_manifest(folder)
+    if manifest is None or "index" not in manifest.details:
+        started = (folder / "started.json").exists() or manifest is not None
+        hint = "Run cdkit index build with this folder as --out" + (" again to finish it." if started else ".")
+        raise InputError(f"{folder} holds no finished caption index.", hint=hint)
+    facts = manifest.details["index"]
+    newer = facts.get("format") if isinstance(facts, dict) else None
+    if isinstance(newer, int) and newer > INDEX_FORMAT:
+        raise InputError(f"{folder} was written by a newer cdkit.", hint=pip_install(upgrade=True))
+    check_facts(folder, manifest)
+    return manifest
+
+
+def check_files(folder: Path, manifest: Manifest) -> None:
+    """Raise InputError when a shard is missing, or caption.index is not the very file the manifest names."""
+    facts = manifest.details["index"]
+    for kind, expected in facts["shards"].items():
+        present = len(parts(folder / kind))
+        if present != expected:
+            raise InputError(f"{folder / kind} holds {present} shards, not {expected}.", hint=REBUILD)
+    path = folder / INDEX_NAME
+    if not path.is_file():
+        raise InputError(f"{path} is missing.", hint=REBUILD)
+    # Checked before FAISS parses it: its reader trusts the sizes in the file. The hash is cached by size and mtime.
+    size = path.stat().st_size
+    if size != facts["bytes"] or content_fingerprint(SourceFile(str(path), path.name, size)) != facts["sha256"]:
+        raise InputError(f"{path} is damaged or was replaced: its hash is not the manifest's.", hint=REBUILD)
+
+
+def check_encoder(folder: Path, manifest: Manifest, encoder: TextEncoder) -> None:
+    """Raise InputError unless `encoder` is the one the index was made with."""
+    facts = manifest.details["encoder"]
+    if encoder.weights_hash() != facts["weights"] or encoder.dimension != facts["dimension"]:
+        raise InputError(
+            f"{folder} was made with the encoder {facts['spec']!r} (weights {facts['weights'][:12]}), "
+            f"not with {encoder.spec!r} (weights {encoder.weights_hash()[:12]}).",
+            hint="Search with the encoder the index was made with, or build another index.",
+        )
+
+
+def is_outdated(manifest: Manifest) -> bool:
+    """Whether the embeddings were made by another reading of captions than the encoders of this cdkit have."""
+    return bool(manifest.details["encoder"].get("encoding", 1) != ENCODING)
+
+
+def outdated_note(folder: Path, manifest: Manifest) -> str:
+    """What is wrong with an outdated index, and the command that makes it anew; empty for one that is up to date."""
+    if not is_outdated(manifest):
+        return ""
+    return f"{_problem(folder)} Captions with such may be missed or misplaced. {_renewal(folder, manifest)}"
+
+
+def refuse_outdated(folder: Path, manifest: Manifest) -> None:
+    """Raise InputError for an outdated index: embeddings of two kinds in one index cannot be told apart later."""
+    if is_outdated(manifest):
+        raise InputError(f"{_problem(folder)} Nothing can be added to it.", hint=_renewal(folder, manifest))
+
+
+def _problem(folder: Path) -> str:
+    return (
+        f"The index {folder} is outdated: an older cdkit embedded its captions as written, with entities, curly "
+        "quotes and mojibake in them, not as CLIP reads them."
+    )
+
+
+def _renewal(folder: Path, manifest: Manifest) -> str:
+    options = ("--encoder", manifest.details["encoder"]["spec"], "--out", folder, "--force", "--captions")
+    pools = "the pools and options it was made with"
+    if manifest.details.get("additions"):
+        pools += " (add again what was added since)"
+    return f"Renew it: {command_line('cdkit', 'index', 'build', *options)} … with {pools}."

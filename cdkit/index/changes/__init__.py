@@ -1,0 +1,1 @@
+"""Changes of a finished index: add, remove, compact, each prepared beside it and committed in one step."""

@@ -1,1 +1,0 @@
-"""Publishing: the report of a run, and the model card."""

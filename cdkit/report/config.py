@@ -1,0 +1,13 @@
+"""Stage `report`: a run as one self-contained page, as Markdown, as a table of scores, and as a model card."""
+
+from __future__ import annotations
+
+from cdkit.core.config import StageConfig, setting
+
+
+class ReportConfig(StageConfig):
+    """Which run to report, and what to write on it."""
+
+    run_folder: str = setting(help="The folder of a run; a pipeline's own when left out.", input="run")
+    title: str | None = setting(None, "The page's title [default: the pipeline's name].")
+    licence: str = setting("other", "Licence of the delta for the model card, as the hub names it.")

@@ -1,0 +1,171 @@
+"""The model card: a README.md with the front matter that model hubs read, and samples beside it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cdkit.core.errors import CdkitError, InputError
+from cdkit.core.formatting import command_line
+from cdkit.core.storage import Folder, atomic_path, write_text
+from cdkit.deltas.formats.names import Spelling
+from cdkit.evaluation.samples import find_tokens
+from cdkit.report.run_folder import RunFolder, StepFolder
+from cdkit.report.sections.training import DELTA_NAME, token_spellings, token_texts
+
+if TYPE_CHECKING:
+    from cdkit.report.page import Page
+
+CARD_NAME, PICTURES = "README.md", "pictures"
+SAMPLES_SHOWN = 4
+SIDE = 512
+# A hub id of a base model; anything else (`embedded`, a folder) has no place in the front matter.
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+LICENCES_WITHOUT_NAME = ("other",)
+
+
+@dataclass(frozen=True)
+class CardSample:
+    """One sample on the card: its file beside the card, and its prompt."""
+
+    file: str
+    prompt: str
+
+
+@dataclass(frozen=True)
+class Card:
+    """What the card says."""
+
+    front_matter: str
+    title: str
+    base: str
+    method: str
+    trigger: Sequence[str]
+    spellings: Sequence[Spelling]
+    prompts: Sequence[str]
+    samples: Sequence[CardSample]
+    step: str
+    licence: str
+    delta_there: bool
+
+    @property
+    def commands(self) -> str:
+        """How the delta is drawn with and exported, as lines for a shell."""
+        prompt, delta = (self.prompts or ["a photo"])[0], DELTA_NAME
+        sample = ["cdkit", "sample", "--base", self.base, "--delta", delta, "--prompt", prompt, "--out", "samples"]
+        export = ["cdkit", "export", delta, "--to", "diffusers-lora", "--base", self.base, "--out", "lora"]
+        return f"{command_line(*sample)}\n{command_line(*export)}"
+
+
+def write_model_card(page: Page, licence: str, out: Folder) -> None:
+    """Write README.md for the run's last delta, and its samples; nothing when the run trains none."""
+    from cdkit.report.page import environment
+
+    step = _last_delta(page.run)
+    if step is None:
+        return
+    samples = _write_samples(page.run, step, out)
+    card = _card(page, step, samples, licence)
+    text = environment().get_template("model_card.md.jinja").render(card=card, page=page)
+    write_text(out / CARD_NAME, re.sub(r"\n{3,}", "\n\n", text).strip() + "\n")
+
+
+def _last_delta(run: RunFolder) -> StepFolder | None:
+    steps = run.of_stage("train", "merge", "delta-compress")
+    return steps[-1] if steps else None
+
+
+def _card(page: Page, step: StepFolder, samples: Sequence[CardSample], licence: str) -> Card:
+    base = str(step.values.get("base") or "embedded")
+    tokens = token_texts(step.details.get("tokens", []))
+    prompts = [str(prompt) for prompt in step.details.get("prompts", [])]
+    prompts = prompts or list(dict.fromkeys(sample.prompt for sample in samples))
+    method = str(step.details.get("method") or step.values.get("method") or "custom-diffusion")
+    return Card(
+        front_matter=_front_matter(base, licence, tokens, prompts, samples),
+        title=page.title,
+        base=base,
+        method="merged in closed form" if step.stage == "merge" else method,
+        trigger=tokens,
+        spellings=token_spellings(step),
+        prompts=prompts,
+        samples=samples,
+        step=step.name,
+        licence=licence,
+        delta_there=(step.path / DELTA_NAME).exists(),
+    )
+
+
+def _front_matter(
+    base: str, licence: str, tokens: Sequence[str], prompts: Sequence[str], samples: Sequence[CardSample]
+) -> str:
+    import yaml
+
+    values: dict[str, Any] = {"license": licence}
+    if licence in LICENCES_WITHOUT_NAME:
+        values["license_name"] = "see-base-model-and-photos"
+    if _HUB_ID.fullmatch(base) and not Path(base).exists():
+        values["base_model"] = base
+    values |= {
+        "library_name": "diffusers",
+        "pipeline_tag": "text-to-image",
+        "tags": ["text-to-image", "diffusers", "custom-diffusion", "cdkit"],
+    }
+    if prompts:
+        values["instance_prompt"] = prompts[0]
+    if samples:
+        values["widget"] = [{"text": sample.prompt, "output": {"url": sample.file}} for sample in samples]
+    if tokens:
+        values["trigger_words"] = list(tokens)
+    return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=110)).strip()
+
+
+def _write_samples(run: RunFolder, step: StepFolder, out: Folder) -> list[CardSample]:
+    """Samples drawn with the delta, or with any when none names it: one per prompt, shrunk, in `pictures`."""
+    from PIL import Image
+
+    from cdkit.pictures.decoding import open_file
+
+    drawn = run.of_stage("sample")
+    own = [sampled for sampled in drawn if step.name in _deltas(sampled.values)] or drawn[-1:]
+    found: list[CardSample] = []
+    for prompt, path in _first_of_each_prompt(own[-1:]):
+        if len(found) == SAMPLES_SHOWN:
+            break
+        try:
+            shown = open_file(path)
+        except InputError:
+            continue
+        if max(shown.size) > SIDE:
+            shown.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+        elif max(shown.size) < 128:
+            factor = 256 // max(shown.size)
+            shown = shown.resize((shown.width * factor, shown.height * factor), Image.Resampling.NEAREST)
+        name = f"{PICTURES}/sample-{len(found)}.png"
+        with atomic_path(out / name) as temporary:
+            shown.save(temporary, format="PNG")
+        found.append(CardSample(name, prompt))
+    return found
+
+
+def _deltas(values: Mapping[str, Any]) -> list[str]:
+    given = values.get("deltas") or []
+    return [str(given)] if isinstance(given, str) else [str(item) for item in given]
+
+
+def _first_of_each_prompt(steps: Sequence[StepFolder]) -> list[tuple[str, Path]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    found: dict[str, Path] = {}
+    for step in steps:
+        try:
+            for row in pq.read_table(step.path / "samples.parquet").to_pylist():
+                found.setdefault(str(row["prompt"]), step.path / row["path"])
+        except (OSError, KeyError, pa.ArrowInvalid, CdkitError):
+            continue
+    # What the delta is for comes first: prompts with its token.
+    return sorted(found.items(), key=lambda entry: not find_tokens(entry[0]))

@@ -1,0 +1,178 @@
+"""The figures a reader looks for first: a few tiles at the top of the page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cdkit.core.formatting import code_block, code_span, markdown_text
+from cdkit.report.run_folder import RunFolder
+from cdkit.report.sections.images import ImagesSection
+from cdkit.report.sections.regularization import (
+    ImportSection,
+    RegularizationSection,
+    TokenSection,
+)
+from cdkit.report.sections.scores import ComparisonSection, ScoresSection, heading
+from cdkit.report.sections.training import (
+    AttentionSection,
+    ConceptSection,
+    MergeSection,
+    TrainingSection,
+    WeightSection,
+)
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+
+SCORES = ("text_alignment", "image_alignment", "drift")
+
+
+def highlights(page: Page) -> list[tuple[str, str, str]]:
+    """(name, value, note) of what the run has: images found, steps trained, and the scores of its last set."""
+    found = []
+    for section in page.regularization[:2]:
+        found.append((section.name, f"{section.accepted:,} images", f"of {section.asked:,} asked for"))
+    for training in page.training[:2]:
+        facts = dict(training.facts)
+        if "steps" in facts:
+            found.append((training.name, f"{facts['steps']} steps", f"final loss {facts.get('final loss', '–')}"))
+    for merge in page.merges[:1]:
+        residual = dict(merge.facts).get("constraint residual")
+        if residual is not None:
+            found.append((merge.name, residual, "constraint residual"))
+    if page.scores is not None:
+        scored = page.scores.sets[0]
+        for metric in SCORES:
+            if metric in scored.metrics:
+                bounds = page.scores.bounds(scored, metric)
+                found.append((heading(metric)[0], page.scores.value(scored, metric), bounds))
+    return found
+
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+@cache
+def environment() -> Environment:
+    """Jinja with autoescape for .html templates; Markdown templates escape with `md`, `code` and `fenced`."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+
+    made = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=select_autoescape(enabled_extensions=("html.jinja",), default=False),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {
+        "md": markdown_text,
+        "code": code_span,
+        "fenced": code_block,
+        "seconds": duration_text,
+        "size": size_text,
+        "value": value_text,
+        "clock": clock_text,
+    }
+    return made
+
+
+def render_page(page: Page) -> str:
+    """The whole HTML page."""
+    return environment().get_template("report.html.jinja").render(page=page, run=page.run)
+
+
+def render_text(page: Page) -> str:
+    """The same in Markdown, without pictures."""
+    text = environment().get_template("report.md.jinja").render(page=page, run=page.run)
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def value_text(value: Any) -> str:
+    """A setting as a reader would write it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {value_text(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(value_text(item) for item in value)
+    return "–" if value is None else str(value)
+
+
+def clock_text(moment: str) -> str:
+    """An ISO time to the minute, in UTC: `2026-11-24 14:04`."""
+    return moment.replace("T", " ")[:16]
+
+
+def duration_text(seconds: float | None) -> str:
+    """`3.2 s`, `4 min 10 s`, `2 h 5 min`."""
+    if seconds is None:
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    if seconds < 3600:
+        return f"{int(seconds // 60)} min {int(seconds % 60)} s"
+    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
+
+
+def size_text(number: float | None) -> str:
+    """A byte count: `12.3 MB`."""
+    if not number:
+        return "–"
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.1f} TB"
+
+
+@dataclass
+class Page:
+    """Everything the templates show."""
+
+    title: str
+    run: RunFolder
+    command: str
+    yaml: str
+    made: str
+    version: str
+    missing: Sequence[str]
+    imports: Sequence[ImportSection] = ()
+    regularization: Sequence[RegularizationSection] = ()
+    tokens: Sequence[TokenSection] = ()
+    concepts: Sequence[ConceptSection] = ()
+    training: Sequence[TrainingSection] = ()
+    merges: Sequence[MergeSection] = ()
+    images: ImagesSection | None = None
+    scores: ScoresSection | None = None
+    comparisons: Sequence[ComparisonSection] = ()
+    weights: Sequence[WeightSection] = ()
+    attention: Sequence[AttentionSection] = ()
+    problems: list[str] = field(default_factory=list)
+    left_out: int = 0
+
+    @property
+    def highlights(self) -> list[tuple[str, str, str]]:
+        """The figures a reader looks for first: name, value, and what qualifies it."""
+        return highlights(self)
+
+    @property
+    def web_images(self) -> bool:
+        """Whether any regularization image came from the web or from files."""
+        return any(section.from_elsewhere for section in self.regularization)
+
+    @property
+    def seconds(self) -> float:
+        """How long all steps took."""
+        return sum(step.seconds or 0.0 for step in self.run.steps)
+
+    @property
+    def peak_bytes(self) -> int:
+        """The largest memory a step's process took."""
+        records = [step.manifest.run for step in self.run.steps if step.manifest is not None]
+        return max((int(record.get("peak_process_bytes") or 0) for record in records), default=0)

@@ -1,0 +1,155 @@
+"""Report section of the samples: the same prompt at the same seeds, from the base model, tuned and merged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cdkit.evaluation.samples import find_tokens, without_tokens
+from cdkit.report.pictures import PictureBox, Shown
+from cdkit.report.run_folder import StepFolder
+
+PROMPTS_SHOWN = 8
+SEEDS_SHOWN = 6
+ROWS_SHOWN = 40
+SIDE = 200
+TABLE_NAME = "samples.parquet"
+
+
+@dataclass(frozen=True)
+class GridRow:
+    """One set's images of one prompt, a place per seed; None where it has none."""
+
+    label: str
+    kind: str
+    prompt: str
+    images: Sequence[Shown | None]
+
+
+@dataclass(frozen=True)
+class PromptGrid:
+    """All sets' images of one prompt at the same seeds."""
+
+    prompt: str
+    seeds: Sequence[int]
+    rows: Sequence[GridRow]
+
+
+@dataclass(frozen=True)
+class ImagesSection:
+    """The grids, how many prompts there are in all, and how the images were drawn."""
+
+    grids: Sequence[PromptGrid]
+    prompts: int
+    images: int
+    drawn: Sequence[tuple[str, str]]
+
+    @property
+    def hero(self) -> tuple[GridRow, Sequence[int]]:
+        """The images for the head of the page, and their seeds: a prompt with most concepts in it, drawn last."""
+        grid = max(self.grids, key=lambda grid: max(map(_concepts, grid.rows)))
+        return max(reversed(grid.rows), key=_concepts), grid.seeds
+
+
+@dataclass(frozen=True)
+class _Image:
+    path: Path
+    prompt: str
+    seed: int
+
+
+def images_section(steps: Sequence[StepFolder], pictures: PictureBox) -> ImagesSection | None:
+    """Grids of every prompt, those most sets share first; None when no step drew anything."""
+    sets = {step.name: (step, _images(step)) for step in steps}
+    sets = {name: entry for name, entry in sets.items() if entry[1]}
+    if not sets:
+        return None
+    by_prompt: dict[str, dict[tuple[str, str], list[_Image]]] = {}
+    for name, (step, images) in sets.items():
+        tokens = [str(token) for token in step.details.get("tokens", [])]
+        for image in images:
+            plain = without_tokens(image.prompt, tokens)
+            by_prompt.setdefault(plain, {}).setdefault((name, image.prompt), []).append(image)
+    order = list(by_prompt)
+    shared = sorted(order, key=lambda plain: (-_interest(by_prompt[plain]), order.index(plain)))
+    grids = [_grid(plain, by_prompt[plain], sets, pictures) for plain in _fitting(shared, by_prompt)]
+    drawn = [(name, _drawn_with(step)) for name, (step, _) in sets.items()]
+    return ImagesSection(grids, len(by_prompt), sum(len(images) for _, images in sets.values()), drawn)
+
+
+def _fitting(prompts: Sequence[str], by_prompt: dict[str, dict[tuple[str, str], list[_Image]]]) -> list[str]:
+    """The first prompts, fewer where many sets make every grid tall; always one."""
+    chosen: list[str] = []
+    rows = 0
+    for plain in prompts[:PROMPTS_SHOWN]:
+        rows += len(by_prompt[plain])
+        if chosen and rows > ROWS_SHOWN:
+            break
+        chosen.append(plain)
+    return chosen
+
+
+def _interest(rows: dict[tuple[str, str], list[_Image]]) -> int:
+    """Prompts with a modifier token and in most sets come first."""
+    tokens = any(find_tokens(prompt) for _, prompt in rows)
+    return 2 * len({name for name, _ in rows}) + tokens
+
+
+def _concepts(row: GridRow) -> int:
+    return len(find_tokens(row.prompt))
+
+
+def _images(step: StepFolder) -> list[_Image]:
+    """The images a step drew; of an interrupted one those that are there, by their own captions."""
+    import pyarrow.parquet as pq
+
+    if (step.path / TABLE_NAME).exists():
+        rows: list[dict[str, Any]] = pq.read_table(step.path / TABLE_NAME).to_pylist()
+        return [_Image(step.path / row["path"], str(row["prompt"]), int(row["seed"])) for row in rows]
+    return [image for path in sorted((step.path / "images").glob("*.png")) if (image := _captioned(path)) is not None]
+
+
+def _captioned(path: Path) -> _Image | None:
+    from cdkit.pictures.decoding import png_texts
+
+    texts = png_texts(path)
+    prompt, seed = texts.get("prompt", ""), texts.get("seed", "0")
+    return _Image(path, prompt, int(seed)) if prompt and seed.isdecimal() else None
+
+
+def _grid(
+    plain: str,
+    rows: dict[tuple[str, str], list[_Image]],
+    sets: dict[str, tuple[StepFolder, list[_Image]]],
+    box: PictureBox,
+) -> PromptGrid:
+    """A row per set and wording of the prompt: a tuned model may have drawn it with its token and without."""
+    counts: dict[int, int] = {}
+    for images in rows.values():
+        for seed in {image.seed for image in images}:
+            counts[seed] = counts.get(seed, 0) + 1
+    seeds = sorted(sorted(counts, key=lambda seed: (-counts[seed], seed))[:SEEDS_SHOWN])
+    names = list(sets)
+    found = []
+    for name, prompt in sorted(rows, key=lambda row: (names.index(row[0]), len(find_tokens(row[1])))):
+        by_seed = {image.seed: image for image in rows[name, prompt]}
+        shown = [box.file(by_seed[seed].path, SIDE) if seed in by_seed else None for seed in seeds]
+        found.append(GridRow(name, _kind(sets[name][0]), prompt, shown))
+    return PromptGrid(plain, seeds, found)
+
+
+def _kind(step: StepFolder) -> str:
+    deltas = step.values.get("deltas") or step.details.get("tokens")
+    if not deltas:
+        return "base model"
+    return ", ".join(str(delta) for delta in deltas) if isinstance(deltas, list) else str(deltas)
+
+
+def _drawn_with(step: StepFolder) -> str:
+    details = step.details
+    if not details:
+        return "settings not recorded yet"
+    parts = [f"{details.get('scheduler')}", f"{details.get('steps')} steps", f"guidance {details.get('guidance')}"]
+    return ", ".join(part for part in parts if "None" not in part)

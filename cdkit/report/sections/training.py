@@ -1,0 +1,262 @@
+"""Report sections of what was taught: the concepts' photos, training runs, merges, and what moved in the model."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cdkit.core.errors import CdkitError
+from cdkit.core.formatting import json_text
+from cdkit.core.storage import read_json
+from cdkit.deltas.formats.names import Spelling, spellings
+from cdkit.deltas.methods import METHODS
+from cdkit.evaluation.charts import Series, Strip, line_chart, strip_chart
+from cdkit.pictures.reading import read_pictures
+from cdkit.report.pictures import PictureBox, Shown
+from cdkit.report.run_folder import RunFolder, StepFolder
+
+PHOTOS_SHOWN = 8
+PHOTO_SIDE = 150
+SAMPLES_SHOWN = 8
+POINTS = 600
+DELTA_NAME = "delta.safetensors"
+
+
+@dataclass(frozen=True)
+class ConceptSection:
+    """A concept's photos as training was given them."""
+
+    category: str
+    source: str
+    photos: Sequence[Shown]
+    total: int
+    problem: str = ""
+
+
+def concept_sections(run: RunFolder, pictures: PictureBox) -> list[ConceptSection]:
+    """Every concept that a train or evaluate step names, once."""
+    sources: dict[tuple[str, str], None] = {}
+    for step in run.steps:
+        concepts = step.values.get("concepts")
+        if step.stage in ("train", "evaluate") and isinstance(concepts, Mapping):
+            sources.update(dict.fromkeys((str(name), run.resolve(str(photos))) for name, photos in concepts.items()))
+    return [_concept(category, source, pictures) for category, source in sources]
+
+
+def _concept(category: str, source: str, pictures: PictureBox) -> ConceptSection:
+    try:
+        photos = read_pictures(source).without_others().pictures
+        shown = [pictures.image(photo.open(), PHOTO_SIDE) for photo in photos[:PHOTOS_SHOWN]]
+    except CdkitError as error:
+        return ConceptSection(category, source, (), 0, error.message)
+    return ConceptSection(category, source, [photo for photo in shown if photo is not None], len(photos))
+
+
+@dataclass(frozen=True)
+class TrainingSection:
+    """One training run."""
+
+    name: str
+    facts: Sequence[tuple[str, str]]
+    tokens: Sequence[str]
+    spellings: Sequence[Spelling]
+    prompts: Sequence[str]
+    chart: str
+    samples: Sequence[tuple[str, Shown]]
+    delta_bytes: int | None
+
+
+def training_section(step: StepFolder, pictures: PictureBox) -> TrainingSection:
+    """The loss so far, the samples drawn on the way, and the settings."""
+    details = step.details
+    named = {
+        "method": details.get("method") or step.values.get("method"),
+        "steps": details.get("steps"),
+        "seconds": details.get("seconds"),
+        "final loss": details.get("final_loss"),
+        "base model": step.values.get("base"),
+        "seed": _setting(step, "seed"),
+        "batch size": _setting(step, "batch_size"),
+        "learning rate": _setting(step, "learning_rate"),
+    }
+    delta = step.path / DELTA_NAME
+    return TrainingSection(
+        name=step.name,
+        facts=[(key, _short(value)) for key, value in named.items() if value is not None],
+        tokens=token_texts(details.get("tokens", [])),
+        spellings=token_spellings(step),
+        prompts=[str(prompt) for prompt in details.get("prompts", [])],
+        chart=_loss_chart(step.path / "metrics.csv", step.name),
+        samples=_training_samples(step.path / "samples", pictures),
+        delta_bytes=delta.stat().st_size if delta.exists() else None,
+    )
+
+
+def token_texts(tokens: Any) -> list[str]:
+    """The tokens' texts, whether the manifest lists texts or records with a text each, or maps concepts to them."""
+    entries = list(tokens.values()) if isinstance(tokens, Mapping) else list(tokens or [])
+    found = []
+    for entry in entries:
+        text = entry.get("token") or entry.get("text") if isinstance(entry, Mapping) else entry
+        if text:
+            found.append(str(text))
+    return found
+
+
+def token_spellings(step: StepFolder) -> list[Spelling]:
+    """How a step's modifier tokens are typed in other tools; a rare word of the vocabulary is typed as it is."""
+    method = METHODS.get(str(step.details.get("method") or step.values.get("method") or ""))
+    words = token_texts(step.details.get("tokens", []))
+    return [] if method is not None and method.word == "rare" else spellings(words)
+
+
+def _setting(step: StepFolder, name: str) -> Any:
+    return step.manifest.config.get(name) if step.manifest is not None else step.values.get(name)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _loss_chart(path: Path, name: str) -> str:
+    """The loss as it was, faintly, and smoothed; empty when no step was recorded."""
+    columns = _read_metrics(path)
+    steps = columns.get("step", [])
+    if not steps:
+        return ""
+    series = [Series("", *_thinned(steps, columns["loss"]), faint=True)] if "loss" in columns else []
+    labels = {"loss": "loss, smoothed", "target_loss": "photos", "regularization_loss": "regularization"}
+    for column, label in labels.items():
+        values = columns.get(column, [])
+        if any(math.isfinite(value) for value in values):
+            series.append(Series(label, *_thinned(steps, _smoothed(values))))
+    return line_chart(series, x_label="step", y_label="loss", title=f"Loss of {name}")
+
+
+def _read_metrics(path: Path) -> dict[str, list[float]]:
+    columns: dict[str, list[float]] = {}
+    if not path.exists():
+        return columns
+    with path.open(encoding="utf-8", newline="") as handle:
+        for row in csv.DictReader(handle):
+            for key, text in row.items():
+                if key is not None:
+                    columns.setdefault(key, []).append(_number(text))
+    return columns
+
+
+def _number(text: Any) -> float:
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def _smoothed(values: Sequence[float]) -> list[float]:
+    """Mean over a window of a twentieth of the run around each step; values that are not finite do not count."""
+    half = max(len(values) // 40, 1)
+    found = []
+    for place in range(len(values)):
+        window = [v for v in values[max(place - half, 0) : place + half + 1] if math.isfinite(v)]
+        found.append(sum(window) / len(window) if window else math.nan)
+    return found
+
+
+def _thinned(steps: Sequence[float], values: Sequence[float]) -> tuple[list[float], list[float]]:
+    every = max(len(steps) // POINTS, 1)
+    return list(steps[::every]), list(values[::every])
+
+
+def _training_samples(folder: Path, pictures: PictureBox) -> list[tuple[str, Shown]]:
+    paths = sorted(folder.glob("*.png")) if folder.is_dir() else []
+    every = max(-(-len(paths) // SAMPLES_SHOWN), 1)
+    kept = sorted({*paths[::every], *paths[-1:]})
+    found = []
+    for path in kept:
+        shown = pictures.file(path, 420)
+        if shown is not None:
+            found.append((f"step {path.stem.rpartition('-')[2].lstrip('0') or '0'}", shown))
+    return found
+
+
+@dataclass(frozen=True)
+class MergeSection:
+    """One merge."""
+
+    name: str
+    facts: Sequence[tuple[str, str]]
+    tokens: Sequence[str]
+    spellings: Sequence[Spelling]
+    conflicts: Sequence[str]
+
+
+def merge_section(step: StepFolder) -> MergeSection:
+    """How exactly the constraints are met and how far the rest moved."""
+    details = step.details
+    named = {
+        "constraint residual": details.get("constraint_residual"),
+        "drift of other captions": details.get("drift"),
+        "size over its deltas'": details.get("growth"),
+        "condition number": details.get("condition"),
+        "seconds": details.get("seconds"),
+        "rank": details.get("rank"),
+    }
+    conflicts = [
+        json_text(item) if isinstance(item, Mapping) else str(item) for item in details.get("conflicts") or []
+    ]
+    return MergeSection(
+        step.name,
+        [(key, _short(value)) for key, value in named.items() if value is not None],
+        token_texts(details.get("tokens", [])),
+        token_spellings(step),
+        conflicts,
+    )
+
+
+@dataclass(frozen=True)
+class WeightSection:
+    """Rate of change of weights by group."""
+
+    name: str
+    tuned: str
+    groups: Sequence[Mapping[str, Any]]
+    chart: str
+
+
+def weight_section(step: StepFolder) -> WeightSection | None:
+    """The groups' rates and a dot per parameter; None when the step wrote none."""
+    if not (step.path / "weight_change.json").exists():
+        return None
+    details = read_json(step.path / "weight_change.json")
+    rates: dict[str, list[float]] = {}
+    with (step.path / "weight_change.csv").open(encoding="utf-8", newline="") as handle:
+        for row in csv.DictReader(handle):
+            if row["rate"]:
+                rates.setdefault(row["group"], []).append(float(row["rate"]))
+    strips = [Strip(g["group"], rates.get(g["group"], [])) for g in details["groups"]]
+    chart = strip_chart(strips, x_label="rate of change ‖θ′ − θ‖ / ‖θ‖", title=f"Weight change, {step.name}")
+    tuned = str(step.values.get("tuned") or Path(str(details.get("tuned", ""))).name)
+    return WeightSection(step.name, tuned, details["groups"], chart)
+
+
+@dataclass(frozen=True)
+class AttentionSection:
+    """Where each token of a prompt was looked at."""
+
+    name: str
+    prompt: str
+    strip: Shown
+
+
+def attention_section(step: StepFolder, pictures: PictureBox) -> AttentionSection | None:
+    """The strip of maps; None when the step wrote none."""
+    shown = pictures.file(step.path / "attention.png", 1210) if (step.path / "attention.png").exists() else None
+    if shown is None:
+        return None
+    return AttentionSection(step.name, str(step.details.get("prompt") or step.values.get("prompt", "")), shown)

@@ -1,0 +1,156 @@
+"""Stage `report`: a run as one self-contained page, as Markdown, as a table of scores, and as a model card."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import cdkit
+from cdkit.core.errors import CdkitError
+from cdkit.core.fingerprints import Input
+from cdkit.core.formatting import command_line
+from cdkit.core.manifest import Counts
+from cdkit.core.protocols import Context
+from cdkit.core.shards import Dataset
+from cdkit.core.storage import Folder, atomic_path, write_text
+from cdkit.report.config import ReportConfig
+from cdkit.report.page import Page
+from cdkit.report.pictures import PictureBox
+from cdkit.report.run_folder import RunFolder, StepFolder, read_run
+from cdkit.report.sections.images import images_section
+from cdkit.report.sections.regularization import (
+    RegularizationSection,
+    import_section,
+    regularization_section,
+    token_section,
+)
+from cdkit.report.sections.scores import ScoresSection, comparison_section, scores_section
+from cdkit.report.sections.training import (
+    attention_section,
+    concept_sections,
+    merge_section,
+    training_section,
+    weight_section,
+)
+
+Section = TypeVar("Section")
+PIPELINE_NAME = "pipeline.yaml"
+PAGE_NAME, TEXT_NAME, SCORES_NAME, SOURCES_NAME = "report.html", "report.md", "scores.csv", "sources.csv"
+
+
+def report(config: ReportConfig, inputs: Mapping[str, Input], out: Folder, context: Context) -> Dataset:
+    """Write report.html, report.md, scores.csv, sources.csv, pipeline.yaml and the model card README.md."""
+    from cdkit.report.model_card import write_model_card
+    from cdkit.report.page import render_page, render_text
+
+    run = read_run(Path(config.run_folder))
+    page = gather(run, config.title, out.path)
+    write_text(out / PIPELINE_NAME, page.yaml)
+    write_text(out / PAGE_NAME, render_page(page))
+    write_text(out / TEXT_NAME, render_text(page))
+    _write_scores(out / SCORES_NAME, page.scores)
+    _write_sources(out / SOURCES_NAME, page.regularization)
+    write_model_card(page, config.licence, out)
+    for problem in page.problems:
+        context.progress.note(problem)
+    size = (out / PAGE_NAME).stat().st_size
+    details = {"bytes": size, "steps": len(run.steps), "missing": list(page.missing), "problems": page.problems}
+    return Dataset("report", out.path, Counts(len(run.steps), len(run.steps)), details)
+
+
+def gather(run: RunFolder, title: str | None, out: Path) -> Page:
+    """Read every step's folder; one that cannot be read becomes a line under `problems`."""
+    box = PictureBox()
+    yaml = pipeline_yaml(run)
+    page = Page(
+        title=title or run.name,
+        run=run,
+        # Without a run's record the inputs of the steps are not known.
+        command=command_line("cdkit", "run", out / PIPELINE_NAME, "--out", run.path) if run.record else "",
+        yaml=yaml,
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        version=cdkit.__version__,
+        missing=run.missing(),
+    )
+    each = _Reader(page.problems).each
+    page.concepts = _Reader(page.problems).whole("the concept photos", lambda: concept_sections(run, box)) or ()
+    # Samples first: when room for pictures runs out, the contact sheet is what gets shorter.
+    page.images = _Reader(page.problems).whole("samples", lambda: images_section(run.of_stage("sample"), box))
+    page.training = each(run.of_stage("train"), lambda step: training_section(step, box))
+    page.attention = each(run.of_stage("attention"), lambda step: attention_section(step, box))
+    page.imports = each(run.of_stage("import", "embed", "index"), import_section)
+    sets = run.of_stage("retrieve", "class-images")
+    page.regularization = each(sets, lambda step: regularization_section(step, box))
+    page.tokens = each(run.of_stage("tokens"), token_section)
+    page.merges = each(run.of_stage("merge"), merge_section)
+    page.scores = _Reader(page.problems).whole("scores", lambda: scores_section(run.of_stage("evaluate")))
+    page.comparisons = each(run.of_stage("compare"), comparison_section)
+    page.weights = each(run.of_stage("weight-change"), weight_section)
+    page.left_out = box.left_out
+    if box.unreadable:
+        page.problems.append(f"{box.unreadable} picture(s) cannot be decoded and are not shown.")
+    return page
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads parts of a run that may be damaged or of another version."""
+
+    problems: list[str]
+
+    def whole(self, what: str, read: Callable[[], Section]) -> Section | None:
+        try:
+            return read()
+        except (CdkitError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            self.problems.append(f"{what}: could not be read ({type(error).__name__}: {error})")
+            return None
+
+    def each(self, steps: Sequence[StepFolder], read: Callable[[StepFolder], Section | None]) -> list[Section]:
+        def reading(step: StepFolder) -> Callable[[], Section | None]:
+            return lambda: read(step)
+
+        found = [self.whole(f"step {step.name}", reading(step)) for step in steps]
+        return [section for section in found if section is not None]
+
+
+def pipeline_yaml(run: RunFolder) -> str:
+    """The run as a pipeline file, variables filled in: running it repeats exactly this."""
+    import yaml
+
+    stages = run.record.get("stages") or {step.name: {"run": step.stage, **step.values} for step in run.steps}
+    document: dict[str, Any] = {"name": _safe_name(run.name)}
+    if run.description:
+        document["description"] = run.description
+    document["stages"] = stages
+    return str(yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=110))
+
+
+def _safe_name(name: str) -> str:
+    cleaned = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "-_") else "-" for letter in name)
+    return cleaned.lstrip("-_") or "run"
+
+
+def _write_scores(path: Path, scores: ScoresSection | None) -> None:
+    columns = ["step", "set", "metric", "value", "low", "high", "n", "standard_error", "resampled"]
+    rows = scores.raw if scores is not None else []
+    _write_csv(path, columns, [[row.get(column) for column in columns] for row in rows])
+
+
+def _write_sources(path: Path, sections: Sequence[RegularizationSection]) -> None:
+    rows = [
+        [source.step, source.key, source.url, source.source, source.caption, source.sha256]
+        for section in sections
+        for source in section.sources
+    ]
+    _write_csv(path, ["step", "key", "url", "source", "caption", "sha256"], rows)
+
+
+def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(columns)
+        writer.writerows(rows)

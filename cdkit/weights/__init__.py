@@ -1,1 +1,0 @@
-"""Weights: base models as diffusers pipelines."""

@@ -1,1 +1,0 @@
-"""Deltas as other tools read them, one format per file."""

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from cdkit.core.manifest import Manifest
+from cdkit.core.storage import Folder
+from cdkit.pictures.regularization_set import SetRow, write_images
+from cdkit.report.page import duration_text, size_text, value_text
+from cdkit.report.pictures import PictureBox
+from cdkit.report.run_folder import StepFolder, read_run
+from cdkit.report.sections.images import ROWS_SHOWN, images_section
+from cdkit.report.sections.regularization import Source, regularization_section
+from cdkit.report.sections.training import token_spellings, token_texts, training_section
+from tests.support.pretend_run import write_manifest, write_retrieved, write_trained
+
+
+def _step(run: Path, name: str) -> StepFolder:
+    return next(step for step in read_run(run).steps if step.name == name)
+
+
+def test_where_images_came_from(tmp_path: Path) -> None:
+    write_retrieved(tmp_path / "set", images=6)
+    section = regularization_section(_step(tmp_path, "set"), PictureBox())
+    assert section.from_elsewhere == 6
+    assert section.hosts == [(f"pictures-{n}.example", 2) for n in range(3)]
+    first, second = section.sources[:2]
+    section.sources[0] = Source(first.step, first.key, "", "generated", "a star", "")
+    section.sources[1] = Source(second.step, second.key, "http://127.0.0.1:1/x.png", "pool", "a star", "")
+    assert (section.generated, section.from_elsewhere) == (1, 4)
+    assert ("drawn by the base model", 1) in section.hosts
+    assert ("rendered by cdkit (the embedded pool)", 1) in section.hosts
+    assert section.images[0].similarity == pytest.approx(0.99)
+
+
+def test_a_drawn_image_shows_no_similarity(tmp_path: Path) -> None:
+    picture = tmp_path / "drawn.png"
+    Image.new("RGB", (8, 8), "red").save(picture)
+    rows = [
+        SetRow(f"00000{number}", picture, "a star", 1.0, None, 8, 8, "s", "0", source, "a star")
+        for number, source in enumerate(["generated", "pool.parquet"])
+    ]
+    write_images(Folder(tmp_path / "set"), rows, "f" * 64)
+    write_manifest(tmp_path / "set", "class-images")
+    section = regularization_section(_step(tmp_path, "set"), PictureBox())
+    assert [image.similarity for image in section.images] == [None, 1.0]
+
+
+def test_a_training_log_may_have_gaps(tmp_path: Path) -> None:
+    write_trained(tmp_path / "tuned", finished=False, steps=5)
+    (tmp_path / "tuned" / "metrics.csv").write_text(
+        "step,loss,target_loss,regularization_loss,seconds\n1,0.5,0.5,,1\n2,0.4,,0.4,2\n3,0.3,0.3,,3\n"
+    )
+    section = training_section(_step(tmp_path, "tuned"), PictureBox())
+    assert "regularization" in section.chart
+    assert "nan" not in section.chart
+    (tmp_path / "tuned" / "metrics.csv").write_text("step,loss\n")
+    assert training_section(_step(tmp_path, "tuned"), PictureBox()).chart == ""
+
+
+def _write_samples(folder: Path, prompts: Sequence[str], seed: int = 0) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (folder / "images").mkdir(parents=True)
+    rows = [
+        {"prompt": prompt, "seed": seed, "path": f"images/{number}.png", "delta": None}
+        for number, prompt in enumerate(prompts)
+    ]
+    for row in rows:
+        Image.new("RGB", (8, 8)).save(folder / str(row["path"]))
+    pq.write_table(pa.Table.from_pylist(rows), folder / "samples.parquet")
+    write_manifest(folder, "sample", tokens=[])
+
+
+def test_many_sets_show_fewer_prompts(tmp_path: Path) -> None:
+    for place in range(15):
+        _write_samples(tmp_path / f"set{place:02d}", [f"prompt {number}" for number in range(6)])
+    section = images_section(read_run(tmp_path).of_stage("sample"), PictureBox())
+    assert section is not None
+    assert [len(grid.rows) for grid in section.grids] == [15, 15]
+    assert ROWS_SHOWN == 40
+    assert section.prompts == 6
+
+
+def test_the_head_shows_the_prompt_with_most_concepts(tmp_path: Path) -> None:
+    _write_samples(tmp_path / "before", ["a cat"])
+    _write_samples(tmp_path / "tuned", ["a <new1> cat", "a cat"])
+    section = images_section(read_run(tmp_path).of_stage("sample"), PictureBox())
+    assert section is not None
+    row, seeds = section.hero
+    assert (row.label, row.prompt, seeds) == ("tuned", "a <new1> cat", [0])
+    _write_samples(tmp_path / "two", ["a <new2> dog", "a <new2> dog and a <new1> cat", "a <new1> and <new1>"], seed=7)
+    section = images_section(read_run(tmp_path).of_stage("sample"), PictureBox())
+    assert section is not None
+    row, seeds = section.hero
+    assert (row.label, row.prompt, seeds) == ("two", "a <new2> dog and a <new1> cat", [7])
+
+
+def test_tokens_of_every_kind_of_manifest() -> None:
+    assert token_texts(["<new1>", "<new2>"]) == ["<new1>", "<new2>"]
+    assert token_texts([{"text": "<new1>", "initializer": "ktn"}]) == ["<new1>"]
+    assert token_texts([{"token": "<new2>", "was": "<new1>", "delta": "x"}]) == ["<new2>"]
+    assert token_texts({"dog": "<new1>"}) == ["<new1>"]
+    assert token_texts(None) == []
+
+
+@pytest.mark.parametrize(
+    ("stage", "values", "details", "typed"),
+    [
+        ("train", {"method": "custom-diffusion"}, {"tokens": [{"text": "<a>"}, {"text": "<b>"}]}, ["a", "b"]),
+        ("train", {}, {"method": "textual-inversion", "tokens": [{"text": "<new1>"}]}, ["new1"]),
+        ("merge", {}, {"tokens": [{"token": "<new2>", "was": "<new1>", "delta": "x"}]}, ["new2"]),
+        # DreamBooth's rare word is one of the vocabulary: it is typed as it is everywhere.
+        ("train", {"method": "dreambooth"}, {"tokens": [{"text": "sks"}]}, []),
+        ("train", {"method": "custom-diffusion"}, {"tokens": []}, []),
+        ("delta-compress", {}, {}, []),
+    ],
+)
+def test_words_to_type_in_web_uis(
+    tmp_path: Path, stage: str, values: dict[str, Any], details: dict[str, Any], typed: list[str]
+) -> None:
+    manifest = Manifest(stage, 1, "x", {}, {}, details=details)
+    step = StepFolder("step", stage, values, tmp_path, "done", manifest)
+    assert [word.webui for word in token_spellings(step)] == typed
+
+
+def test_numbers_for_people() -> None:
+    assert [duration_text(value) for value in (None, 3.21, 250, 7500)] == ["–", "3.2 s", "4 min 10 s", "2 h 5 min"]
+    assert [size_text(value) for value in (None, 12, 12_300_000)] == ["–", "12 B", "12.3 MB"]
+    assert value_text({"a": [1, True], "b": None}) == "a: 1, yes, b: –"

@@ -11,7 +11,7 @@ import numpy as np
 from cdkit.core.cache_file import CacheFile
 from cdkit.core.errors import InputError
 from cdkit.core.protocols import ImageEncoder, Progress
-from cdkit.pictures.content import Picture
+from cdkit.pictures.picture import Picture
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,8 +14,8 @@ from cdkit.core.manifest import read_manifest
 from cdkit.core.storage import read_json
 from cdkit.core.text import whole_words
 from cdkit.deltas.delta import delta_path, delta_tokens
-from cdkit.pictures.content import FileContent, Picture
 from cdkit.pictures.folder import list_folder
+from cdkit.pictures.picture import FileContent, Picture
 
 # What cdkit and the public Custom Diffusion scripts call modifier tokens: <new1>, <my-dog>.
 _ANGLED = re.compile(r"<[^<>\s]+>")

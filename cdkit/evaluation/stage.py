@@ -37,8 +37,7 @@ from cdkit.evaluation.protocol import deviations
 from cdkit.evaluation.samples import SampleSet, read_sample_set
 from cdkit.evaluation.scoring import MAIN, SCORES_NAME, SUMMARY_NAME
 from cdkit.evaluation.weight_change import CHANGE_NAME, CHANGE_TABLE_NAME, PLOT_NAME, compare_weights, plot
-from cdkit.pictures.folder import shown
-from cdkit.pictures.formats import SUFFIXES
+from cdkit.pictures.folder import SUFFIXES, shown
 from cdkit.pictures.reading import read_pictures
 from cdkit.sampling.drawing import Sample, draw, notes_on_prompts
 from cdkit.sampling.schedulers import make_scheduler
@@ -47,7 +46,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cdkit.evaluation.scoring import Embedded, SetScores
-    from cdkit.pictures.content import Picture
+    from cdkit.pictures.picture import Picture
 
 
 def compare(config: CompareConfig, inputs: Mapping[str, Input], out: Folder, context: Context) -> Dataset:

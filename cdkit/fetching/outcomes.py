@@ -16,7 +16,7 @@ from cdkit.fetching.batches import ENDED_NAME, SHARD_NAME, WaveEnd, run_wave
 from cdkit.fetching.failures import DEFERRED, backoff_seconds, is_retryable
 from cdkit.fetching.job import IMAGES_NAME, JOB_NAME, Job, journal_events
 from cdkit.fetching.urls import host_of
-from cdkit.pictures.content import Content, FileContent
+from cdkit.pictures.picture import Content, FileContent
 
 
 @dataclass(frozen=True)

@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import io
 import warnings
+import zlib
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from cdkit.core.errors import InputError
-from cdkit.core.formatting import printable
 from cdkit.pictures.colours import stored_facts, to_rgb
-from cdkit.pictures.content import FileContent
-from cdkit.pictures.formats import EXACT_FORMATS, HINTS, START, foreign_kind, picture_format
-from cdkit.pictures.png_chunks import without_large_texts
+from cdkit.pictures.folder import EXACT_FORMATS, HINTS, START, foreign_kind, picture_format
 
 # Counts up whenever some file would be decoded to other pixels than before: what was computed from pixels names it.
 RULES = 2
@@ -32,6 +29,13 @@ JPEG_QUALITY = 95
 BLANK_DEVIATION = 2.5
 # What describes a picture, or a page, instead of holding one.
 _NOT_RASTER = (b"<svg", b"<!doctype", b"<html", b"%pdf", b"%!ps", b"<?xml")
+# Of a PNG file.
+_SIGNATURE_BYTES = 8
+_TEXTS = frozenset({b"tEXt", b"zTXt", b"iTXt"})
+# Below Pillow's own limits: of one text, and of all together.
+TEXT_BYTES, ALL_TEXT_BYTES = 1 << 20, 8 << 20
+# Profiles of scanners and printers have a few megabytes.
+PROFILE_BYTES = 16 << 20
 
 
 class Undecodable(Exception):
@@ -130,19 +134,6 @@ def open_bytes(content: bytes, name: str, max_side: int | None = None) -> Image.
         raise InputError(f"{name} cannot be read as an image ({error}).", hint=hint) from error
 
 
-def open_file(path: Path, max_side: int | None = None) -> Image.Image:
-    """The RGB picture in a file; raises InputError with its name when there is none."""
-    return open_bytes(FileContent(path).read(), printable(path), max_side)
-
-
-def png_texts(path: Path) -> dict[str, str]:
-    """The texts that a PNG file of ours carries beside its pixels; none where it is no such file."""
-    with suppress(InputError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        image = Image.open(io.BytesIO(FileContent(path).read()), formats=("PNG",))
-        return {str(name): str(value) for name, value in image.info.items() if isinstance(value, str)}
-    return {}
-
-
 def encode(decoded: Decoded) -> tuple[bytes, str]:
     """The picture as a file, and its suffix: PNG for lossless sources of few colours (drawings), else JPEG."""
     target = io.BytesIO()
@@ -157,3 +148,54 @@ def is_blank(picture: Image.Image) -> bool:
     """Whether a picture shows one colour, give or take compression noise."""
     small = np.asarray(picture.resize((32, 32), Image.Resampling.BOX), dtype=np.float32)
     return float(small.std(axis=(0, 1)).max()) < BLANK_DEVIATION
+
+
+def without_large_texts(content: bytes) -> tuple[bytes, bytes | None]:
+    """A PNG file without the texts and the profile that are too large, and that profile unpacked.
+
+    Pillow refuses the whole file for a text or a profile of more than 1 MB unpacked, by limits that hold for the
+    process. The file itself where nothing is to be taken out; None for a profile that stays in
+    it, or is larger than 16 MB.
+    """
+    view = memoryview(content)
+    kept, profile, texts, place = [view[:_SIGNATURE_BYTES]], None, 0, _SIGNATURE_BYTES
+    while place + 12 <= len(content):
+        size, kind = int.from_bytes(view[place : place + 4]), bytes(view[place + 4 : place + 8])
+        end = place + 12 + size
+        data = view[place + 8 : end - 4]
+        keep = True
+        if kind in _TEXTS:
+            unpacked = _text_size(kind, bytes(data))
+            texts += unpacked
+            keep = unpacked <= TEXT_BYTES and texts <= ALL_TEXT_BYTES
+        elif kind == b"iCCP":
+            packed = bytes(data).partition(b"\0")[2][1:]
+            keep = len(_unpacked(packed, TEXT_BYTES)) <= TEXT_BYTES
+            if not keep:
+                whole = _unpacked(packed, PROFILE_BYTES)
+                profile = whole if len(whole) <= PROFILE_BYTES else None
+        if keep:
+            kept.append(view[place:end])
+        place = end
+    kept.append(view[place:])
+    taken_out = sum(map(len, kept)) < len(content)
+    return (b"".join(kept) if taken_out else content), profile
+
+
+def _text_size(kind: bytes, data: bytes) -> int:
+    """Bytes of a text, those unpacked that are packed; counted to just over the limit."""
+    rest = data.partition(b"\0")[2]
+    if kind == b"zTXt":
+        return len(_unpacked(rest[1:], TEXT_BYTES))
+    if kind == b"iTXt" and rest[:1] == b"\1":
+        packed = rest[2:].partition(b"\0")[2].partition(b"\0")[2]
+        return len(_unpacked(packed, TEXT_BYTES))
+    return len(data)
+
+
+def _unpacked(packed: bytes, most: int) -> bytes:
+    """What zlib unpacks, up to a byte more than `most`; as far as it goes where the data are damaged."""
+    try:
+        return zlib.decompressobj().decompress(packed, most + 1)
+    except zlib.error:
+        return b""

@@ -134,7 +134,7 @@ def _small(path: Path, side: int) -> Image.Image:
     """A picture that fits a square; one much smaller than it is enlarged without blur."""
     from PIL import Image
 
-    from cdkit.pictures.decoding import open_file
+    from cdkit.pictures.picture import open_file
 
     picture = open_file(path, side)
     scale = side / max(picture.size)

@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-BITS = 64
 # Of 64 bits. On 1,704 real photos and drawings every pair up to 4 is a copy or two views of the same drawing.
 NEAR = 4
 

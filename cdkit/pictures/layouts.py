@@ -81,7 +81,7 @@ def _write_webdataset(folder: Path, final: Path, rows: Sequence[SetRow]) -> None
 def _as_png(path: Path) -> bytes:
     if path.suffix == ".png":
         return path.read_bytes()
-    from cdkit.pictures.decoding import open_file
+    from cdkit.pictures.picture import open_file
 
     target = io.BytesIO()
     open_file(path).save(target, format="PNG")

@@ -18,9 +18,8 @@ from cdkit.core.fingerprints import EMBEDDED
 from cdkit.core.formatting import printable
 from cdkit.core.shards import parts
 from cdkit.pictures.captions import read_captions
-from cdkit.pictures.content import BytesContent, FileContent, Picture
-from cdkit.pictures.folder import LeftOut, list_folder, shown
-from cdkit.pictures.formats import foreign_kind, is_of_another_kind
+from cdkit.pictures.folder import LeftOut, foreign_kind, is_of_another_kind, list_folder, shown
+from cdkit.pictures.picture import BytesContent, FileContent, Picture
 from cdkit.pictures.regularization_set import IMAGES, iterate_regularization_set, refuse_unfinished
 from cdkit.pictures.shards import Shards, read_img2dataset, read_webdataset
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from cdkit.core.columns import ColumnNames
 from cdkit.core.errors import InputError
 from cdkit.core.formatting import printable
-from cdkit.pictures.content import CellContent, Content, FileContent, Picture
 from cdkit.pictures.folder import is_picture_name
+from cdkit.pictures.picture import CellContent, Content, FileContent, Picture
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq

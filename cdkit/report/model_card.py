@@ -127,7 +127,7 @@ def _write_samples(run: RunFolder, step: StepFolder, out: Folder) -> list[CardSa
     """Samples drawn with the delta, or with any when none names it: one per prompt, shrunk, in `pictures`."""
     from PIL import Image
 
-    from cdkit.pictures.decoding import open_file
+    from cdkit.pictures.picture import open_file
 
     drawn = run.of_stage("sample")
     own = [sampled for sampled in drawn if step.name in _deltas(sampled.values)] or drawn[-1:]

@@ -37,7 +37,7 @@ class PictureBox:
 
     def file(self, path: Path, side: int) -> Shown | None:
         """The picture in a file, at most `side` pixels wide or high."""
-        from cdkit.pictures.decoding import open_file
+        from cdkit.pictures.picture import open_file
 
         try:
             return self.image(open_file(path), side)

@@ -16,7 +16,7 @@ from cdkit.fetching.outcomes import (
     FetchedImage,
 )
 from cdkit.fetching.urls import host_of, parse_url
-from cdkit.pictures.content import Content
+from cdkit.pictures.picture import Content
 from cdkit.pictures.regularization_set import GENERATED
 from cdkit.retrieval.candidates import Candidate
 

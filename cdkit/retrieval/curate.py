@@ -198,7 +198,7 @@ class ClipScorer:
 
     def score(self, caption: str, path: Path) -> float:
         """Cosine of a caption and the picture in a file, rounded to six digits."""
-        from cdkit.pictures.decoding import open_file
+        from cdkit.pictures.picture import open_file
 
         seen = self._images.encode_images([open_file(path)])[0]
         said = encode_queries(self._texts, [caption])[0]

@@ -13,7 +13,7 @@ from cdkit.fetching.failures import FetchFailure
 from cdkit.fetching.outcomes import FailedFetch, FetchedImage
 from cdkit.fetching.urls import spellings, split_url
 from cdkit.index.search import Match, encode_queries
-from cdkit.pictures.content import Picture
+from cdkit.pictures.picture import Picture
 from cdkit.pictures.reading import read_pictures
 from cdkit.retrieval.candidates import Candidate, CandidateSet, CandidateSettings, ordered_candidates
 

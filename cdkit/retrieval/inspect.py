@@ -20,8 +20,8 @@ from cdkit.core.process_limits import limit_memory, limit_time
 from cdkit.core.system_errors import write_problem
 from cdkit.engines.main_guard import require_main_guard
 from cdkit.fetching.blocklist import BLOCKLISTED, Blocklist, digests
-from cdkit.pictures.content import Content, FileContent
 from cdkit.pictures.hashing import NEAR, NearHashes, perceptual_hash
+from cdkit.pictures.picture import Content, FileContent
 
 if TYPE_CHECKING:
     from PIL import Image

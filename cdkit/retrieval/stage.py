@@ -149,8 +149,9 @@ def _rows(config: ClassImagesConfig, drawer: ClassImageDrawer) -> tuple[list[Set
 
 
 def _inspected(drawn: Sequence[tuple[Path, str]], first: int) -> Iterator[SetRow]:
-    from cdkit.pictures.decoding import is_blank, open_file
+    from cdkit.pictures.decoding import is_blank
     from cdkit.pictures.hashing import perceptual_hash
+    from cdkit.pictures.picture import open_file
     from cdkit.pictures.regularization_set import GENERATED, SetRow
 
     number = first
@@ -183,7 +184,7 @@ def retrieve_and_fill(
     """Retrieve, and where `fill` says so draw the rest: 50 DDIM steps at eta 1, guidance 6, prompts by turns."""
     if config.fill is None:
         return retrieve(config, inputs, out, context)
-    from cdkit.pictures.content import FileContent
+    from cdkit.pictures.picture import FileContent
     from cdkit.retrieval.accept import MadeImage
 
     drawing = ClassImagesConfig(
@@ -209,7 +210,7 @@ def _large_enough(path: Path, least: int, folder: Path) -> Path:
     """
     from PIL import Image
 
-    from cdkit.pictures.decoding import open_file
+    from cdkit.pictures.picture import open_file
 
     picture = open_file(path)
     factor = -(-least // min(picture.size))

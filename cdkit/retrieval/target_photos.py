@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from cdkit.core.errors import InputError
-from cdkit.pictures.content import Picture
 from cdkit.pictures.folder import shown
+from cdkit.pictures.picture import Picture
 from cdkit.pictures.reading import read_pictures
 
 # As large as downloads are when they are hashed, unless they are told otherwise.

@@ -218,7 +218,7 @@ def read_samples(folder: Path) -> Iterator[tuple[Sample, Image.Image]]:
     """The samples of a finished samples folder with their images; raises InputError when it is none."""
     import pyarrow.parquet as pq
 
-    from cdkit.pictures.decoding import open_file
+    from cdkit.pictures.picture import open_file
 
     try:
         rows = pq.read_table(folder / "samples.parquet").to_pylist()

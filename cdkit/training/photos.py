@@ -13,8 +13,8 @@ from PIL import Image
 
 from cdkit.core.errors import InputError
 from cdkit.core.manifest import read_manifest
-from cdkit.pictures.content import Picture
 from cdkit.pictures.folder import shown
+from cdkit.pictures.picture import Picture
 from cdkit.pictures.reading import PictureFolder, read_pictures
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from cdkit.core.formatting import command_line
 from cdkit.deltas.apply import extended_tokenizer
 from cdkit.deltas.delta import delta_tokens
 from cdkit.deltas.methods import METHODS, Method, Recipe
-from cdkit.pictures.content import Picture
+from cdkit.pictures.picture import Picture
 from cdkit.sampling.drawing import words_beyond
 from cdkit.tokens.modifiers import read_picks, resolve_initializer
 from cdkit.training.augmentation import ALL_WORDS, with_words

@@ -12,7 +12,7 @@ from cdkit.core.protocols import Context, Task
 from cdkit.deltas.base_model import compute_type
 from cdkit.deltas.methods import selected_names
 from cdkit.deltas.text_features import text_towers
-from cdkit.pictures.content import Picture
+from cdkit.pictures.picture import Picture
 from cdkit.sampling.drawing import too_long
 from cdkit.training.augmentation import ALL_WORDS, Placement, place, with_words
 from cdkit.training.batches import Batches, Frame, Pictures

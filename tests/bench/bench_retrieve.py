@@ -22,7 +22,7 @@ from typing import Any
 from cdkit import encoders
 from cdkit.core.formatting import json_text
 from cdkit.execute import execute
-from cdkit.pictures.content import FileContent
+from cdkit.pictures.picture import FileContent
 from cdkit.retrieval.config import FilledRetrieveConfig
 from cdkit.retrieval.inspect import InspectionRules, Inspectors
 from tests.bench.bench_fetch import HOSTILE, HOSTILE_SHARE, PeakMemory, crawl_failures

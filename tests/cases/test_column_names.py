@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cdkit.core.errors import ConfigError, InputError
-from cdkit.pictures.metadata_files import metadata_captions
+from cdkit.pictures.captions import metadata_captions
 from cdkit.pictures.shards import read_img2dataset
 from tests.captions.running import run_import, write_jsonl, write_parquet
 

@@ -22,7 +22,7 @@ from cdkit.core.errors import InputError
 from cdkit.core.protocols import SilentProgress
 from cdkit.evaluation import stage as evaluation
 from cdkit.evaluation.config import EvaluateConfig
-from cdkit.pictures.content import Picture
+from cdkit.pictures.picture import Picture
 from cdkit.pictures.regularization_set import read_regularization_set
 from cdkit.training.photos import concept_photos
 from tests.support.hashing_encoder import HashingEncoder

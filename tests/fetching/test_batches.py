@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cdkit.fetching.batches import LARGEST_WAVE, spread_hosts, wave_bound, wave_size
 from cdkit.fetching.outcomes import FailedFetch, FetchedImage
-from cdkit.pictures.content import FileContent
+from cdkit.pictures.picture import FileContent
 from cdkit.retrieval.accept import AcceptAll, Limits, Standing, stand
 from cdkit.retrieval.candidates import Candidate
 

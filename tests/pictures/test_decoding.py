@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cdkit.pictures.decoding import Undecodable, decode, encode, is_blank
-from cdkit.pictures.formats import FORMATS
+from cdkit.pictures.folder import FORMATS
 
 
 def ramp(width: int = 64, height: int = 48) -> Image.Image:

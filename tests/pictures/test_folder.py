@@ -11,9 +11,8 @@ from PIL import Image
 
 from cdkit.core.errors import InputError
 from cdkit.core.formatting import printable
-from cdkit.pictures.content import FileContent
-from cdkit.pictures.folder import list_folder, shown
-from cdkit.pictures.formats import FORMATS, SUFFIXES, is_of_another_kind, picture_format
+from cdkit.pictures.folder import FORMATS, SUFFIXES, is_of_another_kind, list_folder, picture_format, shown
+from cdkit.pictures.picture import FileContent
 from tests.pictures.test_decoding import ramp, saved
 
 

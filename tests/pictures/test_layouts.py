@@ -9,9 +9,10 @@ import pytest
 import webdataset  # type: ignore[import-untyped]
 
 from cdkit.core.storage import Folder
-from cdkit.pictures.decoding import decode, open_file
-from cdkit.pictures.formats import picture_format
+from cdkit.pictures.decoding import decode
+from cdkit.pictures.folder import picture_format
 from cdkit.pictures.layouts import LAYOUTS, one_line, write_layout
+from cdkit.pictures.picture import open_file
 from cdkit.pictures.reading import read_pictures
 from cdkit.pictures.regularization_set import SetRow
 from tests.support.photo_pool import picture

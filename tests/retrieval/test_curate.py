@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cdkit.fetching.outcomes import FailedFetch, FetchedImage
-from cdkit.pictures.content import Content, FileContent
+from cdkit.pictures.picture import Content, FileContent
 from cdkit.retrieval.accept import Limits, MadeImage, Standing, select, stand, top_up
 from cdkit.retrieval.candidates import Candidate
 from cdkit.retrieval.curate import JOURNAL_NAME, CurationRules, Curator

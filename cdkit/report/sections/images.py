@@ -112,7 +112,7 @@ def _images(step: StepFolder) -> list[_Image]:
 
 
 def _captioned(path: Path) -> _Image | None:
-    from cdkit.pictures.decoding import png_texts
+    from cdkit.pictures.picture import png_texts
 
     texts = png_texts(path)
     prompt, seed = texts.get("prompt", ""), texts.get("seed", "0")

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from cdkit.pictures.decoding import decode
-from cdkit.pictures.png_chunks import without_large_texts
+from cdkit.pictures.decoding import decode, without_large_texts
 from tests.pictures.test_colours import display_p3, pixels, png
 from tests.pictures.test_decoding import ramp, saved
 

@@ -1,10 +1,12 @@
-"""Where the bytes of a picture lie: in a file, in a tar member, or in a Parquet cell; read when they are needed."""
+"""One picture, and where its bytes lie: in a file, a tar member, a Parquet cell; read and decoded when needed."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,11 +14,10 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from cdkit.core.errors import InputError
 from cdkit.core.formatting import printable
-from cdkit.pictures.formats import START
+from cdkit.pictures.folder import START
 
 if TYPE_CHECKING:
     from PIL import Image
-
 
 # An uncompressed picture of the most pixels, 16 bits in three colours, takes 1.1 GB.
 MOST_BYTES = 2 << 30
@@ -133,3 +134,20 @@ class Picture:
     def sha256(self) -> str:
         """sha256 of the content, in hex; raises InputError when it cannot be read."""
         return hashlib.sha256(self.content.read()).hexdigest()
+
+
+def open_file(path: Path, max_side: int | None = None) -> Image.Image:
+    """The RGB picture in a file; raises InputError with its name when there is none."""
+    from cdkit.pictures.decoding import open_bytes
+
+    return open_bytes(FileContent(path).read(), printable(path), max_side)
+
+
+def png_texts(path: Path) -> dict[str, str]:
+    """The texts that a PNG file of ours carries beside its pixels; none where it is no such file."""
+    from PIL import Image
+
+    with suppress(InputError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        image = Image.open(io.BytesIO(FileContent(path).read()), formats=("PNG",))
+        return {str(name): str(value) for name, value in image.info.items() if isinstance(value, str)}
+    return {}

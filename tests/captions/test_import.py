@@ -153,7 +153,7 @@ def test_headerless_and_foreign_csv(tmp_path: Path, out: Path) -> None:
     (tmp_path / "cc3m.tsv").write_text('"quoted\thttps://x/1\na dog\thttps://x/2\n')
     (tmp_path / "cc12m.tsv").write_text("https://x/3\ta cat\n")
     (tmp_path / "excel.csv").write_bytes("caption;url\nein Vogel;https://x/4\n".encode("utf-16"))
-    found = run_import(out, tmp_path)
+    found = run_import(out, *sorted(tmp_path.iterdir()))
     assert sorted(found.captions) == ['"quoted', "a cat", "a dog", "ein Vogel"]
     assert all(row["url"] for row in found.image_rows)
 
@@ -166,7 +166,7 @@ def test_only_the_undecodable_row_is_rejected(tmp_path: Path, out: Path) -> None
         b"caption,url\nok csv,https://x/1\nb\xffd,https://x/2\n\xc3\xa9t\xc3\xa9,https://x/3\n"
     )
     (tmp_path / "c.jsonl").write_bytes(b'{"caption": "ok json"}\n{"caption": "half \\ud83d"}\n{"caption": "\xfe"}\n')
-    found = run_import(out, tmp_path)
+    found = run_import(out, *sorted(tmp_path.iterdir()))
     assert sorted(found.captions) == ["fine", "ok csv", "ok json", "z", "été"]
     assert found.rejects == [
         ("a.parquet", 1, "undecodable"),

@@ -41,7 +41,7 @@ def test_all_bad_files_are_listed(tmp_path: Path, out: Path) -> None:
     (tmp_path / "b.csv").write_text("x,y\n1,2\n")
     (tmp_path / "c.csv").write_text("caption\nfine\n")
     with pytest.raises(InputError, match=r"(?s)a\.parquet: .*b\.csv: no caption column"):
-        run_import(out, tmp_path)
+        run_import(out, *sorted(tmp_path.iterdir()))
     with pytest.raises(ConfigError, match=r"did you mean 'caption'"):
         run_import(tmp_path / "2", tmp_path / "c.csv", caption_column="captions")
     with pytest.raises(ValueError, match="no pool called"):

@@ -14,3 +14,6 @@ types:
 
 bench:
     python -m tests.bench
+
+docs:
+    python -m tests.docs.reference && mkdocs build --strict

@@ -16,4 +16,4 @@ bench:
     python -m tests.bench
 
 docs:
-    python -m tests.docs.reference && mkdocs build --strict
+    python -m tests.docs.reference && zensical build --strict

@@ -93,7 +93,7 @@ def test_pipelines_that_are_shown_are_valid(path: Path, tmp_path: Path) -> None:
     for block in _blocks(path, "yaml"):
         if "stages" in yaml.safe_load(block):
             (tmp_path / "shown.yaml").write_text(block)
-            load(str(tmp_path / "shown.yaml"), {}, tmp_path / "run")
+            load(tmp_path / "shown.yaml", {}, tmp_path / "run")
 
 
 @pytest.mark.parametrize("path", [path for path in SHOWN if _blocks(path, "python")], ids=lambda path: path.name)

@@ -1,7 +1,8 @@
-"""`cdkit run` and `cdkit pipeline`: run, list, show, validate and copy pipelines."""
+"""`cdkit run` and `cdkit pipeline`: run, list, show, validate and copy pipelines; the schema of their YAML."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from cdkit.pipeline import spec
 from cdkit.pipeline.plan import Planned, plan
 from cdkit.pipeline.runner import RunResult, forced_steps
 from cdkit.pipeline.runner import run as run_pipeline
+from cdkit.pipeline.schema import pipeline_schema
 
 pipeline_app = typer.Typer(help="List, show, check and copy pipelines.", no_args_is_help=True)
 
@@ -169,6 +171,12 @@ def _copy(
     output.hint(command_line("cdkit", "run", target))
 
 
+def _schema(output: Output) -> None:
+    schema = pipeline_schema()
+    text = json.dumps(schema, indent=2, ensure_ascii=False)
+    output.result(schema, human=lambda _: print(text), quiet=text)
+
+
 for _name, _function, _help, _examples in (
     (
         "list",
@@ -193,6 +201,12 @@ for _name, _function, _help, _examples in (
         _copy,
         "Copy a shipped pipeline to a file of your own.",
         ["cdkit pipeline copy quickstart my.yaml", "cdkit pipeline copy one-concept . --force"],
+    ),
+    (
+        "schema",
+        _schema,
+        "Print the JSON schema of a pipeline's YAML, by which editors complete it.",
+        ["cdkit pipeline schema > cdkit-pipeline.schema.json"],
     ),
 ):
     command(pipeline_app, _name, help=_help, examples=_examples)(_function)

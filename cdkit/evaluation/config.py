@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from cdkit.core.config import ModelConfig, StageConfig, ThreadedConfig, setting
 from cdkit.core.fingerprints import EMBEDDED
@@ -30,20 +30,15 @@ class CompareConfig(StageConfig):
     resamples: int = setting(1000, "Bootstrap resamples.", ge=100)
     seed: int = setting(0, "Seed of the bootstrap.", ge=0)
 
-    @model_validator(mode="before")
+    @field_validator("single", "multi", mode="before", json_schema_input_type=dict[str, str | list[str]])
     @classmethod
-    def _split(cls, values: Any) -> Any:
+    def _split(cls, methods: Any) -> Any:
         """On the command line and in YAML a single folder, or several with commas, may stand for the list."""
-        if not isinstance(values, dict):
-            return values
+        if not isinstance(methods, dict):
+            return methods
         return {
-            key: {
-                method: folders.split(SEPARATOR) if isinstance(folders, str) else folders
-                for method, folders in item.items()
-            }
-            if key in ("single", "multi") and isinstance(item, dict)
-            else item
-            for key, item in values.items()
+            method: folders.split(SEPARATOR) if isinstance(folders, str) else folders
+            for method, folders in methods.items()
         }
 
     @model_validator(mode="after")

@@ -19,7 +19,7 @@ from cdkit.core.yaml_files import Document, read_yaml
 from cdkit.pipeline.variables import CHOICE, Body, Mistakes, interpolate, repeat_stages, resolve_variables
 from cdkit.stages import STAGES
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 _TOP_KEYS = ("name", "description", "vars", "stages")
 WHEN_NEEDED = "when_needed"
 
@@ -148,7 +148,7 @@ def run_folder(path: Path) -> Path:
 
 
 def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and _NAME.fullmatch(value) is not None
+    return isinstance(value, str) and NAME.fullmatch(value) is not None
 
 
 def _check_top(document: Mapping[str, Any], mistakes: Mistakes) -> None:

@@ -77,7 +77,7 @@ class RetrieveConfig(ParallelConfig):
     )
     downloads: int = setting(MAX_THREADS, "Downloads at once.", execution=True, ge=1, le=MAX_THREADS)
 
-    @field_validator("exclude_like", mode="before")
+    @field_validator("exclude_like", mode="before", json_schema_input_type=str | list[str])
     @classmethod
     def _listed(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value

@@ -54,6 +54,7 @@ pipeline list
 pipeline show quickstart
 pipeline validate kurz.yaml
 pipeline copy quickstart 'meine Kopie.yaml'
+pipeline schema
 run kurz.yaml --out 'Läufe/erster'
 report 'Läufe/erster' --out Seite
 doctor

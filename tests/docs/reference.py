@@ -14,8 +14,8 @@ from cdkit.cli.app import app
 PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 HEAD = """# Commands
 
-What every command says with `--help`. Data goes to stdout, words and progress to stderr; `--format json` prints one object,
-`--format quiet` only the essential value; an error in JSON is `{"error": {"code", "message", "hint"}}`.
+What every command says with `--help`. Data goes to stdout, words and progress to stderr; `--format json` prints one
+object, `--format quiet` only the essential value; an error in JSON is `{"error": {"code", "message", "hint"}}`.
 """
 WIDTH = 100
 

@@ -13,6 +13,7 @@ import typer
 import yaml
 
 from cdkit.cli.app import app
+from cdkit.core.errors import CdkitError
 from cdkit.pipeline.spec import load
 from tests.docs.reference import PAGE, page
 
@@ -84,8 +85,36 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SHOWN, ids=lambda path: path.name)
 def test_paths_that_are_named_exist(path: Path) -> None:
-    for named in re.findall(r"`((?:cdkit|tests|pipelines|indexes|docs)/[\w./-]*)`", path.read_text(encoding="utf-8")):
-        assert (ROOT / named).exists() or not Path(named).suffix, named
+    text = path.read_text(encoding="utf-8")
+    for named in re.findall(r"`((?:cdkit|tests|pipelines|indexes|docs)/[\w./-]*)`", text):
+        # Indexes of the reader's own are folders.
+        assert (ROOT / named).exists() or (named.startswith("indexes/") and not Path(named).suffix), named
+
+
+def test_rooms_and_files_of_the_architecture_exist() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:[a-z_]+/)+(?:[a-z_]+\.py)?)`", text)
+    assert len(named) > 20
+    for path in named:
+        assert (ROOT / path).exists() or (ROOT / "cdkit" / path).exists(), path
+
+
+def test_every_extra_is_explained() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "index.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert sorted(rows) == sorted(project["optional-dependencies"])
+
+
+def test_every_exit_code_is_explained() -> None:
+    codes = {error.exit_code for error in _errors(CdkitError)} | {0, 130, 141}
+    rows = re.findall(
+        r"^\| (\d+) \|", (ROOT / "docs" / "pipelines.md").read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
+    assert {int(row) for row in rows} == codes
+
+
+def _errors(error: type[CdkitError]) -> list[type[CdkitError]]:
+    return [error, *(inner for subclass in error.__subclasses__() for inner in _errors(subclass))]
 
 
 @pytest.mark.parametrize("path", SHOWN, ids=lambda path: path.name)

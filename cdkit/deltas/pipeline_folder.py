@@ -4,7 +4,7 @@ loaded, so that what is missing or damaged is named."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +26,11 @@ TEXT_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection")
 FAMILIES = "Stable Diffusion 1, 2 and XL pipelines: CLIP text encoder, U-Net, AutoencoderKL"
 # What an index may call a pipeline whose parts draw pictures from text.
 _PIPELINES = re.compile(r"StableDiffusion(XL)?(Img2Img|Inpaint)?Pipeline")
+# Tokens that CLIP's text encoders see, start and end among them.
+CONTEXT, SHORTEST = 77, 2
 # A schedule is a table of so many numbers; Stable Diffusion's has 1,000.
 MOST_TIMESTEPS = 100_000
+MOST_LAYERS = 1000
 PREDICTIONS = ("epsilon", "v_prediction")
 _NEEDED = ("unet", "vae", "text_encoder")
 _WHOLE = "Copy or download the model's whole folder again."
@@ -73,7 +76,7 @@ def read_classes(folder: Path, base: str) -> dict[str, str]:
     check_family(base, classes)
     for name in ("unet", "vae", *TOWERS):
         if name in classes:
-            _mapping(_part(folder, name) / "config.json")
+            _check_depth(_part(folder, name) / "config.json")
     _check_scheduler(_part(folder, "scheduler") / SCHEDULER_CONFIG)
     for name in TOWERS:
         if name in classes:
@@ -126,11 +129,21 @@ def tokenizer_name(tower: str) -> str:
 
 
 def read_tokenizer(folder: Path) -> Any:
-    """A CLIP tokenizer from its folder; raises InputError for one that is missing or damaged."""
+    """A CLIP tokenizer from its folder, padding and context set where it does not know them.
+
+    Raises InputError for one that is missing or damaged.
+    """
     from transformers import CLIPTokenizer
 
     with library_errors(f"The tokenizer in {folder}"):
-        return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+        tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+        if not tokenizer.pad_token:
+            tokenizer.pad_token = tokenizer.eos_token
+        longest = tokenizer.model_max_length
+        if not isinstance(longest, int) or not SHORTEST < longest <= CONTEXT:
+            tokenizer.model_max_length = CONTEXT
+        tokenizer("a word", padding="max_length", truncation=True)
+    return tokenizer
 
 
 def find_weights(folder: Path) -> PartWeights:
@@ -184,7 +197,7 @@ def _load_part(folder: Path, kind: str, dtype: torch.dtype) -> Any:
 
 
 def check_pipeline(pipeline: DiffusionPipeline, base: str) -> None:
-    """Mend a tokenizer that does not know its text encoder's context.
+    """Hold tokenizers to their text encoders' context.
 
     Raises InputError for one with other entries than the text encoder has embeddings, and for parts without weights;
     ConfigError for a U-Net that takes more than latents.
@@ -225,8 +238,11 @@ def check_channels(base: str, unet: Mapping[str, Any], vae: Mapping[str, Any]) -
 
 
 @contextmanager
-def library_errors(what: str) -> Iterator[None]:
-    """Turn whatever a library raises over a damaged model into an InputError; too little memory stays what it is."""
+def library_errors(what: str, done: str = "loaded", passed: Sequence[Exception] = ()) -> Iterator[None]:
+    """Turn whatever a library raises over a damaged model into an InputError; too little memory stays what it is.
+
+    done: what cannot be done with it. passed: errors that are not the library's.
+    """
     import torch
 
     try:
@@ -234,11 +250,11 @@ def library_errors(what: str) -> Iterator[None]:
     except (CdkitError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        if "allocate memory" in str(error):
+        if "allocate memory" in str(error) or error in passed:
             raise
         # What follows is advice on arguments of the library's own.
         reason = " ".join(str(error).split()).partition(" If you want to instead")[0][:500] or type(error).__name__
-        raise InputError(f"{what} cannot be loaded: {reason}", hint=_WHOLE) from error
+        raise InputError(f"{what} cannot be {done}: {reason}", hint=_WHOLE) from error
 
 
 @contextmanager
@@ -276,6 +292,14 @@ def _mapping(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError(f"{path} is no configuration: it holds no names with values.", hint=_WHOLE)
     return values
+
+
+def _check_depth(path: Path) -> None:
+    """Raise InputError for a part of more layers than a library would ever finish building."""
+    for name, value in _mapping(path).items():
+        stated = [value] if not isinstance(value, list) else [layer for layer in value if not isinstance(layer, list)]
+        if "layers" in name and any(isinstance(number, int | float) and number > MOST_LAYERS for number in stated):
+            raise InputError(f"{path}: {name} is {str(value)[:40]}.", hint=_WHOLE)
 
 
 def _check_scheduler(path: Path) -> None:

@@ -7,13 +7,15 @@ at first, then its tensors' shapes are read without their data (torch's meta dev
 
 from __future__ import annotations
 
+import io
+import mmap
 import pickle
 import pickletools
 import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from cdkit.core.errors import InputError
 from cdkit.core.file_kinds import AGAIN, check_weight_file
@@ -120,10 +122,10 @@ def _called(path: Path, *, in_archive: bool) -> Iterator[str]:
         if in_archive:
             with zipfile.ZipFile(path) as archive:
                 (entry,) = [entry for entry in archive.infolist() if _is_values(entry.filename)]
-                with archive.open(entry) as handle:
-                    yield from _globals(handle)
+                yield from _globals(io.BytesIO(archive.read(entry)))
         else:
-            with path.open("rb") as handle:
+            # A length that the file states is read no further than the file goes, and takes no memory before.
+            with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as handle:
                 for _ in range(_LEGACY_BEFORE + 1):
                     yield from _globals(handle)
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
@@ -131,9 +133,9 @@ def _called(path: Path, *, in_archive: bool) -> Iterator[str]:
         raise InputError(f"{path} is no weight file that can be read: {reason}", hint=AGAIN) from error
 
 
-def _globals(handle: IO[bytes]) -> Iterator[str]:
+def _globals(handle: io.BytesIO | mmap.mmap) -> Iterator[str]:
     # torch's reader refuses every other way to name a function than this one.
-    for operation, argument, _ in pickletools.genops(handle):
+    for operation, argument, _ in pickletools.genops(cast(IO[bytes], handle)):
         if operation.name == "GLOBAL":
             yield str(argument).replace(" ", ".", 1)
 

@@ -18,6 +18,7 @@ from cdkit.core.text import same_word, whole_words
 from cdkit.deltas.apply import apply_deltas
 from cdkit.deltas.base_model import load_base_model
 from cdkit.deltas.delta import delta_tokens, load_delta
+from cdkit.deltas.pipeline_folder import library_errors
 from cdkit.deltas.resolution import pipeline_resolution
 from cdkit.deltas.text_features import text_towers
 from cdkit.pictures.grid import Block, Cell
@@ -181,11 +182,17 @@ def draw(
     if "eta" in inspect.signature(pipeline.__call__).parameters:
         options["eta"] = config.eta
 
+    stopped: list[Exception] = []
+
     def stepped(_: Any, step: int, timestep: Any, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        on_step(1)
+        try:
+            on_step(1)
+        except Exception as error:
+            stopped.append(error)  # not the model's fault
+            raise
         return values
 
-    with torch.inference_mode():
+    with torch.inference_mode(), library_errors("The base model", "drawn with", passed=stopped):
         result = pipeline(
             prompt=[entry.prompt for entry in batch],
             # SDXL has zeros, not the features of an empty text, where there is no negative prompt.

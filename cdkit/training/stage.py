@@ -116,6 +116,7 @@ def _run(
 ) -> dict[str, Any]:
     from cdkit.deltas.apply import apply_deltas
     from cdkit.deltas.base_model import base_hash
+    from cdkit.deltas.pipeline_folder import library_errors
     from cdkit.training.plan import tokens_as_json
     from cdkit.training.setup import set_up
     from cdkit.training.trainables import trained_tokens
@@ -124,7 +125,8 @@ def _run(
     apply_deltas(pipeline, earlier, note=context.progress.note)
     made_on = base_hash(pipeline)
     samples_per_step = recipe.batch_size * config.gradient_accumulation * accelerator.num_processes
-    ready = set_up(config, plan, pipeline, accelerator.device, samples_per_step, context)
+    with library_errors(f"The base model {config.base!r}", "trained"):
+        ready = set_up(config, plan, pipeline, accelerator.device, samples_per_step, context)
     loop = make_loop(config, ready, out, accelerator)
     loop.run(context, _drawing(config, plan, ready, out, accelerator))
     if accelerator.is_main_process:

@@ -45,7 +45,7 @@ def register(app: typer.Typer) -> None:
 
 def _run(output: Output, config: StageConfig, further: Mapping[str, Any]) -> None:
     if further["dry_run"]:
-        _preview(output, config)
+        _dry_run(output, config)
         return
     if further["out"] is None:
         raise ConfigError("Missing option '--out'.", hint="Name the folder to make, or add --dry-run.")
@@ -58,12 +58,12 @@ def _data(result: Result) -> dict[str, Any]:
     return {**{name: details[name] for name in ("steps", "seconds", "final_loss")}, "out": str(result.out)}
 
 
-def _preview(output: Output, config: StageConfig) -> None:
+def _dry_run(output: Output, config: StageConfig) -> None:
     from cdkit.training.config import TrainConfig
-    from cdkit.training.dry_run import preview
+    from cdkit.training.feasibility import dry_run
 
     assert isinstance(config, TrainConfig), "the config of the train stage"
-    found = preview(config, output.note)
+    found = dry_run(config, output.note)
 
     def draw(console: Console) -> None:
         shown = ("method", "steps", "batch_size", "learning_rate", "resolution", "photos", "regularization")

@@ -10,24 +10,8 @@ import numpy as np
 import torch
 
 from cdkit.training.augmentation import Placement, draw_placement, place, valid_region, with_words
-from cdkit.training.latents import Moments, PictureEncoder
+from cdkit.training.latents import PictureEncoder, Pictures
 from cdkit.training.processes import send
-
-Frame = tuple[int, int, int, int]
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """Photos or regularization images of one concept, with captions.
-
-    frames: per picture height, width, top and left of its square. moments: of each picture (and its mirror after it
-    where pictures are flipped); None: `squares`, uint8 (3, s, s) each, are augmented and encoded at every use.
-    """
-
-    captions: Sequence[str]
-    frames: Sequence[Frame]
-    moments: Moments | None = None
-    squares: Sequence[torch.Tensor] = ()
 
 
 @dataclass(frozen=True)

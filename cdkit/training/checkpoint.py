@@ -16,6 +16,7 @@ from cdkit.core.errors import CdkitError, InputError
 from cdkit.core.shards import read_tensors, write_tensors
 from cdkit.core.storage import atomic_path, read_json, write_json
 
+CHECKPOINTS = "checkpoints"
 KEPT = 2
 STATE_NAME = "state.safetensors"
 POSITION_NAME = "position.json"
@@ -47,14 +48,14 @@ class Checkpoints:
             temporary.mkdir(parents=True)
             write_tensors(temporary / STATE_NAME, tensors, {})
             write_json(temporary / POSITION_NAME, {"step": step, "threads": torch.get_num_threads(), **facts})
-        for old in self._found()[KEPT:]:
+        for old in self._paths()[KEPT:]:
             shutil.rmtree(old, ignore_errors=True)
 
     def restore(
         self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
     ) -> tuple[int, dict[str, Any]]:
         """Put the newest checkpoint that can be read back; returns its step (0: none) and its facts."""
-        for path in self._found():
+        for path in self._paths():
             try:
                 facts = read_json(path / POSITION_NAME)
                 step = int(facts["step"])
@@ -67,12 +68,12 @@ class Checkpoints:
 
     def threads(self) -> int | None:
         """How many threads the newest checkpoint that says so was made on; None: there is none."""
-        for path in self._found():
+        for path in self._paths():
             with suppress(CdkitError, KeyError, TypeError, ValueError):
                 return int(read_json(path / POSITION_NAME)["threads"])
         return None
 
-    def _found(self) -> list[Path]:
+    def _paths(self) -> list[Path]:
         """Newest first."""
         return sorted(self.folder.glob("step-*"), reverse=True)
 

@@ -1,14 +1,19 @@
-"""Latents of pictures as mean and deviation: encoded once where they never change, sampled afresh at each use."""
+"""Latents of pictures: encoded once as mean and deviation where they never change, sampled afresh at each use."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from cdkit.core.protocols import Task
 from cdkit.deltas.resolution import latent_factor
+from cdkit.pictures.picture import Picture
+from cdkit.training.augmentation import Placement, place
+from cdkit.training.photos import Frame, Square, centre_square
+from cdkit.training.plan import PlannedConcept
 
 ENCODED_AT_ONCE = 8
 
@@ -23,6 +28,20 @@ class Moments:
     def sample(self, number: int, spread: torch.Tensor) -> torch.Tensor:
         """Latents (C, h, w) of one picture with standard normal values `spread` (C, h, w)."""
         return self.mean[number] + self.deviation[number] * spread
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Photos or regularization images of one concept, with captions.
+
+    frames: per picture height, width, top and left of its square. moments: of each picture (and its mirror after it
+    where pictures are flipped); None: `squares`, uint8 (3, s, s) each, are augmented and encoded at every use.
+    """
+
+    captions: Sequence[str]
+    frames: Sequence[Frame]
+    moments: Moments | None = None
+    squares: Sequence[torch.Tensor] = ()
 
 
 class PictureEncoder:
@@ -75,3 +94,34 @@ class PictureEncoder:
         if waiting:
             parts.append(self.encode(torch.stack(waiting)))
         return Moments(torch.cat([part.mean for part in parts]), torch.cat([part.deviation for part in parts]))
+
+    def photos(self, planned: PlannedConcept, resolution: int, *, augmented: bool, flips: bool) -> Pictures:
+        """A concept's photos; with `augmented` they are encoded at each use, not now."""
+        frames = [square.frame for square in planned.squares]
+        if augmented:
+            squares = [square.pixels.to(self.device) for square in planned.squares]
+            return Pictures(planned.captions, frames, squares=squares)
+        pixels = (_whole(square, resolution) for square in planned.squares)
+        return Pictures(planned.captions, frames, moments=self.encode_all(pixels, flips=flips))
+
+    def regularization(self, planned: PlannedConcept, resolution: int, *, flips: bool, task: Task) -> Pictures | None:
+        """A concept's regularization images, None where it has none."""
+        if not planned.regularization:
+            return None
+        frames: list[Frame] = []
+        pixels = _decoded(planned.regularization, resolution, frames, task)
+        moments = self.encode_all(pixels, flips=flips)
+        return Pictures(planned.regularization_captions, frames, moments=moments)
+
+
+def _decoded(pictures: Sequence[Picture], resolution: int, frames: list[Frame], task: Task) -> Iterator[torch.Tensor]:
+    """The pictures' pixels one by one, never all at once; their frames are added to `frames`."""
+    for picture in pictures:
+        square = centre_square(picture.open(), resolution, least=resolution)
+        frames.append(square.frame)
+        yield _whole(square, resolution)
+        task.advance()
+
+
+def _whole(square: Square, resolution: int) -> torch.Tensor:
+    return place(square.pixels, Placement(resolution, 0, 0), resolution)

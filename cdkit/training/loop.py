@@ -3,60 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from cdkit.core.protocols import Context
-from cdkit.deltas.methods import ScheduleName
-from cdkit.training.batches import Batch, Batches
-from cdkit.training.checkpoint import Checkpoints
+from cdkit.core.storage import Folder
+from cdkit.training.checkpoint import CHECKPOINTS, Checkpoints
 from cdkit.training.metrics import Metrics
 from cdkit.training.processes import average_gradients, check_whole, total
-from cdkit.training.trainables import Trainables
+from cdkit.training.setup import Setup
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from cdkit.training.config import TrainConfig
+
+METRICS_NAME = "metrics.csv"
+WEIGHT_DECAY = 1e-2
+STEPS_BETWEEN_QUESTIONS = 10  # how many steps a GPU may run ahead of the losses that are read
 SPOKEN_SHARE = 10  # the loss is said so many times in a run
 
 
-@dataclass(frozen=True)
-class LoopSettings:
-    """How the loop runs. accumulation: batches of batch_size samples per process and step; 0 turns off an `every`."""
-
-    steps: int
-    batch_size: int
-    accumulation: int
-    max_grad_norm: float
-    checkpoint_every: int
-    sample_every: int = 0
-    schedule: ScheduleName = "constant"
-
-    def samples_per_process(self) -> int:
-        return self.batch_size * self.accumulation
-
-    def rate_share(self, step: int) -> float:
-        """What part of their learning rates the parameters get in a step; of the step alone, so that runs resume."""
-        return 1.0 if self.schedule == "constant" else 1.0 - step / self.steps
-
-
-@dataclass
 class Loop:
-    """One process' part of a training. losses: of a batch, one per sample, differentiable."""
+    """One process' part of a training."""
 
-    settings: LoopSettings
-    trainables: Trainables
-    optimizer: torch.optim.Optimizer
-    losses: Callable[[Batch], torch.Tensor]
-    batches: Batches
-    accelerator: Accelerator
-    checkpoints: Checkpoints
-    metrics: Metrics
-    _rates: list[float] = field(init=False)
-
-    def __post_init__(self) -> None:
+    def __init__(self, config: TrainConfig, setup: Setup, out: Folder, accelerator: Accelerator) -> None:
+        self.config, self.recipe = config, config.recipe()
+        self.trainables, self.losses, self.batches = setup.trainables, setup.denoising.losses, setup.batches
+        self.accelerator = accelerator
+        rates = self.recipe.learning_rate, self.recipe.token_learning_rate
+        self.optimizer = self.trainables.optimizer(*rates, WEIGHT_DECAY)
+        self.checkpoints = Checkpoints(out.sub(CHECKPOINTS).path)
+        interval = 1 if accelerator.device.type == "cpu" else STEPS_BETWEEN_QUESTIONS
+        self.metrics = Metrics(out / METRICS_NAME, interval, lambda step, values: accelerator.log(dict(values), step))
         self._rates = [float(group["lr"]) for group in self.optimizer.param_groups]
 
     def run(self, context: Context, draw: Callable[[int], None]) -> None:
@@ -74,8 +54,8 @@ class Loop:
         if start:
             context.progress.note(f"Going on after step {start}.")
         trained = list(parameters.values())
-        with context.progress.task("training", self.settings.steps - start, unit="steps") as task:
-            for step in range(start, self.settings.steps):
+        with context.progress.task("training", self.recipe.steps - start, unit="steps") as task:
+            for step in range(start, self.recipe.steps):
                 sums = self.step(step, optimizer, trained)
                 if self.accelerator.is_main_process:
                     self._after(step + 1, sums, context, draw)
@@ -84,42 +64,44 @@ class Loop:
 
     def step(self, step: int, optimizer: Any, trained: list[torch.nn.Parameter]) -> torch.Tensor:
         """One optimizer step; returns the sums that Metrics.add takes."""
-        number = self.settings.samples_per_process()
+        number = self.recipe.batch_size * self.config.gradient_accumulation
         first = self.accelerator.process_index * number
         sums = torch.zeros(5, device=self.accelerator.device)
         optimizer.zero_grad(set_to_none=True)
-        for begin in range(first, first + number, self.settings.batch_size):
-            batch = self.batches.make(step, range(begin, begin + self.settings.batch_size))
+        for begin in range(first, first + number, self.recipe.batch_size):
+            batch = self.batches.make(step, range(begin, begin + self.recipe.batch_size))
             with self.accelerator.autocast():
                 losses = self.losses(batch)
             weighted = losses * batch.weights
             self.accelerator.backward(weighted.sum() / number)
             sums += _sums(losses.detach(), weighted.detach(), batch.is_regularization)
         average_gradients(trained)
+        # Of the step alone, so that runs resume.
+        share = 1.0 if self.recipe.schedule == "constant" else 1.0 - step / self.recipe.steps
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = rate * self.settings.rate_share(step)
-        if self.settings.max_grad_norm:
-            self.accelerator.clip_grad_norm_(trained, self.settings.max_grad_norm)
+            group["lr"] = rate * share
+        if self.config.max_grad_norm:
+            self.accelerator.clip_grad_norm_(trained, self.config.max_grad_norm)
         optimizer.step()
         return total(sums)
 
     def _after(self, done: int, sums: torch.Tensor, context: Context, draw: Callable[[int], None]) -> None:
-        settings = self.settings
+        config, steps = self.config, self.recipe.steps
         self.metrics.add(done, sums)
-        if settings.checkpoint_every and done % settings.checkpoint_every == 0 and done < settings.steps:
+        if config.checkpoint_every and done % config.checkpoint_every == 0 and done < steps:
             self.metrics.flush()
             check_whole()
             scaler = self.accelerator.scaler
             facts = {"scaler": scaler.state_dict()} if scaler is not None else {}
             self.checkpoints.save(done, self.trainables.named(), self.optimizer, facts)
-        if settings.sample_every and (done % settings.sample_every == 0 or done == settings.steps):
+        if config.sample_every and (done % config.sample_every == 0 or done == steps):
             self.metrics.flush()
             draw(done)
-        spoken = max(1, settings.steps // SPOKEN_SHARE)
-        if done % spoken == 0 and done < settings.steps:
+        spoken = max(1, steps // SPOKEN_SHARE)
+        if done % spoken == 0 and done < steps:
             self.metrics.flush()
             loss = self.metrics.mean_loss(spoken)
-            context.progress.note(f"step {done} of {settings.steps}: loss {loss:.4f}, the mean of {spoken} steps")
+            context.progress.note(f"step {done} of {steps}: loss {loss:.4f}, the mean of {spoken} steps")
 
 
 def _sums(losses: torch.Tensor, weighted: torch.Tensor, is_regularization: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""How much memory a training will take, estimated from the base model's configuration before its weights are read.
+"""How much memory a training takes, estimated from the base model's configuration before its weights are read.
 
 Weights, gradients and optimizer states are counted; activations are what autograd keeps of one sample, found by
 running the U-Net without data (torch's meta device). Kernels' workspaces are not known: the total is rough.
@@ -7,28 +7,22 @@ running the U-Net without data (torch's meta device). Kernels' workspaces are no
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cdkit.core.errors import ConfigError
-from cdkit.core.fingerprints import EMBEDDED
 from cdkit.core.formatting import json_text
-from cdkit.core.storage import read_json
 from cdkit.deltas.base_model import compute_type
 from cdkit.deltas.methods import METHODS, selected_names
 from cdkit.deltas.pipeline_folder import AUTOENCODER, library_errors
 from cdkit.deltas.resolution import latent_factor
-from cdkit.deltas.text_features import TOWERS
+from cdkit.training.base_facts import BaseFacts
 from cdkit.training.plan import Plan
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
-
     from cdkit.training.config import TrainConfig
 
 FP32 = 4
@@ -43,43 +37,7 @@ ENCODER_MAPS = 4
 CLIP_LAYER_WIDTHS = 16
 # What CUDA itself, its libraries' kernels and workspaces take.
 CUDA_BYTES = int(0.7 * GIB)
-SPOKEN_FROM = GIB
 CONTEXT = 77
-
-
-@dataclass(frozen=True)
-class ModelConfigs:
-    """The configurations of a base model's parts, as they stand in its config.json files."""
-
-    unet: Mapping[str, Any]
-    vae: Mapping[str, Any]
-    texts: Sequence[Mapping[str, Any]]
-
-
-def configs_of_folder(folder: Path) -> ModelConfigs:
-    """Read from a pipeline's folder."""
-    texts = [folder / tower / "config.json" for tower in TOWERS]
-    return ModelConfigs(
-        read_json(folder / "unet" / "config.json"),
-        read_json(folder / "vae" / "config.json"),
-        [read_json(path) for path in texts if path.is_file()],
-    )
-
-
-def configs_of_pipeline(pipeline: DiffusionPipeline) -> ModelConfigs:
-    """Read from a pipeline that is loaded."""
-    towers = [getattr(pipeline, name, None) for name in TOWERS]
-    texts = [tower.config.to_dict() for tower in towers if tower is not None]
-    return ModelConfigs(dict(pipeline.unet.config), dict(pipeline.vae.config), texts)
-
-
-def configs_of_base(base: str, pipeline: DiffusionPipeline | None) -> ModelConfigs:
-    """Of a base model: from its pipeline where that is loaded already (a hub id), else from its files."""
-    if pipeline is None and base == EMBEDDED:
-        from cdkit.embedded import load_pipeline
-
-        pipeline = load_pipeline()
-    return configs_of_folder(Path(base).expanduser()) if pipeline is None else configs_of_pipeline(pipeline)
 
 
 @dataclass(frozen=True)
@@ -128,17 +86,17 @@ def gigabytes(number: int) -> str:
 
 
 @library_errors("The base model's configuration")
-def estimate_memory(config: TrainConfig, plan: Plan, models: ModelConfigs, device: torch.device) -> MemoryEstimate:
+def estimate_memory(config: TrainConfig, plan: Plan, facts: BaseFacts, device: torch.device) -> MemoryEstimate:
     """Estimate one process' memory on its device."""
     recipe = config.recipe()
-    unet = _unet_run(config, plan, models)
+    unet = _unet_run(config, plan, facts)
     trained = unet.trained
-    rows = sum(len(plan.tokens) * int(text["hidden_size"]) for text in models.texts)
+    rows = sum(len(plan.tokens) * int(text["hidden_size"]) for text in facts.texts)
     frozen = unet.parameters - trained
     size = torch.empty(0, dtype=compute_type(config.precision)).element_size()
     if plan.tokens:
-        frozen += sum(_text_parameters(text) for text in models.texts)
-    vae = sum(parameter.numel() for parameter in _on_meta(AUTOENCODER, models.vae).parameters())
+        frozen += sum(_text_parameters(text) for text in facts.texts)
+    vae = sum(parameter.numel() for parameter in _on_meta(AUTOENCODER, facts.vae).parameters())
     frozen += vae if recipe.augmentation else 0
     # On a CPU the copy that the changes are measured from lies beside what trains, and so does the released VAE.
     beside = (trained * FP32 + (0 if recipe.augmentation else vae * FP32)) if device.type == "cpu" else 0
@@ -147,29 +105,29 @@ def estimate_memory(config: TrainConfig, plan: Plan, models: ModelConfigs, devic
         trained_weights=(trained + rows) * FP32,
         gradients=(trained + rows) * FP32 * (2 if config.processes > 1 else 1),
         optimizer=(trained + rows) * FP32 * 2,
-        activations=_activations(config, plan, models, unet.kept),
-        encoding=_encoding(config, plan, models),
+        activations=_activations(config, plan, facts, unet.kept),
+        encoding=_encoding(config, plan, facts),
         overhead=CUDA_BYTES if device.type == "cuda" else 0,
     )
 
 
-def _activations(config: TrainConfig, plan: Plan, models: ModelConfigs, kept: int) -> int:
+def _activations(config: TrainConfig, plan: Plan, facts: BaseFacts, kept: int) -> int:
     texts = 0
     if plan.tokens:
-        for text in models.texts:
+        for text in facts.texts:
             positions = int(text["max_position_embeddings"]) * int(text["num_hidden_layers"])
             texts += FP32 * CLIP_LAYER_WIDTHS * int(text["hidden_size"]) * positions
     samples = config.recipe().batch_size * (1 if config.precision == "no" else HALF_ACTIVATIONS)
     return int(samples * (kept + texts))
 
 
-def _encoding(config: TrainConfig, plan: Plan, models: ModelConfigs) -> int:
+def _encoding(config: TrainConfig, plan: Plan, facts: BaseFacts) -> int:
     """The feature maps of the photos that are encoded anew in each step."""
     if not config.recipe().augmentation:
         return 0
     with_prior = any(planned.regularization for planned in plan.concepts)
     photos = config.recipe().batch_size // (2 if with_prior else 1) or 1
-    return photos * ENCODER_MAPS * int(models.vae["block_out_channels"][0]) * plan.resolution**2 * FP32
+    return photos * ENCODER_MAPS * int(facts.vae["block_out_channels"][0]) * plan.resolution**2 * FP32
 
 
 def _text_parameters(text: Mapping[str, Any]) -> int:
@@ -224,9 +182,9 @@ class UnetRun:
     kept: int
 
 
-def _unet_run(config: TrainConfig, plan: Plan, models: ModelConfigs) -> UnetRun:
-    text = json_text(dict(models.unet), sort_keys=True, default=list)
-    cells = plan.resolution // latent_factor(models.vae)
+def _unet_run(config: TrainConfig, plan: Plan, facts: BaseFacts) -> UnetRun:
+    text = json_text(dict(facts.unet), sort_keys=True, default=list)
+    cells = plan.resolution // latent_factor(facts.vae)
     run = run_unet(text, config.method, cells)
     if not config.gradient_checkpointing:
         return run
@@ -275,72 +233,3 @@ def _conditions(settings: Mapping[str, Any]) -> dict[str, Any]:
     pooled = settings["projection_class_embeddings_input_dim"] - 6 * settings["addition_time_embed_dim"]
     added = {"text_embeds": torch.empty(1, pooled), "time_ids": torch.empty(1, 6)}
     return {"encoder_hidden_states": text, "added_cond_kwargs": added}
-
-
-def device_memory(device: torch.device) -> tuple[int, int] | None:
-    """Free and total bytes of a device; None where that is not known."""
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        return int(free), int(total)
-    if device.type == "mps":
-        limit = int(torch.mps.recommended_max_memory())
-        return limit - int(torch.mps.current_allocated_memory()), limit
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    found = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
-    return found.get("MemAvailable", 0), found["MemTotal"]
-
-
-def check_memory(
-    config: TrainConfig, plan: Plan, models: ModelConfigs, device: torch.device, note: Callable[[str], None]
-) -> MemoryEstimate:
-    """Say what a large training will take, and warn when that is more than is free.
-
-    Raises ConfigError when weights, gradients and optimizer states alone are more than the device has.
-    """
-    estimate = estimate_memory(config, plan, models, device)
-    has = device_memory(device)
-    if has is None:
-        return estimate
-    free, total = (part // (config.processes if device.type == "cpu" else 1) for part in has)
-    if estimate.total <= min(free, total):
-        if estimate.total >= SPOKEN_FROM:
-            note(f"Memory on {device}: about {estimate.sentence()}; {gigabytes(free)} are free.")
-        return estimate
-    lower = what_to_lower(config, plan, models, device)
-    if estimate.certain > total:
-        raise ConfigError(
-            f"{config.method} on {config.base} needs {gigabytes(estimate.certain)} for weights, gradients and "
-            f"optimizer alone; {device} has {gigabytes(total)}.",
-            hint=lower,
-        )
-    note(f"Memory on {device} may not suffice: about {estimate.sentence()}; {gigabytes(free)} are free. {lower}")
-    return estimate
-
-
-def what_to_lower(config: TrainConfig, plan: Plan, models: ModelConfigs, device: torch.device) -> str:
-    """What would take less memory, with how much that would be, the smallest last."""
-    batch = config.recipe().batch_size
-    choices: dict[str, dict[str, Any]] = {}
-    if batch > 1:
-        same = batch * config.gradient_accumulation
-        choices[f"--batch-size 1 --gradient-accumulation {same} (the same result)"] = {
-            "batch_size": 1,
-            "gradient_accumulation": same,
-        }
-    if not config.gradient_checkpointing:
-        choices["--gradient-checkpointing (the same result)"] = {"gradient_checkpointing": True}
-    if config.precision == "no":
-        choices["--precision bf16"] = {"precision": "bf16"}
-    if METHODS[config.method].unet not in (METHODS["custom-diffusion"].unet, METHODS["textual-inversion"].unet):
-        choices["--method custom-diffusion"] = {"method": "custom-diffusion"}
-    found = [
-        (estimate_memory(config.model_copy(update=change), plan, models, device).total, words)
-        for words, change in choices.items()
-    ]
-    together = {key: value for change in choices.values() for key, value in change.items()}
-    least = estimate_memory(config.model_copy(update=together), plan, models, device).total
-    listed = "; ".join(f"{words}: {gigabytes(total)}" for total, words in sorted(found, reverse=True))
-    return f"Less would take: {listed or 'a lower --resolution'}; all together: {gigabytes(least)}."

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 LEAST_PHOTOS = 2
 # Zooming in takes up to 1.4 times the resolution; more than twice of it is never seen.
 KEPT_OVER_RESOLUTION = 2
+Frame = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Square:
     """
 
     pixels: torch.Tensor
-    frame: tuple[int, int, int, int]
+    frame: Frame
 
 
 def concept_photos(source: str) -> PictureFolder:

@@ -55,6 +55,14 @@ class Plan:
         """The distinct captions of the photos."""
         return list(dict.fromkeys(caption for planned in self.concepts for caption in planned.captions))
 
+    def words_as_json(self) -> list[dict[str, Any]]:
+        """The concepts' words for the manifest: text, initializer, category."""
+        return [
+            {"text": concept.word, "initializer": initializer_name(concept.initializer), "category": concept.category}
+            for concept in (planned.concept for planned in self.concepts)
+            if concept.word
+        ]
+
 
 def make_plan(config: TrainConfig, facts: BaseFacts, note: Callable[[str], None]) -> Plan:
     """Read folders, photos and tokenizers; raises InputError or ConfigError for everything that cannot work."""
@@ -166,16 +174,3 @@ def _regularization(source: str, stand_in: str, note: Callable[[str], None]) -> 
             f"{without} of the {len(folder.pictures)} images of {source} have no caption: {stand_in!r} stands for it."
         )
     return folder.pictures
-
-
-def tokens_as_json(plan: Plan) -> list[dict[str, Any]]:
-    """The concepts' words for the manifest: text, initializer, category."""
-    return [
-        {
-            "text": planned.concept.word,
-            "initializer": initializer_name(planned.concept.initializer),
-            "category": planned.concept.category,
-        }
-        for planned in plan.concepts
-        if planned.concept.word
-    ]

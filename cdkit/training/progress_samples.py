@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,21 +15,31 @@ from cdkit.sampling.schedulers import make_scheduler
 
 if TYPE_CHECKING:
     import torch
+    from accelerate import Accelerator
     from diffusers import DiffusionPipeline
+
+    from cdkit.training.plan import Plan
 
 SEEDS, STEPS = 4, 25
 
 
-def draw_samples(
-    pipeline: DiffusionPipeline, prompts: Sequence[str], resolution: int, device: torch.device, target: Path
+def draw_progress(
+    plan: Plan, template: str, pipeline: DiffusionPipeline, accelerator: Accelerator, target: Path
 ) -> None:
-    """Draw every prompt with seeds 0 to 3 into one PNG, and leave the pipeline as it was.
+    """Draw each concept's subject, and its category without the word, with seeds 0 to 3 into one PNG.
 
-    All noise comes from the seeds, so that drawing does not change the training.
+    The pipeline is left as it was. All noise comes from the seeds, so that drawing does not change the training.
     """
-    config = SampleConfig(prompts=list(prompts), seeds=SEEDS, steps=STEPS, resolution=resolution, scheduler="ddim")
+    subjects = [planned.concept.subject for planned in plan.concepts]
+    categories = [planned.concept.category for planned in plan.concepts]
+    prompts = list(dict.fromkeys(template.replace("{}", name) for name in (*subjects, *categories)))
+    config = SampleConfig(prompts=prompts, seeds=SEEDS, steps=STEPS, resolution=plan.resolution, scheduler="ddim")
     trained_with = pipeline.scheduler
-    with tempfile.TemporaryDirectory() as folder, _on_device(pipeline, device):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        accelerator.autocast(),
+        _on_device(pipeline, accelerator.device),
+    ):
         pipeline.scheduler = make_scheduler("ddim", trained_with)
         try:
             samples = plan_samples(prompts, config)

@@ -27,10 +27,10 @@ from cdkit.core.storage import Folder
 from cdkit.engines import create_engine
 from cdkit.training.base_facts import facts_of_pipeline
 from cdkit.training.config import TrainConfig
+from cdkit.training.loop import Loop
 from cdkit.training.plan import make_plan
 from cdkit.training.processes import Team, accelerated
 from cdkit.training.setup import set_up
-from cdkit.training.stage import make_loop
 from tests.bench.usual_training import UsualTraining
 
 REGULARIZATION_IMAGES = 200
@@ -93,8 +93,8 @@ def training(pipeline: Any, images: Path, device: Any, **values: Any) -> Iterato
     ):
         clock = time.perf_counter()
         context = Context(create_engine("local", 1))
-        ready = set_up(config, plan, pipeline, device, config.recipe().batch_size, context)
-        loop = make_loop(config, ready, Folder(Path(folder)), accelerator)
+        setup = set_up(config, plan, pipeline, device, context)
+        loop = Loop(config, setup, Folder(Path(folder)), accelerator)
         yield loop, plan, accelerator, time.perf_counter() - clock
 
 

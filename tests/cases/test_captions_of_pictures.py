@@ -178,11 +178,11 @@ def test_the_regularization_images_of_case_09_keep_their_captions(
     tmp_path: Path,
     folder: str,
 ) -> None:
-    from cdkit.training.base_facts import facts_of_files
+    from cdkit.training.base_facts import read_base
     from cdkit.training.plan import make_plan
 
     config = material.config(regularization={"cat": str(CASE / folder)}, resolution=16)
-    facts = facts_of_files(config.base)
+    facts = read_base(config.base)
     assert facts is not None
     notes: list[str] = []
     (planned,) = make_plan(config, facts, notes.append).concepts

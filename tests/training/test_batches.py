@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cdkit.training.batches import Batches, Pictures
-from cdkit.training.latents import Moments, PictureEncoder
+from cdkit.training.batches import Batches
+from cdkit.training.latents import Moments, PictureEncoder, Pictures
 from tests.support.tiny_pipeline import tiny_pipeline
 
 CPU = torch.device("cpu")

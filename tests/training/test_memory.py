@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,11 @@ from cdkit.core.errors import ConfigError
 from cdkit.core.fingerprints import EMBEDDED
 from cdkit.core.protocols import Context
 from cdkit.deltas.base_model import load_base_model
-from cdkit.training import memory
-from cdkit.training.base_facts import facts_of_files
+from cdkit.training import feasibility
+from cdkit.training.base_facts import BaseFacts, facts_of_pipeline, read_base
 from cdkit.training.config import TrainConfig
-from cdkit.training.memory import (
-    GIB,
-    MemoryEstimate,
-    ModelConfigs,
-    check_memory,
-    configs_of_base,
-    configs_of_folder,
-    configs_of_pipeline,
-    estimate_memory,
-)
+from cdkit.training.feasibility import check_memory
+from cdkit.training.memory import GIB, MemoryEstimate, estimate_memory, gigabytes
 from cdkit.training.plan import Plan, make_plan
 from cdkit.training.processes import Team, accelerated
 from cdkit.training.setup import set_up
@@ -75,7 +68,7 @@ def _measured(config: TrainConfig, plan: Plan) -> tuple[int, int, int, int]:
     with accelerated(Team(), device=CPU, precision="no"):
         pipeline = load_base_model(config.base, device=CPU)
         number = config.recipe().batch_size
-        ready = set_up(config, plan, pipeline, CPU, number, Context(None, Notes()))  # type: ignore[arg-type]
+        ready = set_up(config, plan, pipeline, CPU, Context(None, Notes()))  # type: ignore[arg-type]
         models = [part for part in ready.pipeline.components.values() if isinstance(part, torch.nn.Module)]
         own = {parameter.untyped_storage().data_ptr() for model in models for parameter in model.parameters()}
 
@@ -104,10 +97,9 @@ def test_the_estimate_is_what_a_step_holds(material: Material, xl_base: str, bas
     folder = {"tiny": str(material.root / "base"), "tiny xl": xl_base}.get(base, base)
     initializer = "<new1>=red" if base == EMBEDDED else "<new1>=cat"
     config = material.config(base=folder, method=method, batch_size=4, token={"cat": initializer}, enlarge=True)
-    facts = facts_of_files(folder)
-    assert facts is not None
+    facts = read_base(folder)
     plan = make_plan(config, facts, Notes().note)
-    estimate = estimate_memory(config, plan, configs_of_base(folder, None), CPU)
+    estimate = estimate_memory(config, plan, facts, CPU)
     weights, gradients, optimizer, activations = _measured(config, plan)
     assert estimate.trained_weights == weights
     assert estimate.gradients == gradients
@@ -117,10 +109,12 @@ def test_the_estimate_is_what_a_step_holds(material: Material, xl_base: str, bas
 
 def test_files_and_a_loaded_pipeline_say_the_same(material: Material, xl_base: str) -> None:
     for base in (str(material.root / "base"), xl_base):
-        config, plan = material.config(base=base), make_plan(material.config(base=base), facts_of_files(base), print)  # type: ignore[arg-type]
+        config, facts = material.config(base=base), read_base(base)
+        assert facts.pipeline is None
+        plan = make_plan(config, facts, print)
         pipeline = load_base_model(base, device=CPU)
-        from_files = estimate_memory(config, plan, configs_of_folder(Path(base)), CPU)
-        assert from_files == estimate_memory(config, plan, configs_of_pipeline(pipeline), CPU)
+        from_files = estimate_memory(config, plan, facts, CPU)
+        assert from_files == estimate_memory(config, plan, facts_of_pipeline(base, pipeline), CPU)
         towers = [tower for tower in (pipeline.text_encoder, getattr(pipeline, "text_encoder_2", None)) if tower]
         counted = sum(
             parameter.numel() for model in (pipeline.unet, pipeline.vae, *towers) for parameter in model.parameters()
@@ -131,11 +125,16 @@ def test_files_and_a_loaded_pipeline_say_the_same(material: Material, xl_base: s
         assert from_files.frozen_weights == 4 * (counted - trained) + 4 * trained
 
 
-def _sdxl(material: Material, **values: Any) -> tuple[TrainConfig, Plan, ModelConfigs]:
+def _sdxl(material: Material, **values: Any) -> tuple[TrainConfig, Plan, BaseFacts]:
     config = material.config(batch_size=4, **values)
-    plan = make_plan(config, facts_of_files(config.base), Notes().note)  # type: ignore[arg-type]
+    facts = read_base(config.base)
+    plan = make_plan(config, facts, Notes().note)
     texts = [_text(768, 3072, 12), _text(1280, 5120, 32)]
-    return config, Plan(plan.method, plan.concepts, plan.tokens, 1024), ModelConfigs(XL, XL_VAE, texts)
+    return (
+        config,
+        Plan(plan.method, plan.concepts, plan.tokens, 1024),
+        replace(facts, unet=XL, vae=XL_VAE, texts=texts),
+    )
 
 
 def test_real_sdxl_counts_and_what_lowers_it(material: Material) -> None:
@@ -146,8 +145,8 @@ def test_real_sdxl_counts_and_what_lowers_it(material: Material) -> None:
         "checkpointed": {"gradient_checkpointing": True},
         "whole": {"method": "fine-tune-all"},
     }.items():
-        config, plan, models = _sdxl(material, **values)
-        estimates[name] = estimate_memory(config, plan, models, torch.device("cuda"))
+        config, plan, facts = _sdxl(material, **values)
+        estimates[name] = estimate_memory(config, plan, facts, torch.device("cuda"))
     # 340,787,200 numbers of keys and values (and one row per tower): 1.36 GB in fp32.
     assert estimates["plain"].trained_weights == 4 * (340_787_200 + 768 + 1280)
     assert 11 * GIB < estimates["plain"].frozen_weights < 14 * GIB
@@ -157,42 +156,42 @@ def test_real_sdxl_counts_and_what_lowers_it(material: Material) -> None:
 
 
 def test_too_little_memory_is_refused_or_warned_of(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, plan, models = _sdxl(material)
+    config, plan, facts = _sdxl(material)
     notes = Notes()
-    monkeypatch.setattr(memory, "device_memory", lambda device: (80 * GIB, 80 * GIB))
-    estimate = check_memory(config, plan, models, CPU, notes.note)
+    monkeypatch.setattr(feasibility, "device_memory", lambda device: (80 * GIB, 80 * GIB))
+    estimate = check_memory(config, plan, facts, CPU, notes.note)
     assert estimate.total < 80 * GIB
     assert notes.notes[-1].startswith("Memory on cpu: about ")
-    monkeypatch.setattr(memory, "device_memory", lambda device: (20 * GIB, 24 * GIB))
-    check_memory(config, plan, models, CPU, notes.note)
+    monkeypatch.setattr(feasibility, "device_memory", lambda device: (20 * GIB, 24 * GIB))
+    check_memory(config, plan, facts, CPU, notes.note)
     assert "may not suffice" in notes.notes[-1]
     assert "--batch-size 1 --gradient-accumulation 4" in notes.notes[-1]
     assert "--gradient-checkpointing" in notes.notes[-1]
-    monkeypatch.setattr(memory, "device_memory", lambda device: (8 * GIB, 8 * GIB))
+    monkeypatch.setattr(feasibility, "device_memory", lambda device: (8 * GIB, 8 * GIB))
     with pytest.raises(ConfigError, match=r"optimizer alone; cpu has 8\.0 GiB") as failed:
-        check_memory(config, plan, models, CPU, notes.note)
+        check_memory(config, plan, facts, CPU, notes.note)
     assert "--precision bf16" in str(failed.value.hint)
 
 
 def test_training_stops_before_the_weights_are_loaded(
     material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "device_memory", lambda device: (1000, 1000))
-    monkeypatch.setattr("cdkit.training.stage._load", lambda config: pytest.fail("the base model was loaded"))
+    monkeypatch.setattr(feasibility, "device_memory", lambda device: (1000, 1000))
+    monkeypatch.setattr(BaseFacts, "load", lambda facts: pytest.fail("the base model was loaded"))
     with pytest.raises(ConfigError, match="optimizer alone"):
         run(material.config(), tmp_path / "out")
 
 
 def test_unknown_memory_is_no_reason_to_stop(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, plan, models = _sdxl(material)
-    monkeypatch.setattr(memory, "device_memory", lambda device: None)
-    assert isinstance(check_memory(config, plan, models, CPU, pytest.fail), MemoryEstimate)
-    assert memory.gigabytes(3 * GIB) == "3.0 GiB"
-    assert memory.gigabytes(5 << 20) == "5 MiB"
+    config, plan, facts = _sdxl(material)
+    monkeypatch.setattr(feasibility, "device_memory", lambda device: None)
+    assert isinstance(check_memory(config, plan, facts, CPU, pytest.fail), MemoryEstimate)
+    assert gigabytes(3 * GIB) == "3.0 GiB"
+    assert gigabytes(5 << 20) == "5 MiB"
 
 
 def test_this_machine_says_how_much_it_has() -> None:
-    known = memory.device_memory(CPU)
+    known = feasibility.device_memory(CPU)
     if known is None:
         pytest.skip("this system does not say")
     assert 0 < known[0] <= known[1]
@@ -209,6 +208,6 @@ def test_a_method_that_does_not_fit_is_found_before_the_weights_are_loaded(
         "up_block_types": ["UpBlock2D", "UpBlock2D"],
     }
     settings.write_text(json.dumps(json.loads(settings.read_text()) | plain))
-    monkeypatch.setattr("cdkit.training.stage._load", lambda config: pytest.fail("the base model was loaded"))
+    monkeypatch.setattr(BaseFacts, "load", lambda facts: pytest.fail("the base model was loaded"))
     with pytest.raises(ConfigError, match="custom-diffusion does not fit this base model"):
         run(material.config(base=str(tmp_path / "plain")), tmp_path / "out")

@@ -242,8 +242,7 @@ def test_dreambooth_without_class_images_says_how_to_get_them(material: Material
 def test_a_dry_run_checks_and_estimates_and_makes_nothing(
     material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from cdkit.training import dry_run as preview
-    from cdkit.training import memory
+    from cdkit.training import feasibility
 
     monkeypatch.chdir(tmp_path)
     words = ["train", "--base", str(material.root / "base"), "--concept", f"cat={material.root / 'cat'}"]
@@ -254,8 +253,7 @@ def test_a_dry_run_checks_and_estimates_and_makes_nothing(
     assert found["memory"]["optimizer"] == 8 * found["parameters"]
     assert found["prompts"] == ["photo of a <new1> cat"]
     assert found["fits"] is True
-    for module in (memory, preview):
-        monkeypatch.setattr(module, "device_memory", lambda device: (1000, 1 << 40))
+    monkeypatch.setattr(feasibility, "device_memory", lambda device: (1000, 1 << 40))
     assert execute_command([*words, "--dry-run"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["fits"] is False

@@ -128,8 +128,8 @@ def test_killed_at_random_and_resumed_equals_uninterrupted(material: Material, w
     code = (
         "import sys, json, torch; torch.set_num_threads(1)\n"
         "from pathlib import Path\n"
-        "from cdkit.stages import execute\n"
-        "from cdkit.training.stage import TrainConfig\n"
+        "from cdkit.execute import execute\n"
+        "from cdkit.training.config import TrainConfig\n"
         "execute('train', TrainConfig.model_validate(json.loads(sys.argv[1])), Path(sys.argv[2]))\n"
     )
     import json

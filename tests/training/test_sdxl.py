@@ -19,11 +19,11 @@ from cdkit.deltas.base_model import load_base_model
 from cdkit.deltas.delta import LowRank, load_delta, matrix
 from cdkit.execute import Result, execute
 from cdkit.stages import STAGES
-from cdkit.training.base_facts import facts_of_files
+from cdkit.training.base_facts import read_base
 from cdkit.training.config import TrainConfig
 from cdkit.training.plan import make_plan
 from cdkit.training.processes import Team, accelerated
-from cdkit.training.setup import Ready, set_up
+from cdkit.training.setup import Setup, set_up
 from tests.support.diffusers_loading import load_embeddings
 from tests.support.made_deltas import unet_output
 from tests.support.tiny_xl_pipeline import tiny_xl_pipeline
@@ -175,10 +175,10 @@ def test_the_delta_stored_at_low_rank_does_the_same(xl: Material, first: Path, t
     torch.testing.assert_close(_wanted(xl, small), _wanted(xl, first), rtol=1e-3, atol=1e-4)
 
 
-def _ready(config: TrainConfig, notes: Notes) -> Ready:
-    plan = make_plan(config, facts_of_files(config.base), notes.note)  # type: ignore[arg-type]
+def _ready(config: TrainConfig, notes: Notes) -> Setup:
+    plan = make_plan(config, read_base(config.base), notes.note)  # type: ignore[arg-type]
     pipeline = load_base_model(config.base, device=CPU)
-    return set_up(config, plan, pipeline, CPU, 8, Context(None, notes))  # type: ignore[arg-type]
+    return set_up(config, plan, pipeline, CPU, Context(None, notes))  # type: ignore[arg-type]
 
 
 def test_every_image_is_paired_with_its_own_prompt_and_size(xl: Material, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,9 +21,9 @@ ROUNDS = 2
 TRAINING = """
 import json, sys, time
 from pathlib import Path
-from cdkit.stages import execute
+from cdkit.execute import execute
+from cdkit.training.config import TrainConfig
 from cdkit.training.loop import Loop
-from cdkit.training.stage import TrainConfig
 
 run = Loop.run
 def timed(self, *arguments):

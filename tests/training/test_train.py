@@ -16,7 +16,7 @@ from cdkit.deltas.base_model import load_base_model
 from cdkit.deltas.delta import load_delta
 from cdkit.deltas.methods import METHODS, selected_names
 from cdkit.execute import execute
-from cdkit.training.base_facts import facts_of_files
+from cdkit.training.base_facts import read_base
 from cdkit.training.plan import make_plan
 from cdkit.training.processes import Team, accelerated
 from cdkit.training.setup import set_up
@@ -90,14 +90,14 @@ def test_the_delta_makes_of_the_base_what_was_trained(material: Material, tmp_pa
 
 def test_the_trained_pipeline_and_the_reloaded_one_predict_the_same(material: Material, tmp_path: Path) -> None:
     config = material.config()
-    plan = make_plan(config, facts_of_files(config.base), print)
+    plan = make_plan(config, read_base(config.base), print)
     pipeline = load_base_model(config.base, device=CPU)
     from cdkit.core.protocols import Context
     from cdkit.deltas.delta import Delta
     from cdkit.training.trainables import trained_tokens
 
     with accelerated(Team(), device=CPU, precision="no"):
-        ready = set_up(config, plan, pipeline, CPU, 4, Context(None))  # type: ignore[arg-type]
+        ready = set_up(config, plan, pipeline, CPU, Context(None))  # type: ignore[arg-type]
         optimizer = ready.trainables.optimizer(1e-2, 1e-2, 1e-2)
         ready.denoising.losses(ready.batches.make(0, range(4))).mean().backward()
         optimizer.step()

@@ -30,7 +30,8 @@ def register(root: typer.Typer) -> None:
 def _inspect(
     output: Output, delta: Path = typer.Argument(..., help="The delta: a folder or file.", show_default=False)
 ) -> None:
-    from cdkit.deltas.delta import delta_path, describe, load_delta
+    from cdkit.deltas.delta import delta_path, load_delta
+    from cdkit.deltas.inspection import describe
 
     file = delta_path(delta)
     found = {"delta": str(delta), "bytes": file.stat().st_size, **describe(load_delta(file))}

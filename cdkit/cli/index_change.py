@@ -62,11 +62,14 @@ def _changed(output: Output, index: Path, facts: Mapping[str, Any]) -> None:
 def _add(output: Output, config: StageConfig, further: Mapping[str, Any]) -> None:
     from cdkit.captions.config import ImportConfig
     from cdkit.index.changes.add import add_captions
+    from cdkit.inputs import resolve_inputs
 
     assert isinstance(config, ImportConfig)
     context = Context(create_engine(config.engine, config.worker_count()), progress_for(output))
     with threads(config.thread_count()):
-        _changed(output, further["index"], asdict(add_captions(further["index"], config, context)))
+        _changed(
+            output, further["index"], asdict(add_captions(further["index"], config, resolve_inputs(config), context))
+        )
 
 
 def _remove(

@@ -1,10 +1,9 @@
-"""`--help` in narrow terminals: plain text, and examples broken so that they can still be pasted."""
+"""Commands generated from config classes: one option per field, so that CLI, YAML and Python API never differ."""
 
 from __future__ import annotations
 
 import inspect
 import re
-import shutil
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,56 +16,14 @@ from typing import Any, Literal
 import typer
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
-from typer.core import TyperCommand
 
+from cdkit.cli.help import NarrowHelpCommand
 from cdkit.cli.output import Format, Output, progress_for
 from cdkit.core.config import Setting, StageConfig, field_settings, parse_config
 from cdkit.core.errors import ConfigError, PartialError
 from cdkit.core.formatting import command_line
 from cdkit.execute import Result, execute
 from cdkit.stages import STAGES
-
-# In fewer columns rich's table would cut the names of options off.
-COLUMNS_FOR_TABLES = 110
-_SHELL_WORD = re.compile(r"""(?:[^\s"']|"[^"]*"|'[^']*')+""")
-
-
-class NarrowHelpCommand(TyperCommand):
-    """A command whose help is rich's table only where that fits."""
-
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        mode = self.rich_markup_mode
-        if shutil.get_terminal_size().columns < COLUMNS_FOR_TABLES:
-            self.rich_markup_mode = None
-        try:
-            super().format_help(ctx, formatter)
-        finally:
-            self.rich_markup_mode = mode
-        # Help texts escape their brackets for rich.
-        formatter.buffer[:] = [text.replace("\\[", "[") for text in formatter.buffer]
-
-    def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        """The examples, in plain help."""
-        heading, *examples = (self.epilog or "").split("\n\n")
-        parts = [f"  {heading}"]
-        parts += ["\n".join(f"  {line}" for line in broken(example, formatter.width - 4)) for example in examples]
-        formatter.write("\n" + "\n\n".join(parts) + "\n")
-
-
-def broken(command: str, width: int) -> list[str]:
-    """A shell command in lines of at most `width` where its words allow it; quoted words stay whole."""
-    lines: list[str] = []
-    for word in _SHELL_WORD.findall(command):
-        # Two columns are for what continues the line.
-        if lines and len(lines[-1]) + 1 + len(word) <= width - 2:
-            lines[-1] += f" {word}"
-        elif lines:
-            lines[-1] += " \\"
-            lines.append(f"    {word}")
-        else:
-            lines.append(word)
-    return lines
-
 
 Parameter = inspect.Parameter
 

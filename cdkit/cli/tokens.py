@@ -63,7 +63,7 @@ def _rare(output: Output, config: StageConfig, further: Mapping[str, Any]) -> No
         report_result(output, result, lambda _, done: _draw_picks(data_console(), done.manifest.details), _picks_of)
         return
     from cdkit.tokens.config import RareTokensConfig
-    from cdkit.tokens.stage import rare_tokens
+    from cdkit.tokens.rare import rare_tokens
 
     assert isinstance(config, RareTokensConfig)
     context = Context(create_engine("local", 1), progress_for(output))

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import model_validator
 
 from cdkit.core.config import StageConfig, ThreadedConfig, setting
-
-if TYPE_CHECKING:
-    pass
 
 
 class CompressConfig(ThreadedConfig):

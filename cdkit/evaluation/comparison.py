@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from cdkit.core.errors import InputError
 from cdkit.core.formatting import markdown_text
 from cdkit.core.storage import atomic_path, read_json
-from cdkit.evaluation.config import CompareConfig
-from cdkit.evaluation.scoring import MAIN, SCORES_NAME, SUMMARY_NAME
+from cdkit.evaluation.config import MAIN, CompareConfig
+from cdkit.evaluation.scoring import SCORES_NAME, SUMMARY_NAME
 
 if TYPE_CHECKING:
     from torch import Tensor

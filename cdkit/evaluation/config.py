@@ -1,22 +1,18 @@
-"""Stage `compare`: scores of several methods as one table like the paper's Table 1, with the paper's own beside it."""
+"""Settings of the stages evaluate, compare, weight-change and attention."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
 from cdkit.core.config import ModelConfig, StageConfig, ThreadedConfig, setting
 from cdkit.core.fingerprints import EMBEDDED
-from cdkit.evaluation.protocol import PAPER_ENCODER
-from cdkit.evaluation.scoring import MAIN
 from cdkit.sampling.config import LARGEST_SEED, SampleConfig
 from cdkit.sampling.schedulers import SchedulerName
 
-if TYPE_CHECKING:
-    pass
-
-
+MAIN = "samples"
+PAPER_ENCODER = "open_clip:ViT-B-32/openai"
 SEPARATOR = ","
 
 

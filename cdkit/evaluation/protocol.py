@@ -13,8 +13,6 @@ from cdkit.core.errors import InputError
 from cdkit.core.storage import read_json
 from cdkit.evaluation.samples import SampleSet
 
-PAPER_ENCODER = "open_clip:ViT-B-32/openai"
-
 
 @dataclass(frozen=True)
 class Protocol:

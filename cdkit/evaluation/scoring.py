@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-MAIN = "samples"
 SCORES_NAME = "scores.parquet"
 SUMMARY_NAME = "summary.json"
 FEW_PROMPTS = 5

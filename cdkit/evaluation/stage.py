@@ -32,10 +32,10 @@ from cdkit.evaluation.comparison import (
     paper_values,
     pooled,
 )
-from cdkit.evaluation.config import AttentionConfig, CompareConfig, EvaluateConfig, WeightChangeConfig
+from cdkit.evaluation.config import MAIN, AttentionConfig, CompareConfig, EvaluateConfig, WeightChangeConfig
 from cdkit.evaluation.protocol import deviations
 from cdkit.evaluation.samples import SampleSet, read_sample_set
-from cdkit.evaluation.scoring import MAIN, SCORES_NAME, SUMMARY_NAME
+from cdkit.evaluation.scoring import SCORES_NAME, SUMMARY_NAME
 from cdkit.evaluation.weight_change import CHANGE_NAME, CHANGE_TABLE_NAME, PLOT_NAME, compare_weights, plot
 from cdkit.pictures.folder import SUFFIXES, shown
 from cdkit.pictures.reading import read_pictures

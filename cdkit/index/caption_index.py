@@ -19,7 +19,8 @@ from cdkit.encoders import ENCODING
 from cdkit.index.changes.transaction import PENDING_NAME, finish_change
 from cdkit.index.facts import check_facts
 from cdkit.index.faiss_index import OpenIndex, id_selector, open_faiss
-from cdkit.index.records import REBUILD, Records
+from cdkit.index.keyed_table import REBUILD
+from cdkit.index.records import Records
 
 if TYPE_CHECKING:
     from cdkit.core.protocols import TextEncoder

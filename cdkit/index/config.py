@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from cdkit.captions.config import ImportConfig
 from cdkit.core.config import setting
-
-if TYPE_CHECKING:
-    pass
-
 
 EXACT_BELOW = 200_000
 CODE_BYTES = 64

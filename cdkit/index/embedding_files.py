@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from cdkit.core.errors import InputError
 from cdkit.core.shards import open_shard, shard_metadata
 from cdkit.core.storage import atomic_path
-from cdkit.index.records import REBUILD, KeyedTable, RowGroup, embedding_matrix
+from cdkit.index.keyed_table import REBUILD, KeyedTable, RowGroup, embedding_matrix
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from cdkit.core.errors import InputError
 from cdkit.core.manifest import MANIFEST_NAME, Manifest, mistakes
-from cdkit.index.records import REBUILD
+from cdkit.index.keyed_table import REBUILD
 
 # More than any machine holds; what is larger no library takes.
 _MOST = 1 << 40

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from cdkit.index.config import CODE_BYTES, EXACT_BELOW, RECALL_TARGET
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from cdkit.index.caption_index import INDEX_NAME
 from cdkit.index.codes import Shards
 from cdkit.index.config import RECALL_TARGET
 from cdkit.index.faiss_index import OpenIndex, estimates, id_selector
+from cdkit.index.keyed_table import KeyedTable
 from cdkit.index.layout import IndexSettings, Layout
-from cdkit.index.records import KeyedTable, Records
+from cdkit.index.records import Records
 
 if TYPE_CHECKING:
     import numpy as np

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import model_validator
 
 from cdkit.core.config import ModelConfig, setting
-
-if TYPE_CHECKING:
-    pass
 
 
 class MergeConfig(ModelConfig):

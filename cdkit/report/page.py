@@ -12,11 +12,7 @@ from typing import TYPE_CHECKING, Any
 from cdkit.core.formatting import code_block, code_span, markdown_text
 from cdkit.report.run_folder import RunFolder
 from cdkit.report.sections.images import ImagesSection
-from cdkit.report.sections.regularization import (
-    ImportSection,
-    RegularizationSection,
-    TokenSection,
-)
+from cdkit.report.sections.regularization import ImportSection, RegularizationSection, TokenSection
 from cdkit.report.sections.scores import ComparisonSection, ScoresSection, heading
 from cdkit.report.sections.training import (
     AttentionSection,

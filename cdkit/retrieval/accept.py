@@ -11,26 +11,15 @@ from cdkit.core.text import caption_id, clean_caption
 from cdkit.fetching.batches import WaveEnd
 from cdkit.fetching.blocklist import Blocklist, blocked_url
 from cdkit.fetching.failures import FetchFailure
-from cdkit.fetching.outcomes import (
-    FailedFetch,
-    FetchedImage,
-)
+from cdkit.fetching.outcomes import FailedFetch, FetchedImage
 from cdkit.fetching.urls import host_of, parse_url
 from cdkit.pictures.picture import Content
 from cdkit.pictures.regularization_set import GENERATED
 from cdkit.retrieval.candidates import Candidate
+from cdkit.retrieval.config import Limits
 
 # Of one caption or host, URLs tried at once for each image that may still be accepted.
 SPARE = 2
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How many images are wanted, at most how many of them per caption, and per host (None: any number)."""
-
-    wanted: int
-    per_caption: int = 1
-    per_host: int | None = None
 
 
 class Admission(Protocol):

@@ -1,23 +1,96 @@
-"""The retrieve stage: prompts to a regularization set, by candidates, download (or images at hand) and curation."""
+"""Settings of the stages retrieve and class-images, and the parts of them that candidates and acceptance read."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
 from cdkit.core.config import ModelConfig, ParallelConfig, did_you_mean, setting
+from cdkit.core.errors import ConfigError
 from cdkit.core.fingerprints import EMBEDDED
 from cdkit.fetching.job import MAX_THREADS, FetchSettings
 from cdkit.pictures.hashing import NEAR
 from cdkit.pictures.layouts import LAYOUTS
-from cdkit.retrieval.accept import Limits
-from cdkit.retrieval.candidates import CandidateSettings, Filters, Selection
 from cdkit.sampling.config import SampleConfig
 
-if TYPE_CHECKING:
-    pass
+Selection = Literal["top", "spread"]
+NSFW_RATINGS = ("unlikely", "unsure", "nsfw")
+# Captions taken per prompt for each image wanted: enough even where one link in ten works. Each is encoded again, so
+# that more would cost seconds for nothing.
+CAPTIONS_PER_IMAGE = 10
+MIN_CAPTIONS = 1000
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What an image row must satisfy. A value that the pool does not know passes, but for ratings with rated_only."""
+
+    min_side: int | None = None
+    max_aspect_ratio: float | None = None
+    nsfw_limit: Literal["unlikely", "unsure", "nsfw"] = "nsfw"
+    rated_only: bool = False
+    max_punsafe: float | None = None
+    max_pwatermark: float | None = None
+    min_pool_similarity: float | None = None
+
+    def reason(self, row: Mapping[str, Any]) -> str | None:
+        """Why an image row is rejected; None when it is kept."""
+        width, height = row.get("width"), row.get("height")
+        if self.rated_only and row.get("nsfw") is None and row.get("punsafe") is None:
+            return "unrated"
+        rating = str(row.get("nsfw") or "").lower()
+        if rating in NSFW_RATINGS and NSFW_RATINGS.index(rating) > NSFW_RATINGS.index(self.nsfw_limit):
+            return "nsfw"
+        if _above(row.get("punsafe"), self.max_punsafe):
+            return "punsafe"
+        if _above(row.get("pwatermark"), self.max_pwatermark):
+            return "watermark"
+        if _above(self.min_pool_similarity, row.get("pool_similarity")):
+            return "pool_similarity"
+        sides = [side for side in (width, height) if side is not None]
+        if sides and _above(self.min_side, min(sides)):
+            return "too_small"
+        if len(sides) == 2 and min(sides) > 0 and _above(max(sides) / min(sides), self.max_aspect_ratio):
+            return "aspect_ratio"
+        return None
+
+
+def _above(value: float | None, limit: float | None) -> bool:
+    return value is not None and limit is not None and value > limit
+
+
+@dataclass(frozen=True)
+class CandidateSettings:
+    """Which candidates are taken, and in which order.
+
+    min_similarity: None for the encoder's own threshold. per_caption: images that may be accepted per caption.
+    max_captions: taken per prompt, best first; None for enough even where one link in ten works.
+    """
+
+    min_similarity: float | None = None
+    filters: Filters = field(default_factory=Filters)
+    select: Selection = "top"
+    per_caption: int = 1
+    max_captions: int | None = None
+    seed: int = 0
+
+    def caption_limit(self, wanted: int) -> int:
+        """Captions to take per prompt for `wanted` images; raises ConfigError for impossible settings."""
+        if wanted < 1 or self.per_caption < 1:
+            raise ConfigError(f"At least one image, and one per caption: got {wanted} and {self.per_caption}.")
+        return max(MIN_CAPTIONS, CAPTIONS_PER_IMAGE * wanted) if self.max_captions is None else self.max_captions
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How many images are wanted, at most how many of them per caption, and per host (None: any number)."""
+
+    wanted: int
+    per_caption: int = 1
+    per_host: int | None = None
 
 
 class RetrieveConfig(ParallelConfig):

@@ -26,8 +26,9 @@ from cdkit.fetching.outcomes import (
     split,
 )
 from cdkit.fetching.urls import WebUrl, spellings
-from cdkit.retrieval.accept import AcceptAll, Downloaded, Judge, Limits, Standing, stand
+from cdkit.retrieval.accept import AcceptAll, Downloaded, Judge, Standing, stand
 from cdkit.retrieval.candidates import Candidate
+from cdkit.retrieval.config import Limits
 
 # Waves in a row that may end without a single result before the network is given up.
 MAX_EMPTY_WAVES = 3

@@ -26,14 +26,13 @@ from cdkit.pictures.regularization_set import GENERATED, SetRow, write_images
 from cdkit.retrieval.accept import Downloaded, ImageMaker, fill, select
 from cdkit.retrieval.candidates import (
     CandidateSet,
-    CandidateSettings,
     find_candidates,
     nearest_captions,
     read_candidates,
     require_urls,
     write_candidates,
 )
-from cdkit.retrieval.config import RetrieveConfig
+from cdkit.retrieval.config import CandidateSettings, RetrieveConfig
 from cdkit.retrieval.curate import CurationRules, Curator, load_scorer
 from cdkit.retrieval.download import download
 from cdkit.retrieval.funnel import Funnel, funnel, rejected_rows, similarity_histogram, write_card

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import model_validator
 
 from cdkit.core.config import ModelConfig, setting
 from cdkit.sampling.schedulers import SCHEDULERS, SchedulerName
-
-if TYPE_CHECKING:
-    pass
-
 
 LARGEST_SEED = 2**63 - 1
 PAPER_STEPS, PAPER_GUIDANCE = 200, 6.0

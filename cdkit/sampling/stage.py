@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cdkit.core.fingerprints import Input
 from cdkit.core.manifest import Counts
@@ -14,9 +14,6 @@ from cdkit.deltas.delta import delta_tokens
 from cdkit.pictures.grid import write_grid
 from cdkit.sampling.config import SampleConfig
 from cdkit.sampling.drawing import draw_missing, gather_prompts, grid_blocks, plan_samples
-
-if TYPE_CHECKING:
-    pass
 
 
 def sample(config: SampleConfig, inputs: Mapping[str, Input], out: Folder, context: Context) -> Dataset:

@@ -1,17 +1,34 @@
-"""Stage `token-counts`: counts of every vocabulary token over a seeded sample of caption rows, kept as Parquet."""
+"""Settings of the stages token-counts and tokens."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from pydantic import model_validator
 
 from cdkit.core.config import ParallelConfig, setting
-from cdkit.tokens.rare import RareRule
-from cdkit.tokens.vocabulary import CLIP
 
-if TYPE_CHECKING:
-    pass
+CLIP = "clip"
+Purpose = Literal["initializer", "prompt"]
+
+
+@dataclass(frozen=True)
+class RareRule:
+    """Every bound of the rule.
+
+    max_words: how often the surface form may stand in the captions as a word of its own: in 200,000 captions, 5 to 10
+    is also what many an everyday word reaches. prompts: the concept's own; a token that stands in one is no pick.
+    """
+
+    min_count: int = 5
+    max_count: int = 10
+    max_words: int = 0
+    limit: int = 20
+    purpose: Purpose = "initializer"
+    letters: Literal["ascii", "any"] = "ascii"
+    inside_others: bool = False
+    prompts: tuple[str, ...] = ()
 
 
 class CaptionSampleConfig(ParallelConfig):

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdkit.core.errors import InputError
-from cdkit.core.protocols import Task
+from cdkit.core.fingerprints import Input
+from cdkit.core.protocols import Context, Task
 from cdkit.core.shards import FACTS_KEY, finished_facts, part_name, parts, read_parts, schema, write_shard
-from cdkit.tokens.vocabulary import Tower, Vocabulary
+from cdkit.core.storage import Folder
+from cdkit.tokens.config import CaptionSampleConfig
+from cdkit.tokens.sample import IMPORTED, SampledCaptions, captions_folder, import_pools, sample_rows
+from cdkit.tokens.vocabulary import Tower, Vocabulary, load_towers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -224,3 +228,47 @@ def _facts(folder: Path) -> dict[str, Any]:
 
     metadata = pq.read_metadata(parts(folder)[0]).metadata or {}
     return dict(json.loads(metadata.get(FACTS_KEY.encode(), b"{}")))
+
+
+def counted(config: CaptionSampleConfig, inputs: Mapping[str, Input], out: Folder, context: Context) -> TokenCounts:
+    """Draw the sample, count it for every tower and write token_counts/; what an earlier run finished is read back.
+
+    Raises InputError for an unusable tokenizer, and for captions that are not there.
+    """
+    towers = load_towers(config.tokenizer)
+    done = finished_counts(out.path, towers, context.fingerprint)
+    if done is not None:
+        return done
+    sample = _sample(config, inputs, out, context)
+    if sample.sampled < config.sample:
+        context.progress.note(f"There are only {sample.available:,} caption rows; all of them are counted.")
+    counts: list[np.ndarray] = []
+    for tower in towers:
+        counts.append(_count_tower(tower, towers[: len(counts)], counts, sample, context))
+    words = count_words(sample.captions, towers[0].vocabulary, sample.rows)
+    found = TokenCounts(tuple(towers), tuple(counts), words, sample.sampled, sample.available)
+    write_counts(out.path, found, context.fingerprint)
+    out.remove([IMPORTED])
+    return found
+
+
+def _sample(
+    config: CaptionSampleConfig, inputs: Mapping[str, Input], out: Folder, context: Context
+) -> SampledCaptions:
+    if config.index is not None:
+        folder = captions_folder(Path(config.index))
+    else:
+        folder = import_pools(inputs["captions"], config.pool, config.caption_column, out, context)
+    return sample_rows(folder, config.sample, config.seed, context)
+
+
+def _count_tower(
+    tower: Tower, earlier: list[Tower], counts: list[np.ndarray], sample: SampledCaptions, context: Context
+) -> np.ndarray:
+    """The tower's counts; a tower that does what an earlier one does is not counted again."""
+    for other, known in zip(earlier, counts, strict=True):
+        if tower.same_as(other):
+            return known
+    label = f"counting tokens ({tower.name})"
+    with context.progress.task(label, len(sample.captions), unit="captions") as task:
+        return count_tokens(sample.captions, tower, sample.rows, task)

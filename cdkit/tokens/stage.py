@@ -1,27 +1,20 @@
-"""Stage `token-counts`: counts of every vocabulary token over a seeded sample of caption rows, kept as Parquet."""
+"""The stages token-counts and tokens: counts of every vocabulary token, and rare ones picked from them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cdkit.core.fingerprints import Input
 from cdkit.core.manifest import Counts
 from cdkit.core.protocols import Context
 from cdkit.core.shards import Dataset
 from cdkit.core.storage import Folder, write_json
-from cdkit.tokens.config import CaptionSampleConfig, RareTokensConfig, TokenCountsConfig
-from cdkit.tokens.count import TokenCounts, count_tokens, count_words, finished_counts, read_counts, write_counts
-from cdkit.tokens.explain import add_neighbours, embedding_table
+from cdkit.tokens.config import RareTokensConfig, TokenCountsConfig
+from cdkit.tokens.count import (
+    counted,
+)
 from cdkit.tokens.modifiers import PICKS_FORMAT, PICKS_NAME
-from cdkit.tokens.rare import RareTokens, find_rare
-from cdkit.tokens.sample import IMPORTED, SampledCaptions, captions_folder, import_pools, sample_rows
-from cdkit.tokens.vocabulary import Tower, load_towers
-
-if TYPE_CHECKING:
-    import numpy as np
+from cdkit.tokens.rare import rare_tokens
 
 
 def count_caption_tokens(
@@ -39,50 +32,6 @@ def count_caption_tokens(
     )
 
 
-def counted(config: CaptionSampleConfig, inputs: Mapping[str, Input], out: Folder, context: Context) -> TokenCounts:
-    """Draw the sample, count it for every tower and write token_counts/; what an earlier run finished is read back.
-
-    Raises InputError for an unusable tokenizer, and for captions that are not there.
-    """
-    towers = load_towers(config.tokenizer)
-    done = finished_counts(out.path, towers, context.fingerprint)
-    if done is not None:
-        return done
-    sample = _sample(config, inputs, out, context)
-    if sample.sampled < config.sample:
-        context.progress.note(f"There are only {sample.available:,} caption rows; all of them are counted.")
-    counts: list[np.ndarray] = []
-    for tower in towers:
-        counts.append(_count_tower(tower, towers[: len(counts)], counts, sample, context))
-    words = count_words(sample.captions, towers[0].vocabulary, sample.rows)
-    found = TokenCounts(tuple(towers), tuple(counts), words, sample.sampled, sample.available)
-    write_counts(out.path, found, context.fingerprint)
-    out.remove([IMPORTED])
-    return found
-
-
-def _sample(
-    config: CaptionSampleConfig, inputs: Mapping[str, Input], out: Folder, context: Context
-) -> SampledCaptions:
-    if config.index is not None:
-        folder = captions_folder(Path(config.index))
-    else:
-        folder = import_pools(inputs["captions"], config.pool, config.caption_column, out, context)
-    return sample_rows(folder, config.sample, config.seed, context)
-
-
-def _count_tower(
-    tower: Tower, earlier: list[Tower], counts: list[np.ndarray], sample: SampledCaptions, context: Context
-) -> np.ndarray:
-    """The tower's counts; a tower that does what an earlier one does is not counted again."""
-    for other, known in zip(earlier, counts, strict=True):
-        if tower.same_as(other):
-            return known
-    label = f"counting tokens ({tower.name})"
-    with context.progress.task(label, len(sample.captions), unit="captions") as task:
-        return count_tokens(sample.captions, tower, sample.rows, task)
-
-
 def pick_tokens(config: RareTokensConfig, inputs: Mapping[str, Input], out: Folder, context: Context) -> Dataset:
     """Pick rare tokens into picks.json; counts made on the way stay beside it. Short when no token qualifies."""
     found = rare_tokens(config, inputs, out, context)
@@ -95,23 +44,3 @@ def pick_tokens(config: RareTokensConfig, inputs: Mapping[str, Input], out: Fold
         details={"tokenizer": config.tokenizer, **found.as_json()},
         shortfall=found.shortfall(config.rule()),
     )
-
-
-def rare_tokens(
-    config: RareTokensConfig, inputs: Mapping[str, Input], scratch: Folder, context: Context
-) -> RareTokens:
-    """The picks, with neighbours when a base model is given; counts made on the way are kept in `scratch`."""
-    counts = _counts(config, inputs, scratch, context)
-    if counts.words is None:
-        context.progress.note("These counts do not say which tokens stand as words: everyday words may be picked.")
-    found = find_rare(counts, config.rule())
-    if config.base is None or not found.picks:
-        return found
-    table = embedding_table(config.base)
-    return replace(found, picks=add_neighbours(found.picks, counts.towers[0].vocabulary, table))
-
-
-def _counts(config: RareTokensConfig, inputs: Mapping[str, Input], scratch: Folder, context: Context) -> TokenCounts:
-    if config.counts is not None:
-        return read_counts(Path(config.counts), load_towers(config.tokenizer))
-    return counted(config, inputs, scratch, context)

@@ -13,6 +13,7 @@ from typing import Any
 
 from cdkit.core.errors import InputError, NetworkError
 from cdkit.core.fingerprints import EMBEDDED
+from cdkit.tokens.config import CLIP
 
 _FOLDERS = ("tokenizer", "tokenizer_2")
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer_config.json", "spiece.model", "vocab.txt")
@@ -92,7 +93,6 @@ def _from_hub(spec: str) -> Path:
         ) from error
 
 
-CLIP = "clip"
 END_OF_WORD = "</w>"
 # CLIP's own way to split a text into words, as transformers writes it with and without the special tokens.
 _CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"

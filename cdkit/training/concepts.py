@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from cdkit.core.errors import ConfigError, InputError
 from cdkit.core.text import same_word, whole_words
 from cdkit.deltas.methods import Method
+from cdkit.tokens.config import RareRule
 from cdkit.tokens.count import COUNTS_FOLDER, TokenCounts, read_counts
 from cdkit.tokens.explain import Explanation, explain_word
-from cdkit.tokens.rare import RareRule
 from cdkit.tokens.vocabulary import Tower, tower_of
 
 if TYPE_CHECKING:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import model_validator
 
 from cdkit.core.config import ModelConfig, setting
 from cdkit.core.fingerprints import EMBEDDED
 from cdkit.deltas.methods import METHODS, MethodName, Recipe, ScheduleName
-
-if TYPE_CHECKING:
-    pass
-
 
 PresetName = Literal["paper", "face", "style", "embedded"]
 ANY = "any method"

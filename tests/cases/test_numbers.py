@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cdkit.cli.app import execute_command
-from cdkit.retrieval.candidates import Filters
+from cdkit.retrieval.config import Filters
 from tests.captions.running import Imported, run_import, write_parquet
 
 CASES = Path(__file__).parent / "06-nan-in-parquet"

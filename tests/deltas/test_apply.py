@@ -97,7 +97,7 @@ def test_several_deltas_add_up(pipeline: Any) -> None:
 
 
 def test_a_delta_trained_on_top_of_another_is_at_home_there(tiny_base: Path) -> None:
-    from tests.weights.conftest import loaded
+    from tests.deltas.conftest import loaded
 
     pipeline = loaded(tiny_base)
     first = made_delta(pipeline, seed=1, tokens=("<a>",))
@@ -159,7 +159,7 @@ def test_one_token_from_two_deltas_is_refused_unless_it_is_the_same(pipeline: An
 
 def test_new_tokens_do_not_move_the_pooled_text(tiny_xl_base: Path) -> None:
     """Towers with the legacy end-of-text id pool at the largest id, which would be a new token's."""
-    from tests.weights.conftest import loaded
+    from tests.deltas.conftest import loaded
 
     pipeline = loaded(tiny_xl_base)
     end = pipeline.tokenizer.eos_token_id

@@ -22,10 +22,10 @@ from cdkit.deltas.formats.names import file_stems
 from cdkit.deltas.low_rank import approximate
 from cdkit.execute import Result, execute
 from cdkit.stages import STAGES
+from tests.deltas.conftest import loaded
 from tests.support.made_deltas import made_delta, unet_output
 from tests.support.real_names import cross_attention_shapes
 from tests.support.web_ui_reader import read_patches
-from tests.weights.conftest import loaded
 
 PROMPT = "photo of a <new1> cat"
 

@@ -15,10 +15,10 @@ from cdkit.deltas.config import ExportConfig, ImportDeltaConfig
 from cdkit.deltas.delta import Delta, LowRank, load_delta, matrix, save_delta
 from cdkit.deltas.formats.recognition import read_foreign
 from cdkit.execute import execute
+from tests.deltas.conftest import loaded
 from tests.support import material
 from tests.support.made_deltas import made_delta, unet_output
 from tests.support.real_names import cross_attention_shapes
-from tests.weights.conftest import loaded
 
 
 def _import(files: Path | list[Path], out: Path, **values: Any) -> Delta:

@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 from cdkit.deltas.delta import DELTA_NAME, Delta, LowRank, save_delta
 from cdkit.deltas.formats.names import loading_hints, original_module, spellings
 from cdkit.deltas.formats.webui import write_full_matrices
-from cdkit.deltas.stage import _kohya_names
+from cdkit.deltas.importing import _kohya_names
 from tests.cli.running import ran
+from tests.deltas.conftest import loaded
 from tests.support.made_deltas import made_delta
 from tests.support.real_names import empty_unet
 from tests.support.web_ui_reader import a1111_module
-from tests.weights.conftest import loaded
 
 
 def _original_names(family: str) -> set[str]:

@@ -15,17 +15,19 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from cdkit.captions.config import ImportConfig
 from cdkit.core.errors import InputError, OutputError
 from cdkit.core.protocols import Context
 from cdkit.core.shards import parts
 from cdkit.engines.local import LocalEngine
 from cdkit.execute import execute
 from cdkit.index.caption_index import open_index
-from cdkit.index.changes.add import add_captions
+from cdkit.index.changes.add import Addition, add_captions
 from cdkit.index.changes.remove import remove
 from cdkit.index.config import IndexConfig
 from cdkit.index.records import iterate_captions, iterate_image_rows
 from cdkit.index.search import search
+from cdkit.inputs import resolve_inputs
 from tests.support.small_index import grammar_captions
 from tests.support.tiny_models import clip_folder
 
@@ -86,6 +88,10 @@ def content(folder: Path) -> dict[str, bytes]:
     names = ["captions", "image_rows"]
     files = [path for name in names for path in parts(folder / name)] + [folder / "caption.index"]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def _add(folder: Path, config: ImportConfig, context: Context) -> Addition:
+    return add_captions(folder, config, resolve_inputs(config), context)
 
 
 def test_a_built_index_finds_its_captions(encoder_folder: Path, tmp_path: Path) -> None:
@@ -186,7 +192,7 @@ def test_adding_brings_new_captions_and_rows_and_nothing_removed(encoder_folder:
     more = write_pool(tmp_path / "second.csv", [*second, captions[0], captions[50]], first=1000)
     again = write_pool(tmp_path / "third.csv", second, first=1000)
     context = Context(LocalEngine(1))
-    addition = add_captions(folder, config_for(encoder_folder, more), context)
+    addition = _add(folder, config_for(encoder_folder, more), context)
     # 100..119 are new but for 110, which was removed; rows of 80..99 and of 50 come on top.
     assert (addition.captions, addition.rows) == (19, 19 + 20 + 1)
     for text in (captions[105], captions[99], captions[50]):
@@ -195,8 +201,8 @@ def test_adding_brings_new_captions_and_rows_and_nothing_removed(encoder_folder:
         assert text not in [match.caption for match in search(folder, [text], limit=3)[0].results]
     [shared] = search(folder, [captions[99]], limit=1)
     assert {row["url"] for row in shared.results[0].rows} == {"http://host/99.jpg", "http://host/1019.jpg"}
-    assert add_captions(folder, config_for(encoder_folder, more), context).already
-    repeated = add_captions(folder, config_for(encoder_folder, again), context)
+    assert _add(folder, config_for(encoder_folder, more), context).already
+    repeated = _add(folder, config_for(encoder_folder, again), context)
     assert (repeated.captions, repeated.rows) == (0, 0)
     assert open_index(folder).faiss.count == 100 - 1 + 19
     assert sum(len(table) for table in iterate_captions(folder)) == 100 - 1 + 19
@@ -217,14 +223,14 @@ def test_an_add_that_was_interrupted_goes_on(
     with monkeypatch.context() as patched:
         patched.setattr(addition, "rewrite_index", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            add_captions(folder, config, Context(LocalEngine(1)))
+            _add(folder, config, Context(LocalEngine(1)))
     assert json.loads((folder / "manifest.json").read_text()) == before
     assert open_index(folder).faiss.count == 40
     embedded = parts(folder / "adding" / "new" / "embeddings")[0]
     stamp = embedded.stat().st_ino
     with monkeypatch.context() as patched:
         patched.setattr(addition, "_shard_counts", _checked(addition._shard_counts, embedded, stamp))
-        assert add_captions(folder, config, Context(LocalEngine(1))).captions == 20
+        assert _add(folder, config, Context(LocalEngine(1))).captions == 20
     assert open_index(folder).faiss.count == 60
     assert not (folder / "adding").exists()
 
@@ -252,6 +258,6 @@ def test_a_full_disk_while_adding_is_an_output_error_and_loses_nothing(
     with monkeypatch.context() as patched:
         patched.setattr(faiss, "write_index", full)
         with pytest.raises(OutputError, match="disk is full"):
-            add_captions(folder, config, Context(LocalEngine(1)))
+            _add(folder, config, Context(LocalEngine(1)))
     assert open_index(folder).faiss.count == 40
-    assert add_captions(folder, config, Context(LocalEngine(1))).captions == 20
+    assert _add(folder, config, Context(LocalEngine(1))).captions == 20

@@ -18,8 +18,6 @@ from cdkit.index.search import Match
 from cdkit.retrieval.candidates import (
     Candidate,
     CandidateSet,
-    CandidateSettings,
-    Filters,
     best_matches,
     farthest_first,
     find_candidates,
@@ -29,6 +27,7 @@ from cdkit.retrieval.candidates import (
     require_urls,
     write_candidates,
 )
+from cdkit.retrieval.config import CandidateSettings, Filters
 from tests.support.hashing_encoder import HashingEncoder
 from tests.support.small_index import grammar_captions, make_index
 

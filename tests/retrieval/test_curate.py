@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from cdkit.fetching.outcomes import FailedFetch, FetchedImage
 from cdkit.pictures.picture import Content, FileContent
-from cdkit.retrieval.accept import Limits, MadeImage, Standing, select, stand, top_up
+from cdkit.retrieval.accept import MadeImage, Standing, select, stand, top_up
 from cdkit.retrieval.candidates import Candidate
+from cdkit.retrieval.config import Limits
 from cdkit.retrieval.curate import JOURNAL_NAME, CurationRules, Curator
 from cdkit.retrieval.inspect import Inspection, InspectionRules, Inspectors
 from tests.support.photo_pool import picture

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cdkit.core.errors import InputError
+from cdkit.tokens.config import RareRule
 from cdkit.tokens.count import TokenCounts, count_tokens, count_words
-from cdkit.tokens.rare import RareRule, find_rare
+from cdkit.tokens.rare import find_rare
 from cdkit.tokens.vocabulary import Tower, Vocabulary
 
 

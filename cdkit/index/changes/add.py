@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from cdkit.captions.config import ImportConfig
 from cdkit.captions.importing import import_captions
 from cdkit.core.config import canonical
 from cdkit.core.errors import InputError
+from cdkit.core.fingerprints import Input
 from cdkit.core.formatting import json_text
 from cdkit.core.manifest import Counts, Manifest
 from cdkit.core.protocols import Context
@@ -24,8 +26,8 @@ from cdkit.index.changes.compact import KINDS, rewrite_index, stored_index_facts
 from cdkit.index.changes.transaction import Change, changed_manifest, recall_before
 from cdkit.index.codes import TRAINED_NAME, encode_shards, inspect_shards
 from cdkit.index.inverted_lists import empty_copy
-from cdkit.index.records import KeyedTable, Tombstones, read_embeddings, read_tombstones
-from cdkit.inputs import resolve_inputs
+from cdkit.index.keyed_table import KeyedTable
+from cdkit.index.records import Tombstones, read_embeddings, read_tombstones
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,7 +45,7 @@ class Addition:
     already: bool = False
 
 
-def add_captions(folder: Path, config: ImportConfig, context: Context) -> Addition:
+def add_captions(folder: Path, config: ImportConfig, inputs: Mapping[str, Input], context: Context) -> Addition:
     """Add the pools that `config` names to the index in `folder`, without training it again.
 
     Captions that are there keep their entry and gain image rows; what was removed stays removed. Killed at any moment,
@@ -52,7 +54,6 @@ def add_captions(folder: Path, config: ImportConfig, context: Context) -> Additi
     """
     config = ImportConfig.model_validate({name: getattr(config, name) for name in ImportConfig.model_fields})
     refuse_outdated(folder, index_manifest(folder))
-    inputs = resolve_inputs(config)
     mark = hashlib.sha256(
         json_text([canonical(config), inputs["captions"].fingerprint], sort_keys=True, ascii_only=True).encode()
     ).hexdigest()

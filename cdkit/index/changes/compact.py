@@ -16,7 +16,8 @@ from cdkit.index.changes.transaction import Change, changed_manifest, recall_bef
 from cdkit.index.embedding_files import embedding_shard
 from cdkit.index.faiss_index import id_selector, read_faiss
 from cdkit.index.inverted_lists import IndexLists, write_inverted_index
-from cdkit.index.records import REBUILD, REMOVED_NAME, KeyedTable, Tombstones, embedding_matrix, read_tombstones
+from cdkit.index.keyed_table import REBUILD, KeyedTable, embedding_matrix
+from cdkit.index.records import REMOVED_NAME, Tombstones, read_tombstones
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -17,7 +17,8 @@ from cdkit.core.system_errors import writing
 from cdkit.core.text import caption_id, clean_captions
 from cdkit.index.caption_index import check_files, index_manifest
 from cdkit.index.changes.transaction import Change, changed_manifest
-from cdkit.index.records import REMOVED_NAME, KeyedTable, iterate_image_rows, read_tombstones, tombstone_table
+from cdkit.index.keyed_table import KeyedTable
+from cdkit.index.records import REMOVED_NAME, iterate_image_rows, read_tombstones, tombstone_table
 
 if TYPE_CHECKING:
     import numpy as np

@@ -1,4 +1,4 @@
-"""The table of contents: every stage with its config, function, inputs and output, and how one is executed."""
+"""How one stage is run in a folder: found done, continued, refused, or made."""
 
 from __future__ import annotations
 

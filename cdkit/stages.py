@@ -1,4 +1,4 @@
-"""The table of contents: every stage with its config, function, inputs and output, and how one is executed."""
+"""THE TABLE OF CONTENTS: every stage with its config, function, version and what it writes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The import stage: pools as they are in the wild, into distinct captions, their image rows, and rejects."""
+"""Settings of the import stage."""
 
 from __future__ import annotations
 

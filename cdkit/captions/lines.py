@@ -1,4 +1,4 @@
-"""Rows of csv and tsv files line by line: a line that is no row is one bad row, and reading goes on behind it."""
+"""Text files as lines, and csv and tsv rows among them: a line that is no row is one bad row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cells of a source table in SQL: what a number, a rating or a text says, in whatever type a pool writes it."""
+"""The SQL that turns a source table into rows: cells of any type, the reason to reject, the caption's digest."""
 
 from __future__ import annotations
 

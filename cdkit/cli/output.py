@@ -1,4 +1,4 @@
-"""What commands print: data on stdout, words on stderr, in one of three formats."""
+"""What commands print: data on stdout in one of three formats, words and progress on stderr."""
 
 from __future__ import annotations
 

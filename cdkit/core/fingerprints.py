@@ -1,4 +1,4 @@
-"""Inputs of a stage: pool files, folders and models, resolved and fingerprinted by their content."""
+"""Input: one resolved input of a stage, with the fingerprint of its content."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""User names and passwords in URLs: what cdkit stores, logs or prints has none."""
+"""How values are written down: JSON, shell commands, Markdown, printable names, and URLs without passwords."""
 
 from __future__ import annotations
 

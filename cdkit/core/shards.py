@@ -1,4 +1,4 @@
-"""Dataset kinds (schemas of the folders cdkit writes), and Parquet shards that know whether they are done."""
+"""Shards: schemas of the folders cdkit writes, Parquet that knows whether it is done, and safetensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The delta-compress stage: a delta's matrices as products of low rank, with the error measured."""
+"""Settings of the stages delta-import, delta-compress and export."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The embedded models' shapes: diffusers and transformers classes, small enough for two CPU cores."""
+"""The embedded models: diffusers and transformers classes small enough for two CPU cores, and how they are loaded."""
 
 from __future__ import annotations
 

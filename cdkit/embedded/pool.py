@@ -1,4 +1,4 @@
-"""A pool of image–caption rows from the embedded world, in the LAION-400M column layout.
+"""A pool of image–caption rows from the embedded world, in the LAION-400M columns, and a server of its pictures.
 
 Rows are a function of the seed alone. A row's URL holds the scene it shows (`/scene/SEED-SIZE.png`), so that a
 PoolServer renders it on demand and no picture is stored. As on the web, captions repeat, ratings are missing here and

@@ -1,4 +1,4 @@
-"""Length-sorted batches under a token budget: what makes a trimmed text tower waste almost no padding."""
+"""A text encoder over one text tower, in length-sorted batches: trimmed where that is exact, else at full length."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cross-attention maps: where in the image each prompt token was looked at, averaged over heads, layers and steps.
+"""Cross-attention maps: where in the image each prompt token was looked at, and a strip of pictures that shows it.
 
 Custom Diffusion's Figure 16, after Hertz et al. 2022. The probabilities are computed beside the model's own attention
 by hooks, so that the picture drawn is exactly the one drawn without them, whatever attention processor runs.

@@ -1,4 +1,4 @@
-"""Stage `compare`: scores of several methods as one table like the paper's Table 1, with the paper's own beside it."""
+"""Scores of several methods as one table like the paper's Table 1, with the paper's own beside them."""
 
 from __future__ import annotations
 

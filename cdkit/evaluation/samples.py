@@ -1,4 +1,4 @@
-"""Prompts without their modifier tokens: what a CLIP that never saw the tokens should compare images with."""
+"""Samples to score: a folder that `sample` made, or CustomConcept101's layout. Prompts without modifier tokens."""
 
 from __future__ import annotations
 

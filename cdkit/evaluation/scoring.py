@@ -1,4 +1,4 @@
-"""Stage `evaluate`: scores of samples against their prompts, the concept's photos, real images and the base model."""
+"""Scores of one set of samples: per image where a score has images, and as estimates with intervals."""
 
 from __future__ import annotations
 

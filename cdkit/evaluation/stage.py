@@ -1,4 +1,4 @@
-"""Stage `compare`: scores of several methods as one table like the paper's Table 1, with the paper's own beside it."""
+"""The stages of evaluation: evaluate, compare, weight-change, attention."""
 
 from __future__ import annotations
 

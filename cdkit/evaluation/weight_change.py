@@ -1,4 +1,4 @@
-"""Stage `weight-change`: rate of change of the weights between two checkpoints, as a table and a plot."""
+"""Rate of change of weights: how far training moved each parameter, and which kind of layer moved most."""
 
 from __future__ import annotations
 

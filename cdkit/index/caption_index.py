@@ -1,4 +1,4 @@
-"""The index stage: import, embed and index in one folder, with recall measured before it is called done."""
+"""A caption index opened for reading: its manifest, its checks, and the FAISS file, memory-mapped."""
 
 from __future__ import annotations
 

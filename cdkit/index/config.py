@@ -1,4 +1,4 @@
-"""Which FAISS index to build: its factory, its sizes, and how much data trains it. Pure arithmetic."""
+"""Settings of the stages embed and index."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The index stage: import, embed and index in one folder, with recall measured before it is called done."""
+"""Which FAISS index to build: its factory, its sizes, and how much data trains it. Pure arithmetic."""
 
 from __future__ import annotations
 

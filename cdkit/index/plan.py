@@ -1,4 +1,4 @@
-"""What an index would cost before it is built: a table of choices, with times from rates measured on this machine."""
+"""What an index would cost before it is built, at rates measured on this machine; and recipes of well-known pools."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The index stage: import, embed and index in one folder, with recall measured before it is called done."""
+"""Recall of an index, measured with queries that are not in it against brute force, and the settings that reach it."""
 
 from __future__ import annotations
 

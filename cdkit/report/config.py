@@ -1,4 +1,4 @@
-"""Stage `report`: a run as one self-contained page, as Markdown, as a table of scores, and as a model card."""
+"""Settings of the report stage."""
 
 from __future__ import annotations
 

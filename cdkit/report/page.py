@@ -1,4 +1,4 @@
-"""The figures a reader looks for first: a few tiles at the top of the page."""
+"""The page of a report: what its templates show, and how they are filled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The export stage: a delta as files that other tools load, with the error of every approximation measured."""
+"""Names in exported files: of files, safe on every system; of modules as each tool calls them; the word to type."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an imported file turned out to hold, before the base model is known."""
+"""Untrusted weight files, read without running anything in them, and what they turned out to hold."""
 
 from __future__ import annotations
 

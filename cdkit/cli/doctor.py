@@ -41,7 +41,14 @@ PACKAGES = [
     "rich",
 ]
 # Each extra's distribution: a folder of that name in the working directory would pass for the module.
-EXTRAS = {"ray": "ray", "tensorboard": "tensorboard", "peft": "peft", "datasets": "datasets", "test": "pytest"}
+EXTRAS = {
+    "ray": "ray",
+    "tensorboard": "tensorboard",
+    "peft": "peft",
+    "datasets": "datasets",
+    "docs": "zensical",
+    "test": "pytest",
+}
 LOW_MEMORY = 4e9
 LOW_DISK = 5e9
 

@@ -75,8 +75,8 @@ STAGES: dict[str, Stage] = {
         Stage(
             name="retrieve",
             summary="find images whose captions are like a prompt, download and curate them: a regularization set",
-            config="cdkit.retrieval.config:FilledRetrieveConfig",
-            function="cdkit.retrieval.stage:retrieve_and_fill",
+            config="cdkit.retrieval.config:RetrieveConfig",
+            function="cdkit.retrieval.stage:retrieve",
             version=2,
             owns=(*_SET, "rejects"),
         ),

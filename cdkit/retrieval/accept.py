@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from cdkit.core.text import caption_id, clean_caption
 from cdkit.fetching.batches import WaveEnd
 from cdkit.fetching.blocklist import Blocklist, blocked_url
 from cdkit.fetching.failures import FetchFailure
 from cdkit.fetching.outcomes import FailedFetch, FetchedImage
 from cdkit.fetching.urls import host_of, parse_url
-from cdkit.pictures.picture import Content
-from cdkit.pictures.regularization_set import GENERATED
 from cdkit.retrieval.candidates import Candidate
-from cdkit.retrieval.config import Limits
 
 # Of one caption or host, URLs tried at once for each image that may still be accepted.
 SPARE = 2
+# Images looked at at once: enough to keep the workers busy, few enough not to look at many in vain.
+SMALLEST_BATCH = 32
+SPARE_AT_HAND = 1.25
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How many images are wanted, at most how many of them per caption, and per host (None: any number)."""
+
+    wanted: int
+    per_caption: int = 1
+    per_host: int | None = None
 
 
 class Admission(Protocol):
@@ -74,11 +82,11 @@ class Standing:
 
 def stand(
     candidates: Sequence[Candidate],
-    known: Mapping[int, FetchedImage | FailedFetch],
+    outcomes: Mapping[int, FetchedImage | FailedFetch],
     admission: Admission,
     limits: Limits,
 ) -> Standing:
-    """Walk the candidates in order and accept until there are enough; `known` holds what was fetched or given up.
+    """Walk the candidates in order and accept until there are enough; `outcomes` holds what was fetched or given up.
 
     A candidate whose caption or host is full is passed over. What an undecided candidate would change is not guessed:
     it stays undecided, and the result is complete only when none is left before the last one needed.
@@ -96,7 +104,7 @@ def stand(
             room = min(room, limits.per_host - hosts[host])
         if room <= 0:
             continue
-        outcome = known.get(place)
+        outcome = outcomes.get(place)
         if outcome is None:
             standing.complete = False
             if max(tentative[candidate.caption_id], tentative[host] if host else 0) < room * SPARE:
@@ -137,62 +145,36 @@ class Downloaded:
     exhausted: bool
     waves: list[WaveEnd] = field(default_factory=list)
 
+    @classmethod
+    def of(
+        cls,
+        candidates: Sequence[Candidate],
+        outcomes: Mapping[int, FetchedImage | FailedFetch],
+        standing: Standing,
+        limits: Limits,
+        *,
+        tried: int,
+        fetched: int,
+        waves: Sequence[WaveEnd] = (),
+    ) -> Downloaded:
+        """What a complete standing amounts to."""
+        images = {place: image for place, image in outcomes.items() if isinstance(image, FetchedImage)}
+        failures = {place: failure for place, failure in outcomes.items() if isinstance(failure, FailedFetch)}
+        return cls(
+            accepted=[(candidates[place], images[place]) for place in standing.accepted],
+            turned_down=[
+                (candidates[place], images[place], reason) for place, reason in sorted(standing.turned_down.items())
+            ],
+            failed=[(candidates[place], failures[place]) for place in standing.failed],
+            tried=tried,
+            fetched=fetched,
+            exhausted=len(standing.accepted) < limits.wanted,
+            waves=list(waves),
+        )
+
     def failures(self) -> dict[str, int]:
         """URLs given up, by failure kind."""
         return dict(sorted(Counter(failure.kind for _, failure in self.failed).items()))
-
-
-@dataclass(frozen=True)
-class MadeImage:
-    """An image that was drawn for a prompt, which is its caption."""
-
-    content: Content
-    prompt: str
-
-
-# Draws the images with these numbers, always the same for a number.
-ImageMaker = Callable[[range], Sequence[MadeImage]]
-# Some of what is drawn is turned down; a model whose every image is alike must not draw for ever.
-MOST_ROUNDS = 4
-
-
-def fill(done: Downloaded, make: ImageMaker, *, wanted: int, judge: Judge) -> Downloaded:
-    """Have images made until `wanted` are accepted, or until too many of them were turned down."""
-    made: list[MadeImage] = []
-    filled = done
-    for _ in range(MOST_ROUNDS):
-        missing = wanted - len(filled.accepted)
-        if missing <= 0:
-            break
-        made += make(range(len(made), len(made) + missing))
-        filled = top_up(done, made, wanted=wanted, judge=judge)
-    return filled
-
-
-def top_up(done: Downloaded, made: Sequence[MadeImage], *, wanted: int, judge: Judge) -> Downloaded:
-    """Add images of `made`, in their order, until `wanted` are accepted; their `source` is `generated`.
-
-    They must pass the same curation, and be no near-duplicates of what was found. What was found stays.
-    """
-    candidates = [candidate for candidate, _ in done.accepted]
-    images = {place: image for place, (_, image) in enumerate(done.accepted)}
-    for image in made:
-        images[len(candidates)] = FetchedImage(None, image.content)
-        number = caption_id(clean_caption(image.prompt))
-        candidates.append(Candidate(image.prompt, number, image.prompt, 1.0, None, source=GENERATED))
-    # A prompt has many images; the limits per caption and host were kept before.
-    both = select(candidates, images, limits=Limits(wanted, per_caption=wanted), judge=judge)
-    return replace(
-        done,
-        accepted=both.accepted,
-        turned_down=[*done.turned_down, *both.turned_down],
-        exhausted=len(both.accepted) < wanted,
-    )
-
-
-# Images looked at at once: enough to keep the workers busy, few enough not to look at many in vain.
-SMALLEST_BATCH = 32
-SPARE_AT_HAND = 1.25
 
 
 def select(
@@ -205,42 +187,22 @@ def select(
 ) -> Downloaded:
     """Accept images in candidate order until there are enough; a candidate without an image fails as `missing`."""
     listed = (blocklist or Blocklist()).urls
-    known: dict[int, FetchedImage | FailedFetch] = {}
+    outcomes: dict[int, FetchedImage | FailedFetch] = {}
     for place, candidate in enumerate(candidates):
         url = _plain(candidate.url) if listed else None
         if url in listed:
-            known[place] = blocked_url(str(url))
+            outcomes[place] = blocked_url(str(url))
         elif isinstance(image := images.get(place), FailedFetch) or image is None:
-            known[place] = image or FailedFetch(candidate.url, "missing", detail="not among the images given")
+            outcomes[place] = image or FailedFetch(candidate.url, "missing", detail="not among the images given")
     looked_at = 0
-    while not (standing := stand(candidates, known, judge.admission(), limits)).complete:
+    while not (standing := stand(candidates, outcomes, judge.admission(), limits)).complete:
         batch = max(SMALLEST_BATCH, round(SPARE_AT_HAND * (limits.wanted - len(standing.accepted))))
         chosen = standing.undecided[:batch]
         fresh = [(candidates[place], image) for place in chosen if isinstance(image := images[place], FetchedImage)]
         judge.prepare(fresh)
         looked_at += len(fresh)
-        known |= {place: images[place] for place in chosen}
-    return _result(candidates, known, standing, limits, looked_at)
-
-
-def _result(
-    candidates: Sequence[Candidate],
-    known: Mapping[int, FetchedImage | FailedFetch],
-    standing: Standing,
-    limits: Limits,
-    looked_at: int,
-) -> Downloaded:
-    return Downloaded(
-        accepted=[(candidates[place], known[place]) for place in standing.accepted],  # type: ignore[misc]
-        turned_down=[
-            (candidates[place], known[place], reason)  # type: ignore[misc]
-            for place, reason in sorted(standing.turned_down.items())
-        ],
-        failed=[(candidates[place], known[place]) for place in standing.failed],  # type: ignore[misc]
-        tried=looked_at,
-        fetched=looked_at,
-        exhausted=len(standing.accepted) < limits.wanted,
-    )
+        outcomes |= {place: images[place] for place in chosen}
+    return Downloaded.of(candidates, outcomes, standing, limits, tried=looked_at, fetched=looked_at)
 
 
 def _plain(url: str | None) -> str | None:

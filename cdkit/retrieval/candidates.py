@@ -11,17 +11,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from cdkit.core.errors import InputError
+from cdkit.core.errors import ConfigError, InputError
 from cdkit.core.formatting import without_userinfo
-from cdkit.core.shards import schema
+from cdkit.core.shards import finished_facts, part_name, schema, write_shard
 from cdkit.fetching.urls import unescaped
 from cdkit.index.search import Match, encode_queries, search
-from cdkit.retrieval.config import CandidateSettings, Filters
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,11 +28,20 @@ if TYPE_CHECKING:
 
     from cdkit.core.protocols import TextEncoder
     from cdkit.index.caption_index import CaptionIndex
+    from cdkit.retrieval.config import RetrieveConfig
 
 
+NSFW_RATINGS = ("unlikely", "unsure", "nsfw")
+# Captions taken per prompt for each image wanted: enough even where one link in ten works. Each is encoded again, so
+# that more would cost seconds for nothing.
+CAPTIONS_PER_IMAGE = 10
+MIN_CAPTIONS = 1000
 # Images kept per caption, as a multiple of those that may be accepted.
 SPARE_ROUNDS = 5
 DIGITS = 6
+# The order is quadratic in these; captions beyond them follow by similarity.
+FARTHEST = 2000
+POOL = 8000
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,38 @@ class CandidateSet:
     notes: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class CandidateSettings:
+    """Which candidates are taken, and in which order: the settings of RetrieveConfig by the same names.
+
+    min_similarity: None for the encoder's own threshold. per_caption: images that may be accepted per caption.
+    max_captions: taken per prompt, best first; None for enough even where one link in ten works. The others say what
+    an image row must satisfy; a value that the pool does not know passes.
+    """
+
+    min_similarity: float | None = None
+    select: Literal["top", "spread"] = "top"
+    per_caption: int = 1
+    max_captions: int | None = None
+    seed: int = 0
+    min_side: int | None = None
+    max_aspect_ratio: float | None = None
+    nsfw_limit: Literal["unlikely", "unsure", "nsfw"] = "nsfw"
+    max_punsafe: float | None = None
+    max_pwatermark: float | None = None
+    min_pool_similarity: float | None = None
+
+    @classmethod
+    def of(cls, config: RetrieveConfig) -> CandidateSettings:
+        return cls(**{entry.name: getattr(config, entry.name) for entry in fields(cls)})
+
+    def caption_limit(self, wanted: int) -> int:
+        """Captions to take per prompt for `wanted` images; raises ConfigError for impossible settings."""
+        if wanted < 1 or self.per_caption < 1:
+            raise ConfigError(f"At least one image, and one per caption: got {wanted} and {self.per_caption}.")
+        return max(MIN_CAPTIONS, CAPTIONS_PER_IMAGE * wanted) if self.max_captions is None else self.max_captions
+
+
 def find_candidates(
     index: CaptionIndex, prompts: Sequence[str], wanted: int, settings: CandidateSettings | None = None
 ) -> CandidateSet:
@@ -79,170 +119,33 @@ def find_candidates(
         for result in results
         if result.more
     ]
-    found = ((result.query, match) for result in results for match in result.results)
-    return ordered_candidates(found, index.encoder, settings, notes)
+    matches = ((result.query, match) for result in results for match in result.results)
+    return ordered_candidates(matches, index.encoder, settings, notes)
 
 
 def ordered_candidates(
-    found: Iterable[tuple[str, Match]], encoder: TextEncoder, settings: CandidateSettings, notes: Sequence[str] = ()
+    matches: Iterable[tuple[str, Match]], encoder: TextEncoder, settings: CandidateSettings, notes: Sequence[str] = ()
 ) -> CandidateSet:
     """Matches of several prompts as candidates, in their order."""
-    ranks = ranked(best_matches(found))
+    ranks = ranked(best_matches(matches))
     if settings.select == "spread":
         ranks = spread_order(encoder, ranks, settings.seed)
-    return join_rows(ranks, settings.filters, per_caption=settings.per_caption, notes=notes)
+    return join_rows(ranks, settings, notes)
 
 
-def best_matches(found: Iterable[tuple[str, Match]]) -> list[tuple[str, Match]]:
+def best_matches(matches: Iterable[tuple[str, Match]]) -> list[tuple[str, Match]]:
     """Each caption once, with the prompt it is most similar to; the earlier prompt where two are equal."""
     best: dict[int, tuple[str, Match]] = {}
-    for query, match in found:
-        known = best.get(match.caption_id)
-        if known is None or round(match.similarity, DIGITS) > round(known[1].similarity, DIGITS):
+    for query, match in matches:
+        earlier = best.get(match.caption_id)
+        if earlier is None or round(match.similarity, DIGITS) > round(earlier[1].similarity, DIGITS):
             best[match.caption_id] = (query, match)
     return list(best.values())
 
 
-def ranked(found: Iterable[tuple[str, Match]]) -> list[tuple[str, Match]]:
+def ranked(matches: Iterable[tuple[str, Match]]) -> list[tuple[str, Match]]:
     """By similarity, then by caption_id."""
-    return sorted(found, key=lambda pair: (-round(pair[1].similarity, DIGITS), pair[1].caption_id))
-
-
-def join_rows(
-    ranks: Sequence[tuple[str, Match]], filters: Filters, *, per_caption: int, notes: Sequence[str] = ()
-) -> CandidateSet:
-    """Join ranked captions with their image rows; every URL appears once, with its best caption."""
-    rejected: Counter[str] = Counter()
-    ordered: list[tuple[int, int, Candidate]] = []
-    seen: set[str] = set()
-    rows = 0
-    for rank, (query, match) in enumerate(ranks):
-        rows += len(match.rows)
-        kept = 0
-        for row in sorted(match.rows, key=_row_order):
-            reason = filters.reason(row)
-            url = unescaped(row.get("url") or "")
-            if reason is None and url in seen:
-                reason = "same_url"
-            if reason is None and kept >= per_caption * SPARE_ROUNDS:
-                reason = "enough_of_caption"
-            if reason is not None:
-                rejected[reason] += 1
-                continue
-            if url:
-                seen.add(url)
-            ordered.append((kept // per_caption, rank, _candidate(query, match, row)))
-            kept += 1
-    ordered.sort(key=lambda entry: entry[:2])
-    candidates = [candidate for _, _, candidate in ordered]
-    return CandidateSet(candidates, len(ranks), rows, dict(sorted(rejected.items())), list(notes))
-
-
-def _row_order(row: Mapping[str, Any]) -> tuple[float, int, str, str]:
-    similarity = row.get("pool_similarity")
-    rank = 2.0 if similarity is None or math.isnan(similarity) else -float(similarity)
-    area = (row.get("width") or 0) * (row.get("height") or 0)
-    return (rank, -area, row.get("url") or "", row.get("source") or "")
-
-
-def _candidate(query: str, match: Match, row: Mapping[str, Any]) -> Candidate:
-    facts = {name: row.get(name) for name in ("url", "width", "height", "md5", "source")}
-    if facts["url"]:
-        # Fetched without them anyway; indexes of earlier versions, and folders at hand, may have some.
-        facts["url"] = without_userinfo(facts["url"])
-    return Candidate(query, match.caption_id, match.caption, round(match.similarity, DIGITS), **facts)
-
-
-def candidates_table(candidates: Sequence[Candidate]) -> pa.Table:
-    """Candidates as a table, in their order."""
-    import pyarrow as pa
-
-    fields = schema("candidates")
-    columns = {name: [getattr(candidate, name) for candidate in candidates] for name in fields.names}
-    return pa.table(columns, schema=fields)
-
-
-def write_candidates(folder: Path, found: CandidateSet, fingerprint: str) -> None:
-    """Write candidates/ as one shard whose facts are the counts and notes."""
-    from cdkit.core.shards import part_name, write_shard
-
-    facts = {"captions": found.captions, "rows": found.rows, "rejected": found.rejected, "notes": found.notes}
-    write_shard(folder / part_name(0), candidates_table(found.candidates), fingerprint=fingerprint, facts=facts)
-
-
-def read_candidates(folder: Path, fingerprint: str) -> CandidateSet | None:
-    """Read candidates/ back; None when it was not written under this fingerprint."""
-    import pyarrow.parquet as pq
-
-    from cdkit.core.shards import finished_facts, part_name
-
-    facts = finished_facts(folder / part_name(0), fingerprint)
-    if facts is None:
-        return None
-    rows = pq.read_table(folder / part_name(0)).to_pylist()
-    candidates = [Candidate(**row | {"similarity": round(row["similarity"], DIGITS)}) for row in rows]
-    return CandidateSet(candidates, facts["captions"], facts["rows"], facts["rejected"], facts["notes"])
-
-
-def require_urls(found: CandidateSet) -> None:
-    """Raise InputError when there are candidates but none has a URL: there is nothing to fetch."""
-    if found.candidates and not any(candidate.url for candidate in found.candidates):
-        raise InputError(
-            "The pool of this index has no URLs, so its images cannot be fetched.",
-            hint="Give the images themselves with --images: img2dataset output, or a folder with captions.",
-        )
-
-
-SHOWN = 3
-# Captions looked at, where fewer images are asked for.
-LEAST_CAPTIONS = 20
-LONGEST = 60
-
-
-@dataclass(frozen=True)
-class Nearest:
-    """captions: the nearest with their similarities, best first. thresholds: least similarity → captions it takes."""
-
-    captions: list[tuple[str, float]]
-    thresholds: dict[float, int]
-
-    def sentence(self) -> str:
-        """`Nearest: 'a dog' (0.71), … --min-similarity 0.71 takes 1 caption, 0.6 takes 20.`; empty without any."""
-        if not self.captions:
-            return ""
-        named = ", ".join(f"{_short(caption)!r} ({similarity:.2f})" for caption, similarity in self.captions)
-        takes = ", ".join(
-            f"{threshold:g} takes {number:,} caption{'s' if number > 1 else ''}"
-            for threshold, number in self.thresholds.items()
-        )
-        return f"Nearest: {named}. --min-similarity {takes}."
-
-
-def nearest_captions(
-    find: Callable[[CandidateSettings], CandidateSet], wanted: int, settings: CandidateSettings
-) -> Nearest:
-    """Look again without a threshold; what the filters leave out is left out here too."""
-    looked_at = max(wanted, LEAST_CAPTIONS)
-    found = find(replace(settings, min_similarity=-1.0, select="top", max_captions=looked_at))
-    best: dict[str, float] = {}
-    for candidate in sorted(found.candidates, key=lambda candidate: -candidate.similarity):
-        best.setdefault(candidate.caption, candidate.similarity)
-    similarities = list(best.values())
-    thresholds: dict[float, int] = {}
-    for place in (1, 10, wanted):
-        if place <= len(similarities):
-            threshold = math.floor(similarities[place - 1] * 100) / 100
-            thresholds[threshold] = sum(similarity >= threshold for similarity in similarities)
-    return Nearest(list(best.items())[:SHOWN], thresholds)
-
-
-def _short(caption: str) -> str:
-    return caption if len(caption) <= LONGEST else f"{caption[: LONGEST - 1]}…"
-
-
-# The order is quadratic in these; captions beyond them follow by similarity.
-FARTHEST = 2000
-POOL = 8000
+    return sorted(matches, key=lambda pair: (-round(pair[1].similarity, DIGITS), pair[1].caption_id))
 
 
 def spread_order(encoder: TextEncoder, ranks: Sequence[tuple[str, Match]], seed: int) -> list[tuple[str, Match]]:
@@ -271,3 +174,107 @@ def farthest_first(vectors: np.ndarray, count: int, seed: int) -> list[int]:
         nearest[order[-1]] = np.inf
         order.append(int(np.argmin(nearest)))
     return order
+
+
+def join_rows(
+    ranks: Sequence[tuple[str, Match]], settings: CandidateSettings, notes: Sequence[str] = ()
+) -> CandidateSet:
+    """Join ranked captions with their image rows; every URL appears once, with its best caption."""
+    rejected: Counter[str] = Counter()
+    ordered: list[tuple[int, int, Candidate]] = []
+    seen: set[str] = set()
+    rows = 0
+    for rank, (query, match) in enumerate(ranks):
+        rows += len(match.rows)
+        kept = 0
+        for row in sorted(match.rows, key=_row_order):
+            reason = rejection(row, settings)
+            url = unescaped(row.get("url") or "")
+            if reason is None and url in seen:
+                reason = "same_url"
+            if reason is None and kept >= settings.per_caption * SPARE_ROUNDS:
+                reason = "enough_of_caption"
+            if reason is not None:
+                rejected[reason] += 1
+                continue
+            if url:
+                seen.add(url)
+            ordered.append((kept // settings.per_caption, rank, _candidate(query, match, row)))
+            kept += 1
+    ordered.sort(key=lambda entry: entry[:2])
+    candidates = [candidate for _, _, candidate in ordered]
+    return CandidateSet(candidates, len(ranks), rows, dict(sorted(rejected.items())), list(notes))
+
+
+def rejection(row: Mapping[str, Any], settings: CandidateSettings) -> str | None:
+    """Why an image row is left out by what its pool says of it; None when it is kept."""
+    rating = str(row.get("nsfw") or "").lower()
+    if rating in NSFW_RATINGS and NSFW_RATINGS.index(rating) > NSFW_RATINGS.index(settings.nsfw_limit):
+        return "nsfw"
+    if _above(row.get("punsafe"), settings.max_punsafe):
+        return "punsafe"
+    if _above(row.get("pwatermark"), settings.max_pwatermark):
+        return "watermark"
+    if _above(settings.min_pool_similarity, row.get("pool_similarity")):
+        return "pool_similarity"
+    sides = [side for side in (row.get("width"), row.get("height")) if side is not None]
+    if sides and _above(settings.min_side, min(sides)):
+        return "too_small"
+    if len(sides) == 2 and min(sides) > 0 and _above(max(sides) / min(sides), settings.max_aspect_ratio):
+        return "aspect_ratio"
+    return None
+
+
+def _above(value: float | None, limit: float | None) -> bool:
+    return value is not None and limit is not None and value > limit
+
+
+def _row_order(row: Mapping[str, Any]) -> tuple[float, int, str, str]:
+    similarity = row.get("pool_similarity")
+    rank = 2.0 if similarity is None or math.isnan(similarity) else -float(similarity)
+    area = (row.get("width") or 0) * (row.get("height") or 0)
+    return (rank, -area, row.get("url") or "", row.get("source") or "")
+
+
+def _candidate(query: str, match: Match, row: Mapping[str, Any]) -> Candidate:
+    facts = {name: row.get(name) for name in ("url", "width", "height", "md5", "source")}
+    if facts["url"]:
+        # Fetched without them anyway; indexes of earlier versions, and folders at hand, may have some.
+        facts["url"] = without_userinfo(facts["url"])
+    return Candidate(query, match.caption_id, match.caption, round(match.similarity, DIGITS), **facts)
+
+
+def candidates_table(candidates: Sequence[Candidate]) -> pa.Table:
+    """Candidates as a table, in their order."""
+    import pyarrow as pa
+
+    columns = schema("candidates")
+    values = {name: [getattr(candidate, name) for candidate in candidates] for name in columns.names}
+    return pa.table(values, schema=columns)
+
+
+def write_candidates(folder: Path, result: CandidateSet, fingerprint: str) -> None:
+    """Write candidates/ as one shard whose facts are the counts and notes."""
+    facts = {"captions": result.captions, "rows": result.rows, "rejected": result.rejected, "notes": result.notes}
+    write_shard(folder / part_name(0), candidates_table(result.candidates), fingerprint=fingerprint, facts=facts)
+
+
+def read_candidates(folder: Path, fingerprint: str) -> CandidateSet | None:
+    """Read candidates/ back; None when it was not written under this fingerprint."""
+    import pyarrow.parquet as pq
+
+    facts = finished_facts(folder / part_name(0), fingerprint)
+    if facts is None:
+        return None
+    rows = pq.read_table(folder / part_name(0)).to_pylist()
+    candidates = [Candidate(**row | {"similarity": round(row["similarity"], DIGITS)}) for row in rows]
+    return CandidateSet(candidates, facts["captions"], facts["rows"], facts["rejected"], facts["notes"])
+
+
+def require_urls(result: CandidateSet) -> None:
+    """Raise InputError when there are candidates but none has a URL: there is nothing to fetch."""
+    if result.candidates and not any(candidate.url for candidate in result.candidates):
+        raise InputError(
+            "The pool of this index has no URLs, so its images cannot be fetched.",
+            hint="Give the images themselves with --images: img2dataset output, or a folder with captions.",
+        )

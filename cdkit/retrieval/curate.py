@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from cdkit.core.errors import InputError
 from cdkit.core.formatting import json_text
 from cdkit.core.protocols import Progress, SilentProgress
 from cdkit.fetching.outcomes import FetchedImage
 from cdkit.index.search import encode_queries
-from cdkit.pictures.hashing import NEAR, NearHashes
+from cdkit.pictures.folder import shown
+from cdkit.pictures.hashing import NEAR, NearHashes, mirrored_hash, perceptual_hash
+from cdkit.pictures.picture import Picture
+from cdkit.pictures.reading import read_pictures
 from cdkit.pictures.regularization_set import GENERATED
 from cdkit.retrieval.candidates import DIGITS, Candidate
 from cdkit.retrieval.inspect import Inspection, Inspectors
@@ -25,9 +29,10 @@ from cdkit.retrieval.inspect import Inspection, Inspectors
 if TYPE_CHECKING:
     from cdkit.core.protocols import ImageEncoder, TextEncoder
 
-
 JOURNAL_NAME = "inspected.jsonl"
 PLACEHOLDER = "placeholder"
+# As large as downloads are when they are hashed, unless they are told otherwise.
+TARGET_SIDE = 1024
 
 
 class Scorer(Protocol):
@@ -65,36 +70,36 @@ class Curator:
         self._rules = rules
         self._scorer = scorer
         self._progress = progress or SilentProgress()
-        self._known = dict(_read_journal(store))
+        self._inspections = dict(_read_journal(store))
         self._scores: dict[tuple[str, int], float] = {}
 
     def prepare(self, images: Sequence[tuple[Candidate, FetchedImage]]) -> None:
         """Inspect those that were not inspected yet, also in an earlier run."""
-        fresh = {identity(image): image for _, image in images if identity(image) not in self._known}
+        fresh = {identity(image): image for _, image in images if identity(image) not in self._inspections}
         names = list(fresh)
         contents = [fresh[name].content for name in names]
         with (
             self._progress.task("curate", len(names), unit="images") as task,
             (self.store / JOURNAL_NAME).open("a", encoding="utf-8") as journal,
         ):
-            for place, found in self._inspectors.inspect(contents):
-                self._known[names[place]] = found
-                journal.write(json_text({"image": names[place]} | found.as_json()) + "\n")
+            for place, inspection in self._inspectors.inspect(contents):
+                self._inspections[names[place]] = inspection
+                journal.write(json_text({"image": names[place]} | inspection.as_json()) + "\n")
                 journal.flush()
                 task.advance()
 
     def inspection(self, image: FetchedImage) -> Inspection:
         """What is known of an image that was prepared."""
-        return self._known[identity(image)]
+        return self._inspections[identity(image)]
 
     def score(self, candidate: Candidate, image: FetchedImage) -> float | None:
         """How well the image fits its caption; None where nobody asked."""
         if self._scorer is None:
             return None
-        found = self.inspection(image)
-        key = (found.sha256, candidate.caption_id)
+        inspection = self.inspection(image)
+        key = (inspection.sha256, candidate.caption_id)
         if key not in self._scores:
-            self._scores[key] = self._scorer.score(candidate.caption, self.store / found.name)
+            self._scores[key] = self._scorer.score(candidate.caption, self.store / inspection.name)
         return self._scores[key]
 
     def admission(self) -> CurationAdmission:
@@ -107,12 +112,12 @@ def identity(image: FetchedImage) -> str:
 
 
 def _read_journal(store: Path) -> dict[str, Inspection]:
-    """What earlier runs found; what they did not finish writing is left out."""
-    found: dict[str, Inspection] = {}
+    """What earlier runs saw; what they did not finish writing is left out."""
+    inspections: dict[str, Inspection] = {}
     try:
         lines = (store / JOURNAL_NAME).read_bytes().splitlines()
     except FileNotFoundError:
-        return found
+        return inspections
     for line in lines:
         try:
             entry = json.loads(line)
@@ -121,12 +126,12 @@ def _read_journal(store: Path) -> dict[str, Inspection]:
         except (ValueError, TypeError, KeyError, AttributeError):
             continue
         if inspection.reason is not None or _size(store / inspection.name) == inspection.size:
-            found[name] = inspection
+            inspections[name] = inspection
     # A line cut short must not swallow the next one.
     if lines and not (store / JOURNAL_NAME).read_bytes().endswith(b"\n"):
         with (store / JOURNAL_NAME).open("a", encoding="utf-8") as journal:
             journal.write("\n")
-    return found
+    return inspections
 
 
 def _size(path: Path) -> int:
@@ -155,21 +160,21 @@ class CurationAdmission:
 
     def admit(self, place: int, candidate: Candidate, image: FetchedImage) -> str | None:
         """None when the image is accepted, else the reason why it is not."""
-        found = self.curator.inspection(image)
-        if found.reason is not None:
-            return found.reason
-        if candidate.source != GENERATED and self._is_placeholder(found.sha256, candidate.caption_id):
+        inspection = self.curator.inspection(image)
+        if inspection.reason is not None:
+            return inspection.reason
+        if candidate.source != GENERATED and self._is_placeholder(inspection.sha256, candidate.caption_id):
             return PLACEHOLDER
-        if found.phash in self._targets:
+        if inspection.phash in self._targets:
             return "target_photo"
-        if found.phash in self._accepted:
+        if inspection.phash in self._accepted:
             return "near_duplicate"
         least = self.rules.min_image_similarity
         score = self.curator.score(candidate, image) if least is not None else None
         if least is not None and score is not None and score < least:
             return "dissimilar"
-        self._accepted.add(found.phash)
-        self._places[found.sha256] = place
+        self._accepted.add(inspection.phash)
+        self._places[inspection.sha256] = place
         return None
 
     def withdrawn(self) -> Mapping[int, str]:
@@ -210,3 +215,42 @@ def load_scorer(texts: TextEncoder) -> ClipScorer:
     from cdkit.encoders.image_towers import load_image_encoder
 
     return ClipScorer(load_image_encoder(texts.spec), texts)
+
+
+def target_hashes(sources: Sequence[str], note: Callable[[str], None]) -> tuple[int, ...]:
+    """Perceptual hashes of the photos in folders or of `embedded:NAME` concepts, and of their mirror images.
+
+    Raises InputError when a source holds no image, or one that does not decode: it could not be kept out.
+    """
+    hashes: dict[int, None] = {}
+    for source in sources:
+        folder = read_pictures(source)
+        if not folder.pictures:
+            raise InputError(
+                f"{folder.source} holds no photos to exclude.", hint="Give the folder of the concept's own photos."
+            )
+        for sentence in folder.left_out_notes():
+            note(sentence)
+        hashes |= dict.fromkeys(_mirrored_hashes(folder.pictures))
+    return tuple(hashes)
+
+
+def _mirrored_hashes(photos: Sequence[Picture]) -> list[int]:
+    from cdkit.pictures.decoding import Undecodable, decode, is_blank
+
+    hashes, broken = [], []
+    for photo in photos:
+        try:
+            picture = decode(photo.content.read(), TARGET_SIDE).picture
+        except Undecodable as error:
+            broken.append(f"{photo.name} ({error.reason})")
+            continue
+        # One colour is like any other picture of one colour, and none of those gets into a set.
+        if not is_blank(picture):
+            hashes += [perceptual_hash(picture), mirrored_hash(picture)]
+    if broken:
+        raise InputError(
+            f"{len(broken)} of the photos to exclude do not decode: {shown(broken)}.",
+            hint="Mend or remove them: a photo that cannot be read cannot be kept out.",
+        )
+    return hashes

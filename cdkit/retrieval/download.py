@@ -26,9 +26,8 @@ from cdkit.fetching.outcomes import (
     split,
 )
 from cdkit.fetching.urls import WebUrl, spellings
-from cdkit.retrieval.accept import AcceptAll, Downloaded, Judge, Standing, stand
+from cdkit.retrieval.accept import AcceptAll, Downloaded, Judge, Limits, Standing, stand
 from cdkit.retrieval.candidates import Candidate
-from cdkit.retrieval.config import Limits
 
 # Waves in a row that may end without a single result before the network is given up.
 MAX_EMPTY_WAVES = 3
@@ -90,7 +89,7 @@ class _Download:
         self.settings = settings
         self.judge = judge
         self.blocklist = blocklist
-        self.known: dict[int, FetchedImage | FailedFetch] = {}
+        self.outcomes: dict[int, FetchedImage | FailedFetch] = {}
         self.waiting: dict[int, float] = {}
         self.attempts: dict[str, list[Attempt]] = {}
         self.urls: dict[int, WebUrl] = {}
@@ -105,11 +104,11 @@ class _Download:
             try:
                 forms = spellings(candidate.url or "")
             except FetchFailure as failure:
-                self.known[place] = FailedFetch(candidate.url, failure.kind, detail=failure.detail)
+                self.outcomes[place] = FailedFetch(candidate.url, failure.kind, detail=failure.detail)
                 continue
             blocked = next((url.text for url in forms if url.text in self.blocklist.urls), None)
             if blocked is not None:
-                self.known[place] = blocked_url(blocked)
+                self.outcomes[place] = blocked_url(blocked)
                 continue
             self.urls[place], self.other_spellings[place] = forms[0], forms[1:]
             for url in forms:
@@ -134,7 +133,7 @@ class _Download:
         return self._result(standing)
 
     def _stand(self) -> Standing:
-        return stand(self.candidates, self.known, self.judge.admission(), self.limits)
+        return stand(self.candidates, self.outcomes, self.judge.admission(), self.limits)
 
     def _next(self, standing: Standing) -> list[int]:
         """Places to fetch now: retries that are due, and as many untried ones as it takes."""
@@ -142,7 +141,7 @@ class _Download:
         retries = [place for place in standing.undecided if 0 < self.waiting.get(place, 0) <= now]
         untried = [place for place in standing.undecided if place not in self.waiting]
         missing = self.limits.wanted - len(standing.accepted)
-        tried = sum(place in self.known or place in self.waiting for place in self.urls)
+        tried = sum(place in self.outcomes or place in self.waiting for place in self.urls)
         size = wave_size(missing, tried=tried, accepted=len(standing.accepted), survival=self.settings.survival)
         # What stands before the last image needed decides the result even when enough are accepted after it.
         before = [place for place in untried if standing.accepted and place < standing.accepted[-1]]
@@ -192,14 +191,14 @@ class _Download:
             touched.update(self.places.get(attempt.url, []))
             number += 1
         images = []
-        for place in sorted(touched - self.known.keys()):
+        for place in sorted(touched - self.outcomes.keys()):
             self.waiting.pop(place, None)
             verdict = self._verdict(place)
             if isinstance(verdict, Waiting):
                 if verdict.due:
                     self.waiting[place] = verdict.due
                 continue
-            self.known[place] = verdict
+            self.outcomes[place] = verdict
             if isinstance(verdict, FetchedImage):
                 images.append((self.candidates[place], verdict))
         if images:
@@ -216,20 +215,14 @@ class _Download:
             self.urls[place] = self.other_spellings[place].pop(0)
 
     def _result(self, standing: Standing) -> Downloaded:
-        known = self.known
         tried = {place for url in self.attempts for place in self.places.get(url, [])}
-        return Downloaded(
-            accepted=[(self.candidates[place], known[place]) for place in standing.accepted],  # type: ignore[misc]
-            turned_down=[
-                (self.candidates[place], known[place], reason)  # type: ignore[misc]
-                for place, reason in sorted(standing.turned_down.items())
-            ],
-            failed=[
-                (self.candidates[place], known[place])  # type: ignore[misc]
-                for place in standing.failed
-            ],
+        fetched = sum(isinstance(self.outcomes.get(place), FetchedImage) for place in tried)
+        return Downloaded.of(
+            self.candidates,
+            self.outcomes,
+            standing,
+            self.limits,
             tried=len(tried),
-            fetched=sum(isinstance(known.get(place), FetchedImage) for place in tried),
-            exhausted=len(standing.accepted) < self.limits.wanted,
+            fetched=fetched,
             waves=self.waves,
         )

@@ -1,62 +1,29 @@
-"""README.md of a regularization set: what it is, and the lines by which `datasets.load_dataset` finds its images."""
+"""The funnel of a retrieval: how many candidates were left after every step, and why there are not more images."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cdkit.core.formatting import command_line, markdown_text
-from cdkit.core.storage import write_text
+from cdkit.core.formatting import command_line
 from cdkit.fetching.addresses import WEB_PORTS
-from cdkit.fetching.blocklist import BLOCKLISTED
 from cdkit.fetching.failures import FetchFailure
 from cdkit.fetching.urls import spellings
 from cdkit.pictures.regularization_set import GENERATED
 from cdkit.retrieval.accept import Downloaded
-from cdkit.retrieval.candidates import DIGITS, Candidate, CandidateSet
-from cdkit.retrieval.curate import Curator
+from cdkit.retrieval.candidates import DIGITS, CandidateSet, CandidateSettings
 from cdkit.retrieval.inspect import UNDECODED
-
-_CARD = """\
----
-configs:
-  - config_name: default
-    data_files: images/*.parquet
----
-# Regularization set: {prompts}
-
-{accepted:,} images whose captions have a similarity of at least {threshold:g} to the prompts; {asked:,} were asked
-for. `images/` holds them with their captions and where each came from (`url`, `sha256` of the original file),
-`rejects/` why others are not among them; `contact_sheet.png` shows them, `manifest.json` counts every step. Made by
-`cdkit retrieve`.
-
-```python
-import datasets  # pip install datasets
-
-images = datasets.load_dataset("path/to/this/folder", split="train")
-```
-
-The images belong to whoever made them: that a picture can be fetched grants no right to pass it on.
-"""
-
-
-def write_card(path: Path, prompts: Sequence[str], counted: Funnel) -> None:
-    """Write the card."""
-    text = _CARD.format(
-        prompts=markdown_text(", ".join(prompts)),
-        accepted=counted.accepted,
-        asked=counted.asked,
-        threshold=counted.threshold,
-    )
-    write_text(path, text)
-
 
 HISTOGRAM_BINS = 20
 REASONS_SHOWN = 6
 PLACES_SHOWN = 3
+CAPTIONS_SHOWN = 3
+# Captions looked at, where fewer images are asked for.
+LEAST_CAPTIONS = 20
+LONGEST_CAPTION = 60
 
 
 @dataclass(frozen=True)
@@ -132,7 +99,7 @@ def _counted(what: str, reasons: Mapping[str, int]) -> str:
     return f"{what}: {named}{', …' if len(most) > REASONS_SHOWN else ''}."
 
 
-def funnel(found: CandidateSet, done: Downloaded, asked: int, threshold: float) -> Funnel:
+def count_funnel(result: CandidateSet, done: Downloaded, asked: int, threshold: float) -> Funnel:
     """Count what became of every candidate that was decided."""
     reasons = Counter([failure.kind for _, failure in done.failed] + [reason for _, _, reason in done.turned_down])
     generated = sum(candidate.source == GENERATED for candidate, _ in done.accepted)
@@ -142,15 +109,15 @@ def funnel(found: CandidateSet, done: Downloaded, asked: int, threshold: float) 
     return Funnel(
         asked=asked,
         threshold=threshold,
-        captions=found.captions,
-        candidates=len(found.candidates),
+        captions=result.captions,
+        candidates=len(result.candidates),
         tried=fetched + len(done.failed),
         fetched=fetched,
         decoded=fetched - undecoded,
         accepted=len(done.accepted),
         rejected=dict(sorted(reasons.items())),
         generated=generated,
-        filtered=found.rejected,
+        filtered=result.rejected,
         guarded=_guarded(done),
     )
 
@@ -165,9 +132,9 @@ def _guarded(done: Downloaded) -> list[str]:
             url = spellings(candidate.url or "")[0]
         except FetchFailure:
             continue
-        own_port = failure.kind == "port" and url.port not in WEB_PORTS
-        own_address = failure.kind == "blocked_address" and failure.detail.startswith(url.host)
-        if own_port or own_address:
+        stated_port = failure.kind == "port" and url.port not in WEB_PORTS
+        stated_address = failure.kind == "blocked_address" and failure.detail.startswith(url.host)
+        if stated_port or stated_address:
             host = f"[{url.host}]" if ":" in url.host else url.host
             places[f"{host}:{url.port}"] += 1
     return [place for place, _ in sorted(places.items(), key=lambda item: (-item[1], item[0]))]
@@ -183,18 +150,42 @@ def similarity_histogram(similarities: Sequence[float], threshold: float) -> dic
     return {"edges": [round(edge, DIGITS) for edge in edges.tolist()], "counts": counts.tolist()}
 
 
-def rejected_rows(done: Downloaded, curator: Curator) -> Iterator[dict[str, Any]]:
-    """One row per candidate that was decided and is not in the set; of blocklisted ones nothing but a hash."""
-    for candidate, failure in done.failed:
-        yield _row(candidate, failure.kind, failure.status, failure.detail, "")
-    for candidate, image, reason in done.turned_down:
-        found = curator.inspection(image)
-        yield _row(candidate, reason, image.status, found.detail if found.reason else "", found.sha256)
+@dataclass(frozen=True)
+class Nearest:
+    """captions: the nearest with their similarities, best first. thresholds: least similarity → captions it takes."""
+
+    captions: list[tuple[str, float]]
+    thresholds: dict[float, int]
+
+    def sentence(self) -> str:
+        """`Nearest: 'a dog' (0.71), … --min-similarity 0.71 takes 1 caption, 0.6 takes 20.`; empty without any."""
+        if not self.captions:
+            return ""
+        named = ", ".join(f"{_short(caption)!r} ({similarity:.2f})" for caption, similarity in self.captions)
+        takes = ", ".join(
+            f"{threshold:g} takes {number:,} caption{'s' if number > 1 else ''}"
+            for threshold, number in self.thresholds.items()
+        )
+        return f"Nearest: {named}. --min-similarity {takes}."
 
 
-def _row(candidate: Candidate, reason: str, status: int | None, detail: str, sha256: str) -> dict[str, Any]:
-    row: dict[str, Any] = {"reason": reason, "status": status, "detail": detail or None, "sha256": sha256 or None}
-    if reason == BLOCKLISTED:
-        return row
-    facts = ("url", "caption_id", "caption", "similarity", "source")
-    return row | {name: getattr(candidate, name) for name in facts}
+def nearest_captions(
+    find: Callable[[CandidateSettings], CandidateSet], wanted: int, settings: CandidateSettings
+) -> Nearest:
+    """Look again without a threshold; what the filters leave out is left out here too."""
+    looked_at = max(wanted, LEAST_CAPTIONS)
+    result = find(replace(settings, min_similarity=-1.0, select="top", max_captions=looked_at))
+    best: dict[str, float] = {}
+    for candidate in sorted(result.candidates, key=lambda candidate: -candidate.similarity):
+        best.setdefault(candidate.caption, candidate.similarity)
+    similarities = list(best.values())
+    thresholds: dict[float, int] = {}
+    for place in (1, 10, wanted):
+        if place <= len(similarities):
+            threshold = math.floor(similarities[place - 1] * 100) / 100
+            thresholds[threshold] = sum(similarity >= threshold for similarity in similarities)
+    return Nearest(list(best.items())[:CAPTIONS_SHOWN], thresholds)
+
+
+def _short(caption: str) -> str:
+    return caption if len(caption) <= LONGEST_CAPTION else f"{caption[: LONGEST_CAPTION - 1]}…"

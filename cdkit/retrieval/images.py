@@ -15,8 +15,7 @@ from cdkit.fetching.urls import spellings, split_url
 from cdkit.index.search import Match, encode_queries
 from cdkit.pictures.picture import Picture
 from cdkit.pictures.reading import read_pictures
-from cdkit.retrieval.candidates import Candidate, CandidateSet, ordered_candidates
-from cdkit.retrieval.config import CandidateSettings
+from cdkit.retrieval.candidates import Candidate, CandidateSet, CandidateSettings, ordered_candidates
 
 if TYPE_CHECKING:
     from cdkit.core.protocols import TextEncoder

@@ -25,8 +25,8 @@ from cdkit.core.protocols import Context
 from cdkit.core.storage import Folder
 from cdkit.engines.local import LocalEngine
 from cdkit.fetching.job import FetchSettings
+from cdkit.retrieval.accept import Limits
 from cdkit.retrieval.candidates import Candidate
-from cdkit.retrieval.config import Limits
 from cdkit.retrieval.download import download
 from tests.support import material
 from tests.support.hostile_server import STATUSES, HostileServer

@@ -23,7 +23,7 @@ from cdkit import encoders
 from cdkit.core.formatting import json_text
 from cdkit.execute import execute
 from cdkit.pictures.picture import FileContent
-from cdkit.retrieval.config import FilledRetrieveConfig
+from cdkit.retrieval.config import RetrieveConfig
 from cdkit.retrieval.inspect import InspectionRules, Inspectors
 from tests.bench.bench_fetch import HOSTILE, HOSTILE_SHARE, PeakMemory, crawl_failures
 from tests.support.hashing_encoder import HashingEncoder
@@ -66,7 +66,7 @@ def measure_retrieval(photos: Sequence[Photo], arguments: argparse.Namespace, sc
     hosts = [f"127.0.{number // 250}.{number % 250 + 1}" for number in range(1, arguments.hosts + 1)]
     with HostileServer("0.0.0.0") as server:
         index = index_of(scratch / "index", rows_on(server, photos, hosts, arguments.survival), encoder)
-        config = FilledRetrieveConfig(
+        config = RetrieveConfig(
             index=str(index),
             prompts=["a photo of a number"],
             count=arguments.wanted,

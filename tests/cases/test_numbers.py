@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cdkit.cli.app import execute_command
-from cdkit.retrieval.config import Filters
+from cdkit.retrieval.candidates import CandidateSettings, rejection
 from tests.captions.running import Imported, run_import, write_parquet
 
 CASES = Path(__file__).parent / "06-nan-in-parquet"
@@ -133,4 +133,5 @@ def test_sides_that_are_not_known_are_no_small_ones(tmp_path: Path, out: Path) -
     assert found.captions == {"a": 1, "c": 1}
     # An index that an earlier cdkit made may still hold NaN.
     row = {"width": 640, "height": 480, "nsfw": None, "punsafe": NAN, "pwatermark": NAN, "pool_similarity": NAN}
-    assert Filters(max_punsafe=0.4, max_pwatermark=0.4, min_pool_similarity=0.3).reason(row) is None
+    settings = CandidateSettings(max_punsafe=0.4, max_pwatermark=0.4, min_pool_similarity=0.3)
+    assert rejection(row, settings) is None

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from cdkit.fetching.batches import LARGEST_WAVE, spread_hosts, wave_bound, wave_size
 from cdkit.fetching.outcomes import FailedFetch, FetchedImage
 from cdkit.pictures.picture import FileContent
-from cdkit.retrieval.accept import AcceptAll, Standing, stand
+from cdkit.retrieval.accept import AcceptAll, Limits, Standing, stand
 from cdkit.retrieval.candidates import Candidate
-from cdkit.retrieval.config import Limits
 
 Known = dict[int, FetchedImage | FailedFetch]
 

@@ -12,7 +12,7 @@ from cdkit.core.protocols import Context
 from cdkit.core.storage import Folder
 from cdkit.fetching.blocklist import Blocklist, read_blocklist
 from cdkit.fetching.job import FetchSettings, Job
-from cdkit.retrieval.config import Limits
+from cdkit.retrieval.accept import Limits
 from cdkit.retrieval.download import download
 from tests.retrieval.conftest import candidates_of
 from tests.support.hostile_server import HostileServer, picture

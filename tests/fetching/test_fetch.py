@@ -196,8 +196,8 @@ def test_impossible_settings_are_listed_at_once() -> None:
 
 GUARDED = """
 import json, socket, sys, urllib.request
-from cdkit.retrieval import fetch_program
-fetch_program.install()
+from cdkit.fetching import program
+program.install()
 address, port = sys.argv[1], int(sys.argv[2])
 outcomes = []
 for attempt in (
@@ -234,10 +234,10 @@ def test_nothing_in_a_guarded_process_gets_past_the_audit_hook(tmp_path: Path) -
 HUNGRY = """
 import sys, urllib.request
 from dataclasses import replace
-from cdkit.retrieval import fetch_program
-settings = fetch_program.install()
-fetch_program.MEMORY_BYTES = 64 << 20
-fetch_program.bound_memory(replace(settings, threads=1, max_bytes=1))
+from cdkit.fetching import program
+settings = program.install()
+program.MEMORY_BYTES = 64 << 20
+program.bound_memory(replace(settings, threads=1, max_bytes=1))
 try:
     urllib.request.urlopen(sys.argv[1])
 except Exception as error:

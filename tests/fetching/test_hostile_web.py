@@ -10,7 +10,7 @@ from cdkit.core.storage import Folder
 from cdkit.fetching.batches import LOG_NAME, wave_bound
 from cdkit.fetching.failures import FAILURE_KINDS
 from cdkit.fetching.job import USER_AGENT, FetchSettings
-from cdkit.retrieval.config import Limits
+from cdkit.retrieval.accept import Limits
 from cdkit.retrieval.download import download
 from tests.retrieval.conftest import candidates_of
 from tests.support.hostile_server import Canary, HostileServer, SilentListener, picture

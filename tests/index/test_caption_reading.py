@@ -19,8 +19,7 @@ from cdkit.core.shards import read_parts
 from cdkit.core.storage import read_json, write_json
 from cdkit.core.text import caption_id, clean_caption
 from cdkit.pictures.picture import FileContent, Picture
-from cdkit.retrieval.candidates import farthest_first
-from cdkit.retrieval.config import CandidateSettings
+from cdkit.retrieval.candidates import CandidateSettings, farthest_first
 from cdkit.retrieval.curate import ClipScorer, load_scorer
 from cdkit.retrieval.images import local_candidates
 from tests.encoders.conftest import UNCLEAN

@@ -18,16 +18,17 @@ from cdkit.index.search import Match
 from cdkit.retrieval.candidates import (
     Candidate,
     CandidateSet,
+    CandidateSettings,
     best_matches,
     farthest_first,
     find_candidates,
     join_rows,
     ranked,
     read_candidates,
+    rejection,
     require_urls,
     write_candidates,
 )
-from cdkit.retrieval.config import CandidateSettings, Filters
 from tests.support.hashing_encoder import HashingEncoder
 from tests.support.small_index import grammar_captions, make_index
 
@@ -40,8 +41,8 @@ def row(url: str | None, **values: Any) -> dict[str, Any]:
     return {"url": url, "width": None, "height": None, "md5": None, "source": "pool.parquet"} | values
 
 
-def joined(*pairs: tuple[str, Match], filters: Filters | None = None, per_caption: int = 1) -> CandidateSet:
-    return join_rows(ranked(best_matches(pairs)), filters or Filters(), per_caption=per_caption)
+def joined(*pairs: tuple[str, Match], **settings: Any) -> CandidateSet:
+    return join_rows(ranked(best_matches(pairs)), CandidateSettings(**settings))
 
 
 def test_a_caption_counts_for_the_prompt_it_is_closest_to() -> None:
@@ -105,30 +106,29 @@ def test_the_order_does_not_depend_on_the_order_found(draw: random.Random) -> No
 
 
 @pytest.mark.parametrize(
-    ("filters", "values", "reason"),
+    ("settings", "values", "reason"),
     [
-        (Filters(min_side=64), {"width": 63, "height": 500}, "too_small"),
-        (Filters(min_side=64), {"width": 63}, "too_small"),
-        (Filters(min_side=64), {"width": 64, "height": 64}, None),
-        (Filters(min_side=64), {}, None),
-        (Filters(max_aspect_ratio=2), {"width": 201, "height": 100}, "aspect_ratio"),
-        (Filters(max_aspect_ratio=2), {"width": 0, "height": 100}, None),
-        (Filters(nsfw_limit="unlikely"), {"nsfw": "UNSURE"}, "nsfw"),
-        (Filters(nsfw_limit="unsure"), {"nsfw": "UNSURE"}, None),
-        (Filters(nsfw_limit="unlikely"), {"nsfw": None}, None),
-        (Filters(rated_only=True), {"nsfw": None, "punsafe": None}, "unrated"),
-        (Filters(max_punsafe=0.4), {"punsafe": 0.5}, "punsafe"),
-        (Filters(max_pwatermark=0.8), {"pwatermark": 0.9}, "watermark"),
-        (Filters(max_pwatermark=0.8), {"pwatermark": None}, None),
-        (Filters(min_pool_similarity=0.3), {"pool_similarity": 0.28}, "pool_similarity"),
-        (Filters(min_pool_similarity=0.3), {"pool_similarity": 0.32}, None),
+        ({"min_side": 64}, {"width": 63, "height": 500}, "too_small"),
+        ({"min_side": 64}, {"width": 63}, "too_small"),
+        ({"min_side": 64}, {"width": 64, "height": 64}, None),
+        ({"min_side": 64}, {}, None),
+        ({"max_aspect_ratio": 2}, {"width": 201, "height": 100}, "aspect_ratio"),
+        ({"max_aspect_ratio": 2}, {"width": 0, "height": 100}, None),
+        ({"nsfw_limit": "unlikely"}, {"nsfw": "UNSURE"}, "nsfw"),
+        ({"nsfw_limit": "unsure"}, {"nsfw": "UNSURE"}, None),
+        ({"nsfw_limit": "unlikely"}, {"nsfw": None}, None),
+        ({"max_punsafe": 0.4}, {"punsafe": 0.5}, "punsafe"),
+        ({"max_pwatermark": 0.8}, {"pwatermark": 0.9}, "watermark"),
+        ({"max_pwatermark": 0.8}, {"pwatermark": None}, None),
+        ({"min_pool_similarity": 0.3}, {"pool_similarity": 0.28}, "pool_similarity"),
+        ({"min_pool_similarity": 0.3}, {"pool_similarity": 0.32}, None),
     ],
 )
 def test_filters_reject_what_is_known_to_be_unfit(
-    filters: Filters, values: dict[str, Any], reason: str | None
+    settings: dict[str, Any], values: dict[str, Any], reason: str | None
 ) -> None:
-    assert filters.reason(values) == reason
-    found = joined(("q", match(1, 0.9, row("http://a/1", **values))), filters=filters)
+    assert rejection(values, CandidateSettings(**settings)) == reason
+    found = joined(("q", match(1, 0.9, row("http://a/1", **values))), **settings)
     assert found.rejected == ({reason: 1} if reason else {})
     assert found.rows == len(found.candidates) + sum(found.rejected.values())
 

@@ -18,7 +18,7 @@ from cdkit.core.errors import ConfigError
 from cdkit.core.protocols import SilentProgress
 from cdkit.execute import execute
 from cdkit.pictures.regularization_set import read_regularization_set
-from cdkit.retrieval.config import ClassImagesConfig, FilledRetrieveConfig
+from cdkit.retrieval.config import ClassImagesConfig, RetrieveConfig
 from tests.support.hashing_encoder import HashingEncoder
 from tests.support.photo_pool import PoolPicture, index_of, picture
 from tests.support.tiny_pipeline import tiny_pipeline
@@ -171,6 +171,6 @@ def test_what_is_not_found_is_drawn(
 
 def test_a_base_without_fill_is_a_mistake() -> None:
     with pytest.raises(ConfigError, match="--fill generated"):
-        parse_config(FilledRetrieveConfig, {"index": "i", "prompts": ["a"], "base": "embedded"})
-    assert parse_config(FilledRetrieveConfig, {"index": "i", "prompts": ["a"], "fill": "generated"}).base == "embedded"
-    assert parse_config(FilledRetrieveConfig, {"index": "i", "prompts": ["a"]}).base is None
+        parse_config(RetrieveConfig, {"index": "i", "prompts": ["a"], "base": "embedded"})
+    assert parse_config(RetrieveConfig, {"index": "i", "prompts": ["a"], "fill": "generated"}).base == "embedded"
+    assert parse_config(RetrieveConfig, {"index": "i", "prompts": ["a"]}).base is None

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from cdkit.fetching.outcomes import FailedFetch, FetchedImage
 from cdkit.pictures.picture import Content, FileContent
-from cdkit.retrieval.accept import MadeImage, Standing, select, stand, top_up
+from cdkit.retrieval.accept import Limits, Standing, select, stand
 from cdkit.retrieval.candidates import Candidate
-from cdkit.retrieval.config import Limits
+from cdkit.retrieval.class_images import DrawnImage, top_up
 from cdkit.retrieval.curate import JOURNAL_NAME, CurationRules, Curator
 from cdkit.retrieval.inspect import Inspection, InspectionRules, Inspectors
 from tests.support.photo_pool import picture
@@ -161,7 +161,7 @@ def test_nothing_is_inspected_twice_and_what_was_cut_short_is(tmp_path: Path) ->
 
 def test_images_made_by_a_model_fill_up_and_pass_the_same_curation(tmp_path: Path) -> None:
     images = write_pictures(tmp_path / "in", [0, 1, 1, 0, 5, 6, 7])
-    found, made = images[:2], [MadeImage(entry.content, "A photo of a dog") for entry in images[2:]]
+    found, made = images[:2], [DrawnImage(entry.content, "A photo of a dog") for entry in images[2:]]
     candidates = [candidate(number) for number in range(3)]
     with Inspectors(InspectionRules(), tmp_path, workers=1) as inspectors:
         curator = Curator(inspectors, tmp_path, CurationRules())

@@ -18,9 +18,8 @@ from cdkit.fetching import batches as wave_run
 from cdkit.fetching.blocklist import Blocklist
 from cdkit.fetching.job import FetchSettings, Job
 from cdkit.fetching.outcomes import FetchedImage, read_wave, split
-from cdkit.retrieval.accept import AcceptAll, Downloaded
+from cdkit.retrieval.accept import AcceptAll, Downloaded, Limits
 from cdkit.retrieval.candidates import Candidate
-from cdkit.retrieval.config import Limits
 from cdkit.retrieval.download import download
 from tests.retrieval.conftest import NotingProgress, candidates_of
 

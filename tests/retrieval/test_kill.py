@@ -14,7 +14,7 @@ from cdkit.core.protocols import Context
 from cdkit.core.storage import Folder
 from cdkit.fetching.job import FetchSettings
 from cdkit.fetching.outcomes import read_wave
-from cdkit.retrieval.config import Limits
+from cdkit.retrieval.accept import Limits
 from cdkit.retrieval.download import download
 from tests.retrieval.conftest import candidates_of
 from tests.support.hashing_encoder import HashingEncoder

@@ -10,7 +10,7 @@ import pytest
 from cdkit.core.protocols import Context
 from cdkit.core.storage import Folder
 from cdkit.fetching.job import FetchSettings
-from cdkit.retrieval.config import Limits
+from cdkit.retrieval.accept import Limits
 from cdkit.retrieval.download import download
 from tests.retrieval.conftest import candidates_of
 from tests.support.hostile_server import Canary, HostileServer, picture

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from cdkit.core.manifest import Manifest
+from cdkit.core.manifest import Counts, Manifest
 from cdkit.core.protocols import Context, TextEncoder
 from cdkit.core.shards import part_name, parts, schema, write_shard
 from cdkit.core.storage import Folder
@@ -53,7 +53,8 @@ def index_of(folder: Path, rows: Sequence[PoolPicture], encoder: TextEncoder) ->
     details = index_embeddings(Folder(folder), encoder, IndexSettings(), Context(LocalEngine(1)))
     details = {"captions": len(captions), "rows": len(rows), "encoder": describe_encoder(encoder), **details}
     Folder(folder).remove(["embeddings"])
-    Manifest("index", 1, f"built of {len(rows)}", {}, {}, details=details).write(folder)
+    counts = Counts(len(rows), len(rows)).as_json()
+    Manifest("index", 1, f"built of {len(rows)}", {}, {}, counts=counts, details=details).write(folder)
     return folder
 
 

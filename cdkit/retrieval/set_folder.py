@@ -1,0 +1,133 @@
+"""The folder of a regularization set: images, contact sheet, README and the layouts asked for; the rejects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from cdkit.core.formatting import markdown_text
+from cdkit.core.shards import part_name, schema, write_shard
+from cdkit.core.storage import Folder, write_text
+from cdkit.fetching.blocklist import BLOCKLISTED
+from cdkit.pictures.grid import write_contact_sheet
+from cdkit.pictures.layouts import LAYOUTS, write_layout
+from cdkit.pictures.regularization_set import IMAGES, SetRow, write_images
+
+if TYPE_CHECKING:
+    from cdkit.retrieval.accept import Downloaded
+    from cdkit.retrieval.candidates import Candidate
+    from cdkit.retrieval.curate import Curator
+    from cdkit.retrieval.funnel import Funnel
+
+# What a stage keeps while it works; gone when it has ended.
+BUILDING = "building"
+REJECTS = "rejects"
+CONTACT_SHEET = "contact_sheet.png"
+CARD = "README.md"
+# `datasets.load_dataset` finds the images by this.
+_FRONT_MATTER = """\
+---
+configs:
+  - config_name: default
+    data_files: images/*.parquet
+---
+"""
+_RETRIEVED = """\
+# Regularization set: {prompts}
+
+{accepted:,} images whose captions have a similarity of at least {threshold:g} to the prompts; {asked:,} were asked
+for. `images/` holds them with their captions and where each came from (`url`, `sha256` of the original file),
+`rejects/` why others are not among them; `contact_sheet.png` shows them, `manifest.json` counts every step. Made by
+`cdkit retrieve`.
+
+```python
+import datasets  # pip install datasets
+
+images = datasets.load_dataset("path/to/this/folder", split="train")
+```
+
+The images belong to whoever made them: that a picture can be fetched grants no right to pass it on.
+"""
+_DRAWN = """\
+# Class images: {prompts}
+
+{number:,} images that {base} drew for the prompts, with the prompt as caption and `generated` as source.
+`contact_sheet.png` shows them. Made by `cdkit class-images`.
+"""
+
+
+def write_set(
+    out: Folder, rows: Sequence[SetRow], fingerprint: str, *, title: str, card: str, layouts: Sequence[str]
+) -> None:
+    """Write a set in all its forms. title: of the contact sheet; card: the text of README.md."""
+    out.remove([IMAGES])
+    write_images(out, rows, fingerprint)
+    write_contact_sheet(out / CONTACT_SHEET, rows, title)
+    write_text(out / CARD, card)
+    for layout in LAYOUTS:
+        if layout in layouts:
+            write_layout(layout, out, rows)
+
+
+def retrieved_card(prompts: Sequence[str], counted: Funnel) -> str:
+    """README.md of a set that was retrieved."""
+    return _FRONT_MATTER + _RETRIEVED.format(
+        prompts=markdown_text(", ".join(prompts)),
+        accepted=counted.accepted,
+        asked=counted.asked,
+        threshold=counted.threshold,
+    )
+
+
+def drawn_card(prompts: Sequence[str], number: int, base: str) -> str:
+    """README.md of a set that a base model drew."""
+    return _FRONT_MATTER + _DRAWN.format(prompts=markdown_text(", ".join(prompts)), number=number, base=base)
+
+
+def set_rows(done: Downloaded, curator: Curator) -> list[SetRow]:
+    """The accepted images in their order, as rows about to be written."""
+    rows = []
+    for number, (candidate, image) in enumerate(done.accepted):
+        inspection = curator.inspection(image)
+        rows.append(
+            SetRow(
+                key=f"{number:06d}",
+                path=curator.store / inspection.name,
+                caption=candidate.caption,
+                similarity=candidate.similarity,
+                url=candidate.url,
+                width=inspection.width,
+                height=inspection.height,
+                sha256=inspection.sha256,
+                phash=f"{inspection.phash:016x}",
+                source=candidate.source,
+                query=candidate.query,
+            )
+        )
+    return rows
+
+
+def write_rejects(out: Folder, done: Downloaded, curator: Curator, fingerprint: str, facts: Mapping[str, Any]) -> None:
+    """Write rejects/: one row per candidate that was decided and is not in the set; its facts are the result."""
+    import pyarrow as pa
+
+    table = pa.Table.from_pylist(list(_rejected_rows(done, curator)), schema=schema("retrieval_rejects"))
+    write_shard(out / REJECTS / part_name(0), table, fingerprint=fingerprint, facts=facts)
+
+
+def _rejected_rows(done: Downloaded, curator: Curator) -> Iterator[dict[str, Any]]:
+    """Of blocklisted candidates nothing but a hash is written."""
+    for candidate, failure in done.failed:
+        yield _row(candidate, failure.kind, failure.status, failure.detail, "")
+    for candidate, image, reason in done.turned_down:
+        inspection = curator.inspection(image)
+        detail = inspection.detail if inspection.reason else ""
+        yield _row(candidate, reason, image.status, detail, inspection.sha256)
+
+
+def _row(candidate: Candidate, reason: str, status: int | None, detail: str, sha256: str) -> dict[str, Any]:
+    row: dict[str, Any] = {"reason": reason, "status": status, "detail": detail or None, "sha256": sha256 or None}
+    if reason == BLOCKLISTED:
+        return row
+    facts = ("url", "caption_id", "caption", "similarity", "source")
+    return row | {name: getattr(candidate, name) for name in facts}

@@ -1,4 +1,4 @@
-"""A few fetches from one host at a time."""
+"""Batches of URLs: how many at once, and how the guarded program fetches them, here or on an engine's workers."""
 
 from __future__ import annotations
 
@@ -8,76 +8,38 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
 import cdkit
 from cdkit.core.errors import CdkitError
-from cdkit.core.storage import write_json
+from cdkit.core.protocols import Engine
+from cdkit.core.storage import atomic_path, write_json
 from cdkit.core.system_errors import shortage, write_problem
-from cdkit.fetching.failures import DEFERRED, FetchFailure
-from cdkit.fetching.job import IMAGES_NAME, PROXY_VARIABLE, Job, journal_events
+from cdkit.fetching.job import ENDED_NAME, IMAGES_NAME, LOG_NAME, PROXY_VARIABLE, SHARD_NAME, Job, journal_events
+from cdkit.fetching.urls import host_of
 
-
-@dataclass
-class _Host:
-    """The turns of one host, and how often it has answered in any way."""
-
-    turns: threading.Semaphore
-    answers: int = 0
-
-
-class HostTurns:
-    """At most `limit` fetches from one host and port at a time."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._lock = threading.Lock()
-        self._hosts: dict[tuple[str, int], _Host] = {}
-
-    @contextmanager
-    def turn(self, place: tuple[str, int], patience: float) -> Iterator[None]:
-        """Wait for a turn, at most `patience` seconds.
-
-        Raises FetchFailure: deferred when the host is only busy, timeout when it answered nobody in the meantime; so a
-        host that hangs takes one wave per try, not one per few URLs.
-        """
-        with self._lock:
-            host = self._hosts.setdefault(place, _Host(threading.Semaphore(self._limit)))
-        before = host.answers
-        if not host.turns.acquire(timeout=patience):
-            if host.answers > before:
-                raise FetchFailure(DEFERRED, f"{place[0]} is busy")
-            raise FetchFailure("timeout", f"{place[0]} answered nobody for {patience:g} s")
-        try:
-            yield
-            host.answers += 1
-        except FetchFailure as failure:
-            host.answers += failure.kind != "timeout"
-            raise
-        finally:
-            host.turns.release()
-
-
-ENDED_NAME = "ended.json"
-LOG_NAME = "program.log"
-# The one shard of img2dataset's that every wave is.
-SHARD_NAME = "00000"
 PROGRAM = "cdkit.fetching.program"
 POLL_SECONDS = 0.1
 COUNT_SECONDS = 1.0
+STARTING_SECONDS = 30.0
+SMALLEST_WAVE = 16
+LARGEST_WAVE = 2000
+# Weight of the survival expected against the one measured, in URLs.
+PRIOR_WEIGHT = 8
 Cause = Literal["finished", "bound", "crashed"]
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class WaveEnd:
-    """How a wave ended: by itself, at its bound, or by a crash of the program; seconds it took and was allowed."""
+    """How a batch ended: by itself, at its bound, or by a crash of the program; seconds it took and was allowed."""
 
     cause: Cause
     urls: int
@@ -103,7 +65,7 @@ def run_wave(folder: Path, job: Job, advance: Callable[[float], None] | None = N
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    counter = _Counter(folder, advance)
+    counter = _EndedUrls(folder, advance)
     try:
         cause = _watch(program, folder, clock + bound, counter.count)
         counter.count()
@@ -121,7 +83,94 @@ def run_wave(folder: Path, job: Job, advance: Callable[[float], None] | None = N
     return end
 
 
-class _Counter:
+@dataclass(frozen=True)
+class ShardResult:
+    """A shard that was fetched on another machine: its folder's files by relative path, and how it ended."""
+
+    files: dict[str, bytes]
+    end: WaveEnd
+
+
+def split_job(job: Job, shards: int) -> list[Job]:
+    """The job in at most `shards` parts of about the same size; a host stays in one, so that its turns are kept."""
+    hosts: dict[str, list[int]] = {}
+    for key, url in enumerate(job.urls):
+        hosts.setdefault(host_of(url), []).append(key)
+    parts: list[list[int]] = [[] for _ in range(min(shards, len(hosts)))]
+    for keys in sorted(hosts.values(), key=len, reverse=True):
+        min(parts, key=len).extend(keys)
+    return [_part(job, sorted(keys)) for keys in parts]
+
+
+def _part(job: Job, keys: Sequence[int]) -> Job:
+    hashes = {place: job.hashes[key] for place, key in enumerate(keys) if key in job.hashes}
+    return replace(job, urls=tuple(job.urls[key] for key in keys), hashes=hashes)
+
+
+def fetch_shard(job: Job) -> ShardResult:
+    """Run the guarded program on local disk, wherever this is called, and hand over what it wrote."""
+    with tempfile.TemporaryDirectory(prefix="cdkit-fetch-") as scratch:
+        folder = Path(scratch) / "wave"
+        end = run_wave(folder, job)
+        # img2dataset's own notes are left behind: the journal and the images say it all.
+        images = (folder / IMAGES_NAME).rglob("*.jpg")
+        paths = [path for path in (*folder.iterdir(), *images) if path.is_file()]
+        return ShardResult({str(path.relative_to(folder)): path.read_bytes() for path in paths}, end)
+
+
+def fetch_on_engine(engine: Engine, jobs: Sequence[Job], folders: Sequence[Path]) -> Iterator[WaveEnd]:
+    """Run one shard per job on the engine's workers and put each result into its folder, whole or not at all."""
+    outcomes = engine.map(fetch_shard, jobs, label="fetch")
+    for outcome, folder in zip(outcomes, folders, strict=True):
+        if isinstance(outcome.error, CdkitError):
+            raise outcome.error
+        if outcome.value is None:
+            # The machine is gone, and what it fetched with it: its URLs are tried again.
+            yield WaveEnd("crashed", len(outcome.item.urls), 0.0, 0.0)
+            continue
+        with atomic_path(folder) as temporary:
+            for name, content in outcome.value.files.items():
+                path = temporary / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+        yield outcome.value.end
+
+
+def wave_size(missing: int, *, tried: int, accepted: int, survival: float) -> int:
+    """URLs to try for `missing` more images: the first wave by the survival expected, later ones by that measured.
+
+    Later waves add two standard deviations of a binomial draw, because another wave costs more than a few URLs.
+    """
+    if missing <= 0:
+        return 0
+    if tried == 0:
+        wanted = math.ceil(missing / survival)
+    else:
+        rate = (accepted + PRIOR_WEIGHT * survival) / (tried + PRIOR_WEIGHT)
+        wanted = math.ceil(missing / rate + 2 * math.sqrt(missing * (1 - rate)) / rate)
+    return min(LARGEST_WAVE, max(SMALLEST_WAVE, wanted))
+
+
+def wave_bound(count: int, threads: int, deadline: float) -> float:
+    """The longest a wave may take, in seconds: every thread busy to the deadline every time, and the start."""
+    return math.ceil(count / threads) * deadline + STARTING_SECONDS
+
+
+def spread_hosts(items: Sequence[Item], hosts: Sequence[str]) -> list[Item]:
+    """The items in an order that takes turns between hosts, so that threads do not queue for one of them."""
+    queues: dict[str, deque[Item]] = {}
+    for item, host in zip(items, hosts, strict=True):
+        queues.setdefault(host, deque()).append(item)
+    turns, ordered = deque(queues.values()), []
+    while turns:
+        queue = turns.popleft()
+        ordered.append(queue.popleft())
+        if queue:
+            turns.append(queue)
+    return ordered
+
+
+class _EndedUrls:
     """Tells how many URLs came to an end since it was asked last."""
 
     def __init__(self, folder: Path, advance: Callable[[float], None] | None) -> None:
@@ -204,45 +253,3 @@ def _check(folder: Path, end: WaveEnd) -> None:
     if end.cause == "crashed":
         last = said[-1] if said else "it said nothing"
         raise CdkitError(f"img2dataset could not run: {last}", hint=f"All it said is in {folder / LOG_NAME}.")
-
-
-SMALLEST_WAVE = 16
-LARGEST_WAVE = 2000
-# Weight of the survival expected against the one measured, in URLs.
-PRIOR_WEIGHT = 8
-STARTING_SECONDS = 30.0
-Item = TypeVar("Item")
-
-
-def wave_size(missing: int, *, tried: int, accepted: int, survival: float) -> int:
-    """URLs to try for `missing` more images: the first wave by the survival expected, later ones by that measured.
-
-    Later waves add two standard deviations of a binomial draw, because another wave costs more than a few URLs.
-    """
-    if missing <= 0:
-        return 0
-    if tried == 0:
-        wanted = math.ceil(missing / survival)
-    else:
-        rate = (accepted + PRIOR_WEIGHT * survival) / (tried + PRIOR_WEIGHT)
-        wanted = math.ceil(missing / rate + 2 * math.sqrt(missing * (1 - rate)) / rate)
-    return min(LARGEST_WAVE, max(SMALLEST_WAVE, wanted))
-
-
-def wave_bound(count: int, threads: int, deadline: float) -> float:
-    """The longest a wave may take, in seconds: every thread busy to the deadline every time, and the start."""
-    return math.ceil(count / threads) * deadline + STARTING_SECONDS
-
-
-def spread_hosts(items: Sequence[Item], hosts: Sequence[str]) -> list[Item]:
-    """The items in an order that takes turns between hosts, so that threads do not queue for one of them."""
-    queues: dict[str, deque[Item]] = {}
-    for item, host in zip(items, hosts, strict=True):
-        queues.setdefault(host, deque()).append(item)
-    turns, ordered = deque(queues.values()), []
-    while turns:
-        queue = turns.popleft()
-        ordered.append(queue.popleft())
-        if queue:
-            turns.append(queue)
-    return ordered

@@ -8,7 +8,6 @@ import ssl
 import urllib.error
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from email.message import Message
 from email.utils import parsedate_to_datetime
 
 FAILURE_KINDS = (
@@ -140,33 +139,3 @@ def is_retryable(kind: str, status: int | None, retry_after: float | None) -> bo
 def backoff_seconds(tries: int, retry_after: float | None) -> float:
     """How long to wait after `tries` failed tries: 1, 2, 4, … seconds, or longer where the server says so."""
     return max(FIRST_BACKOFF * 2.0 ** (tries - 1), retry_after or 0.0)
-
-
-OPT_OUTS = frozenset({"noai", "noimageai"})
-# Directives that carry a value after a colon; any other word before a colon names a user agent.
-_VALUED = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
-
-
-def opts_out(headers: Message, agent: str) -> str | None:
-    """The header that forbids this use to everybody or to `agent`, a lower-case token; None when there is none."""
-    for value in headers.get_all("TDM-Reservation", []):
-        if str(value).strip() == "1":
-            return "TDM-Reservation: 1"
-    for value in headers.get_all("X-Robots-Tag", []):
-        if directives_for(str(value), agent) & OPT_OUTS:
-            return f"X-Robots-Tag: {str(value)[:100]}"
-    return None
-
-
-def directives_for(value: str, agent: str) -> set[str]:
-    """The directives of one X-Robots-Tag value that apply to `agent`: `noai, otherbot: noindex` is two scopes."""
-    found, applies = set(), True
-    for part in value.lower().split(","):
-        directive = part.strip()
-        name, colon, rest = directive.partition(":")
-        if colon and name.strip() not in _VALUED:
-            applies = name.strip() in {agent, "*"}
-            directive = rest.strip()
-        if applies and directive:
-            found.add(directive.partition(":")[0].strip())
-    return found

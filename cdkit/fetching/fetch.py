@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import threading
 import urllib.request
 import urllib.response
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from email.message import Message
 from ipaddress import ip_address
@@ -14,9 +16,8 @@ from typing import Any
 from urllib.parse import urljoin
 
 from cdkit.fetching.addresses import WEB_PORTS, is_public
-from cdkit.fetching.batches import HostTurns
 from cdkit.fetching.blocklist import digests
-from cdkit.fetching.failures import DEFERRED, FetchFailure, classify, opts_out, status_failure
+from cdkit.fetching.failures import DEFERRED, FetchFailure, classify, status_failure
 from cdkit.fetching.guard import (
     Deadline,
     GuardedHTTPHandler,
@@ -28,7 +29,7 @@ from cdkit.fetching.guard import (
     trusted_certificates,
 )
 from cdkit.fetching.job import AGENT_TOKEN, Job, Journal
-from cdkit.fetching.responses import BoundedResponse, decoded
+from cdkit.fetching.responses import BoundedResponse, decoded, opts_out
 from cdkit.fetching.urls import AllowedHosts, WebUrl, parse_url, proxy_place
 
 MAX_REDIRECTS = 5
@@ -185,9 +186,9 @@ class GuardedOpener(urllib.request.OpenerDirector):
         if expected is None:
             return
         algorithm = "md5" if len(expected) == 32 else "sha256"
-        found = hashlib.new(algorithm, body.content, usedforsecurity=False).hexdigest()
-        if found != expected.lower():
-            raise FetchFailure("hash_mismatch", f"{algorithm} {found}", status=body.status)
+        digest = hashlib.new(algorithm, body.content, usedforsecurity=False).hexdigest()
+        if digest != expected.lower():
+            raise FetchFailure("hash_mismatch", f"{algorithm} {digest}", status=body.status)
 
 
 def _redirected(url: WebUrl, location: str) -> WebUrl:
@@ -198,3 +199,43 @@ def _redirected(url: WebUrl, location: str) -> WebUrl:
         return parse_url(urljoin(url.text, location))
     except ValueError as error:
         raise FetchFailure("redirect", str(error)) from error
+
+
+@dataclass
+class _Host:
+    """The turns of one host, and how often it has answered in any way."""
+
+    turns: threading.Semaphore
+    answers: int = 0
+
+
+class HostTurns:
+    """At most `limit` fetches from one host and port at a time."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._hosts: dict[tuple[str, int], _Host] = {}
+
+    @contextmanager
+    def turn(self, place: tuple[str, int], patience: float) -> Iterator[None]:
+        """Wait for a turn, at most `patience` seconds.
+
+        Raises FetchFailure: deferred when the host is only busy, timeout when it answered nobody in the meantime; so a
+        host that hangs takes one batch per try, not one per few URLs.
+        """
+        with self._lock:
+            host = self._hosts.setdefault(place, _Host(threading.Semaphore(self._limit)))
+        before = host.answers
+        if not host.turns.acquire(timeout=patience):
+            if host.answers > before:
+                raise FetchFailure(DEFERRED, f"{place[0]} is busy")
+            raise FetchFailure("timeout", f"{place[0]} answered nobody for {patience:g} s")
+        try:
+            yield
+            host.answers += 1
+        except FetchFailure as failure:
+            host.answers += failure.kind != "timeout"
+            raise
+        finally:
+            host.turns.release()

@@ -1,4 +1,4 @@
-"""Connections of the guarded process: names resolved within the deadline, addresses checked, sockets watched."""
+"""The guard: no socket of this process leads to another place than it may, none outlives its fetch's deadline."""
 
 from __future__ import annotations
 
@@ -25,6 +25,98 @@ from cdkit.fetching.responses import BoundedResponse
 
 Place = tuple[str, int]
 MAX_ADDRESSES = 4
+_EVENTS = frozenset({"socket.connect", "socket.sendto", "socket.sendmsg"})
+_vetted = threading.local()
+
+
+def install_audit_hook() -> None:
+    """Refuse forbidden connections in this process from now on; it cannot be taken back."""
+    sys.addaudithook(_check)
+
+
+def _check(event: str, arguments: tuple[Any, ...]) -> None:
+    # Datagrams on connected sockets name no address: their connect was checked.
+    if event in _EVENTS and not (event == "socket.sendmsg" and arguments[1] is None) and not permits(arguments[1]):
+        raise FetchFailure("blocked_address", str(arguments[1])[:100])
+
+
+def permits(address: Any) -> bool:
+    """Whether a socket may be connected to `address`: public and a web port, or vetted for this thread."""
+    if not isinstance(address, tuple) or len(address) < 2:
+        return False
+    host, port = address[0], address[1]
+    if not isinstance(host, str) or not isinstance(port, int):
+        return False
+    if (host, port) == getattr(_vetted, "place", None):
+        return True
+    return port in WEB_PORTS and is_public(host)
+
+
+@contextmanager
+def vetted(address: str, port: int) -> Iterator[None]:
+    """Let this thread connect to one address and port that would be blocked; for exempt hosts and the proxy."""
+    _vetted.place = (address, port)
+    try:
+        yield
+    finally:
+        _vetted.place = None
+
+
+class Deadline:
+    """A context that lasts `seconds`; then the guarded connection is shut down under whoever waits on it.
+
+    A socket timeout is per operation: it does not see a server that drips headers, body or a TLS handshake.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.monotonic() + seconds
+        self._lock = threading.Lock()
+        self._connection: socket.socket | None = None
+        self._watchdog = threading.Timer(seconds, self._expire)
+        self._watchdog.daemon = True
+        self.expired = False
+
+    def __enter__(self) -> Deadline:
+        self._watchdog.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._watchdog.cancel()
+        self._release()
+
+    def remaining(self) -> float:
+        """Seconds left; raises TimeoutError when there are none."""
+        left = self._end - time.monotonic()
+        if self.expired or left <= 0:
+            raise TimeoutError("the deadline is over")
+        return left
+
+    def guard(self, connection: socket.socket) -> None:
+        """Watch this connection from now on, instead of an earlier one.
+
+        A duplicate descriptor is kept: shutting it down ends the connection, and it cannot be reused by another
+        thread's socket in the meantime.
+        """
+        duplicate = socket.socket(fileno=os.dup(connection.fileno()))
+        self._release()
+        with self._lock:
+            self._connection = duplicate
+        if self.expired:
+            self._expire()
+
+    def _release(self) -> None:
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+            self._connection = None
+
+    def _expire(self) -> None:
+        self.expired = True
+        with self._lock, suppress(OSError):
+            if self._connection is not None:
+                self._connection.shutdown(socket.SHUT_RDWR)
 
 
 class Resolver:
@@ -54,27 +146,15 @@ class Resolver:
             if answers is not None:
                 if not answers:
                     return
-                found = list(answers.pop(0) if len(answers) > 1 else answers[0])
+                addresses = list(answers.pop(0) if len(answers) > 1 else answers[0])
             else:
                 infos = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-                found = list(dict.fromkeys(str(info[4][0]) for info in infos))
-            lookup.set_result(found)
+                addresses = list(dict.fromkeys(str(info[4][0]) for info in infos))
+            lookup.set_result(addresses)
         except BaseException as error:
             with self._lock:
                 self._lookups.pop(host, None)
             lookup.set_exception(error)
-
-
-def trusted_certificates() -> ssl.SSLContext:
-    """The system's certificate authorities; certifi's on a system without any (slim containers)."""
-    paths = ssl.get_default_verify_paths()
-    file, folder = Path(paths.cafile or ""), Path(paths.capath or "")
-    if not file.is_file() and not (paths.capath and folder.is_dir() and any(folder.iterdir())):
-        with suppress(ImportError):
-            import certifi
-
-            return ssl.create_default_context(cafile=certifi.where())
-    return ssl.create_default_context()
 
 
 @dataclass(frozen=True)
@@ -98,10 +178,10 @@ class Visit:
         trusted = (host, port) == self.exempt
         if not trusted and port not in WEB_PORTS:
             raise FetchFailure("port", f"port {port}")
-        found = self.resolver.addresses(host, self.deadline.remaining())
-        permitted = found if trusted else [address for address in found if is_public(address)]
+        addresses = self.resolver.addresses(host, self.deadline.remaining())
+        permitted = addresses if trusted else [address for address in addresses if is_public(address)]
         if not permitted:
-            raise FetchFailure("blocked_address", f"{host} is {', '.join(found[:MAX_ADDRESSES]) or 'nowhere'}")
+            raise FetchFailure("blocked_address", f"{host} is {', '.join(addresses[:MAX_ADDRESSES]) or 'nowhere'}")
         return self._connect(permitted[:MAX_ADDRESSES], port, trusted=trusted)
 
     def _connect(self, addresses: Sequence[str], port: int, *, trusted: bool) -> socket.socket:
@@ -173,95 +253,13 @@ def _dialling(connection: type[_Guarded], request: urllib.request.Request) -> An
     return functools.partial(connection, visit=request.visit)
 
 
-class Deadline:
-    """A context that lasts `seconds`; then the guarded connection is shut down under whoever waits on it.
+def trusted_certificates() -> ssl.SSLContext:
+    """The system's certificate authorities; certifi's on a system without any (slim containers)."""
+    paths = ssl.get_default_verify_paths()
+    file, folder = Path(paths.cafile or ""), Path(paths.capath or "")
+    if not file.is_file() and not (paths.capath and folder.is_dir() and any(folder.iterdir())):
+        with suppress(ImportError):
+            import certifi
 
-    A socket timeout is per operation: it does not see a server that drips headers, body or a TLS handshake.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self._end = time.monotonic() + seconds
-        self._lock = threading.Lock()
-        self._connection: socket.socket | None = None
-        self._watchdog = threading.Timer(seconds, self._expire)
-        self._watchdog.daemon = True
-        self.expired = False
-
-    def __enter__(self) -> Deadline:
-        self._watchdog.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._watchdog.cancel()
-        self._release()
-
-    def remaining(self) -> float:
-        """Seconds left; raises TimeoutError when there are none."""
-        left = self._end - time.monotonic()
-        if self.expired or left <= 0:
-            raise TimeoutError("the deadline is over")
-        return left
-
-    def guard(self, connection: socket.socket) -> None:
-        """Watch this connection from now on, instead of an earlier one.
-
-        A duplicate descriptor is kept: shutting it down ends the connection, and it cannot be reused by another
-        thread's socket in the meantime.
-        """
-        duplicate = socket.socket(fileno=os.dup(connection.fileno()))
-        self._release()
-        with self._lock:
-            self._connection = duplicate
-        if self.expired:
-            self._expire()
-
-    def _release(self) -> None:
-        with self._lock:
-            if self._connection is not None:
-                self._connection.close()
-            self._connection = None
-
-    def _expire(self) -> None:
-        self.expired = True
-        with self._lock, suppress(OSError):
-            if self._connection is not None:
-                self._connection.shutdown(socket.SHUT_RDWR)
-
-
-_EVENTS = frozenset({"socket.connect", "socket.sendto", "socket.sendmsg"})
-_vetted = threading.local()
-
-
-@contextmanager
-def vetted(address: str, port: int) -> Iterator[None]:
-    """Let this thread connect to one address and port that would be blocked; for exempt hosts and the proxy."""
-    _vetted.place = (address, port)
-    try:
-        yield
-    finally:
-        _vetted.place = None
-
-
-def permits(address: Any) -> bool:
-    """Whether a socket may be connected to `address`: public and a web port, or vetted for this thread."""
-    if not isinstance(address, tuple) or len(address) < 2:
-        return False
-    host, port = address[0], address[1]
-    if not isinstance(host, str) or not isinstance(port, int):
-        return False
-    if (host, port) == getattr(_vetted, "place", None):
-        return True
-    return port in WEB_PORTS and is_public(host)
-
-
-def install_audit_hook() -> None:
-    """Refuse forbidden connections in this process from now on; it cannot be taken back."""
-    sys.addaudithook(_check)
-
-
-def _check(event: str, arguments: tuple[Any, ...]) -> None:
-    # Datagrams on connected sockets name no address: their connect was checked.
-    if event in _EVENTS and not (event == "socket.sendmsg" and arguments[1] is None) and not permits(arguments[1]):
-        raise FetchFailure("blocked_address", str(arguments[1])[:100])
+            return ssl.create_default_context(cafile=certifi.where())
+    return ssl.create_default_context()

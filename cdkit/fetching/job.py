@@ -1,4 +1,4 @@
-"""What the guarded program is told: settings and URLs of one wave, as a JSON file; and the journal it answers with."""
+"""What the guarded program is told (settings and URLs of one batch, as JSON), and the journal it answers with."""
 
 from __future__ import annotations
 
@@ -21,6 +21,10 @@ JOB_NAME = "job.json"
 URLS_NAME = "urls.parquet"
 IMAGES_NAME = "images"
 BLOCKED_NAME = "blocked.txt"
+ENDED_NAME = "ended.json"
+LOG_NAME = "program.log"
+# The one shard of img2dataset's that every batch is.
+SHARD_NAME = "00000"
 # A proxy's password is handed to the program by this variable, and stands in no file.
 PROXY_VARIABLE = "CDKIT_FETCH_PROXY"
 MAX_THREADS = 32
@@ -76,7 +80,7 @@ class FetchSettings:
 
 @dataclass(frozen=True)
 class Job:
-    """One wave: the URLs in fetching order (a URL's place is its key), and the hashes some of them must have.
+    """One batch: the URLs in fetching order (a URL's place is its key), and the hashes some of them must have.
 
     hashes: key → md5 or sha256 in hex, told apart by their length. blocked: URLs that are never asked for, and
     hashes in hex of bytes that are never written.
@@ -132,7 +136,7 @@ class Journal:
 
 
 def journal_events(folder: Path) -> Iterator[dict[str, Any]]:
-    """Every event of a wave, each process's in order; a line cut short by a crash of the machine is left out."""
+    """Every event of a batch, each process's in order; a line cut short by a crash of the machine is left out."""
     for path in sorted(folder.glob("journal-*.jsonl")):
         for line in path.read_bytes().splitlines():
             try:

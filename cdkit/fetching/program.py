@@ -1,6 +1,6 @@
-"""The guarded program: img2dataset fetching one wave, in a process of its own.
+"""The guarded program: img2dataset fetching one batch, in a process of its own.
 
-    python -m cdkit.fetching.program      (in the wave's folder)
+    python -m cdkit.fetching.program      (in the batch's folder)
 
 Run by cdkit.fetching.batches; img2dataset spawns its workers, which import this module again and so run under the
 same guard. Importing it as anything but the main module does nothing.
@@ -23,14 +23,22 @@ from cdkit.fetching.fetch import GuardedOpener
 from cdkit.fetching.guard import install_audit_hook
 from cdkit.fetching.job import IMAGES_NAME, PROXY_VARIABLE, URLS_NAME, FetchSettings, Job, Journal
 
-# What img2dataset imports at start and does not use to fetch and store bytes. Some of it phones home, all of it takes
-# seconds; without ray, its own ray distributor cannot run; without cv2, nothing here can decode what a server sent.
-_EMPTY_MODULES = ("wandb", "albumentations", "cv2", "fire", "pandas")
-_ABSENT_MODULES = ("torch", "ray")
+# What img2dataset imports at start and does not use to fetch and store bytes; together it takes seconds.
+_EMPTY_MODULES = (
+    "wandb",  # img2dataset's logging to a web service: nothing here calls home
+    "albumentations",  # resizing and blurring, which are off; its import asks the web for a newer version
+    "cv2",  # resizing too: without it nothing here can decode what a server sent
+    "fire",  # the command line
+    "pandas",  # lists of URLs in JSON
+)
+_ABSENT_MODULES = (
+    "torch",  # webdataset takes it along where it is installed: seconds, and much address space
+    "ray",  # img2dataset's own ray distributor, which would leave the guard
+)
 # Address space of the program beyond what it takes to start, and beyond two bodies for each thread.
 MEMORY_BYTES = 1 << 30
 STACK_BYTES = 1 << 20
-# Of img2dataset's shards; every wave is one.
+# Of img2dataset's shards; every batch is one.
 SHARD_SIZE = 10_000
 
 

@@ -1,4 +1,4 @@
-"""The download: candidates fetched in waves until enough images are accepted; killed and run again, it goes on."""
+"""The download: candidates fetched in batches until enough images are accepted; killed and run again, it goes on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cdkit.core.errors import NetworkError
 from cdkit.core.formatting import without_credentials
 from cdkit.core.protocols import Context, Task
 from cdkit.core.storage import Folder
-from cdkit.fetching.batches import WaveEnd, run_wave, spread_hosts, wave_size
+from cdkit.fetching.batches import WaveEnd, fetch_on_engine, run_wave, split_job, spread_hosts, wave_size
 from cdkit.fetching.blocklist import Blocklist, blocked_url
 from cdkit.fetching.failures import HOST_FAILURES, FetchFailure
 from cdkit.fetching.job import FetchSettings, Job
@@ -20,10 +20,8 @@ from cdkit.fetching.outcomes import (
     FailedFetch,
     FetchedImage,
     Waiting,
-    fetch_elsewhere,
     read_wave,
     settle,
-    split,
 )
 from cdkit.fetching.urls import WebUrl, spellings
 from cdkit.retrieval.accept import AcceptAll, Downloaded, Judge, Limits, Standing, stand
@@ -148,7 +146,7 @@ class _Download:
         return sorted({*retries, *untried[: max(size, len(before))]})
 
     def _fetch(self, chosen: Sequence[int], task: Task) -> int:
-        """One wave; returns how many URLs came to an end in it."""
+        """One batch; returns how many URLs came to an end in it."""
         first = {self.urls[place].text: place for place in reversed(chosen)}
         ordered = spread_hosts(sorted(first.values()), [self.urls[place].host for place in sorted(first.values())])
         urls = tuple(self.urls[place].text for place in ordered)
@@ -158,11 +156,11 @@ class _Download:
             if _HASH.fullmatch(text := (self.candidates[place].md5 or "").strip())
         }
         job = Job(self.settings, urls, hashes, self.blocklist.exact())
-        elsewhere = self.context.engine.name != "local"
-        jobs = split(job, self.context.engine.workers) if elsewhere else [job]
+        on_engine = self.context.engine.name != "local"
+        jobs = split_job(job, self.context.engine.workers) if on_engine else [job]
         folders = self._new_folders(len(jobs))
-        if elsewhere:
-            for end in fetch_elsewhere(self.context.engine, jobs, folders):
+        if on_engine:
+            for end in fetch_on_engine(self.context.engine, jobs, folders):
                 self.waves.append(end)
                 task.advance(end.urls)
         else:

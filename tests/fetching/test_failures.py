@@ -7,7 +7,6 @@ import socket
 import ssl
 import urllib.error
 from datetime import UTC, datetime
-from email.message import Message
 
 import pytest
 from hypothesis import given
@@ -18,9 +17,7 @@ from cdkit.fetching.failures import (
     FetchFailure,
     backoff_seconds,
     classify,
-    directives_for,
     is_retryable,
-    opts_out,
     retry_seconds,
     status_failure,
 )
@@ -76,34 +73,3 @@ def test_waiting_grows_and_honours_the_server() -> None:
     assert retry_seconds("Thu, 01 Jan 2026 11:00:00 GMT", now) == 0
     assert retry_seconds(" 7 ") == 7
     assert retry_seconds(None) is retry_seconds("soon") is retry_seconds("-1") is None
-
-
-@pytest.mark.parametrize(
-    ("value", "applies"),
-    [
-        ("noai", True),
-        ("NoImageAI, noindex", True),
-        ("cdkit: noai", True),
-        ("*: noai", True),
-        ("otherbot: noai", False),
-        ("otherbot: noindex, noai", False),
-        ("otherbot: noindex, cdkit: noai", True),
-        ("noai, otherbot: noindex", True),
-        ("noindex, nofollow", False),
-        ("unavailable_after: 25 Jun 2010 15:00:00 PST, noai", True),
-        ("max-image-preview: large, noimageai", True),
-        ("", False),
-    ],
-)
-def test_opt_outs_count_for_whom_they_name(value: str, applies: bool) -> None:
-    headers = Message()
-    headers["X-Robots-Tag"] = value
-    assert (opts_out(headers, "cdkit") is not None) == applies
-
-
-def test_reserved_rights_are_respected() -> None:
-    for value, expected in (("1", True), ("0", False), (" 1 ", True)):
-        headers = Message()
-        headers["TDM-Reservation"] = value
-        assert (opts_out(headers, "cdkit") is not None) == expected
-    assert directives_for("otherbot: noai", "otherbot") == {"noai"}

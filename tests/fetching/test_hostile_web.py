@@ -7,9 +7,9 @@ from pathlib import Path
 
 from cdkit.core.protocols import Context
 from cdkit.core.storage import Folder
-from cdkit.fetching.batches import LOG_NAME, wave_bound
+from cdkit.fetching.batches import wave_bound
 from cdkit.fetching.failures import FAILURE_KINDS
-from cdkit.fetching.job import USER_AGENT, FetchSettings
+from cdkit.fetching.job import LOG_NAME, USER_AGENT, FetchSettings
 from cdkit.retrieval.accept import Limits
 from cdkit.retrieval.download import download
 from tests.retrieval.conftest import candidates_of

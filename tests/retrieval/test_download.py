@@ -14,10 +14,11 @@ from cdkit.core.errors import CdkitError, ConfigError, NetworkError, OutputError
 from cdkit.core.protocols import Context
 from cdkit.core.storage import Folder
 from cdkit.engines.local import LocalEngine
-from cdkit.fetching import batches as wave_run
+from cdkit.fetching import batches
+from cdkit.fetching.batches import split_job
 from cdkit.fetching.blocklist import Blocklist
 from cdkit.fetching.job import FetchSettings, Job
-from cdkit.fetching.outcomes import FetchedImage, read_wave, split
+from cdkit.fetching.outcomes import FetchedImage, read_wave
 from cdkit.retrieval.accept import AcceptAll, Downloaded, Limits
 from cdkit.retrieval.candidates import Candidate
 from cdkit.retrieval.download import download
@@ -26,7 +27,7 @@ from tests.retrieval.conftest import NotingProgress, candidates_of
 
 @pytest.fixture(autouse=True)
 def _pretend(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wave_run, "PROGRAM", "tests.support.pretend_program")
+    monkeypatch.setattr(batches, "PROGRAM", "tests.support.pretend_program")
 
 
 def urls(*names: str) -> list[str]:
@@ -95,7 +96,7 @@ def test_a_wave_without_an_end_is_taken_up_where_it_stood(tmp_path: Path, contex
     fetch(tmp_path, ["ok", "ok", "404"], context)
     wave = tmp_path / "waves" / "00000"
     # As a killed run leaves it: no end recorded, the last image cut short, one URL on its way.
-    (wave / wave_run.ENDED_NAME).unlink()
+    (wave / batches.ENDED_NAME).unlink()
     journal = next(wave.glob("journal-*"))
     events = [json.loads(line) for line in journal.read_text().splitlines()]
     journal.write_text("".join(json.dumps(event) + "\n" for event in events if event["event"] != "http_404"))
@@ -110,7 +111,7 @@ def test_a_wave_without_an_end_is_taken_up_where_it_stood(tmp_path: Path, contex
 def test_a_wave_is_ended_at_its_bound_with_all_its_processes(
     tmp_path: Path, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wave_run, "wave_bound", lambda *_: 8.0)
+    monkeypatch.setattr(batches, "wave_bound", lambda *_: 8.0)
     done = fetch(tmp_path, ["ok", "hang", "404"], context, retries=0)
     assert kinds(done) == {"dog 0": "fetched", "dog 1": "timeout", "dog 2": "http_404"}
     assert done.waves[0].cause == "bound"
@@ -128,13 +129,13 @@ def test_a_crash_costs_only_what_was_on_its_way(tmp_path: Path, context: Context
 def test_a_program_that_cannot_run_is_an_error_with_its_words(tmp_path: Path, context: Context) -> None:
     with pytest.raises(CdkitError, match="no such thing") as caught:
         fetch(tmp_path, ["crash-at-once"], context)
-    assert wave_run.LOG_NAME in caught.value.hint
+    assert batches.LOG_NAME in caught.value.hint
 
 
 def test_waves_without_any_result_end_the_download(
     tmp_path: Path, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wave_run, "wave_bound", lambda *_: 0.05)
+    monkeypatch.setattr(batches, "wave_bound", lambda *_: 0.05)
     with pytest.raises(NetworkError):
         fetch(tmp_path, ["ok"], context)
 
@@ -153,7 +154,7 @@ def test_shards_keep_hosts_together_and_hashes_with_their_urls() -> None:
     given = [f"http://host{number % 5}.test/{number}" for number in range(23)]
     job = Job(FetchSettings(), tuple(given), {key: f"{key:032x}" for key in range(0, 23, 3)})
     for shards in (1, 2, 3, 9):
-        parts = split(job, shards)
+        parts = split_job(job, shards)
         assert len(parts) == min(shards, 5)
         assert sorted(url for part in parts for url in part.urls) == sorted(given)
         assert sum(len({url.split("/")[2] for url in part.urls}) for part in parts) == 5

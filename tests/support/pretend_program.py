@@ -13,8 +13,7 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from cdkit.fetching.batches import SHARD_NAME
-from cdkit.fetching.job import IMAGES_NAME, Job, Journal
+from cdkit.fetching.job import IMAGES_NAME, SHARD_NAME, Job, Journal
 
 OFFLINE = "gaierror: [Errno -3] Temporary failure in name resolution"
 FAILURES = {"offline": ("dns", None), "404": ("http_404", 404), "500": ("http_5xx", 500), "reset": ("reset", None)}

@@ -144,11 +144,11 @@ def wave_size(missing: int, *, tried: int, accepted: int, survival: float) -> in
     if missing <= 0:
         return 0
     if tried == 0:
-        wanted = math.ceil(missing / survival)
+        size = math.ceil(missing / survival)
     else:
         rate = (accepted + PRIOR_WEIGHT * survival) / (tried + PRIOR_WEIGHT)
-        wanted = math.ceil(missing / rate + 2 * math.sqrt(missing * (1 - rate)) / rate)
-    return min(LARGEST_WAVE, max(SMALLEST_WAVE, wanted))
+        size = math.ceil(missing / rate + 2 * math.sqrt(missing * (1 - rate)) / rate)
+    return min(LARGEST_WAVE, max(SMALLEST_WAVE, size))
 
 
 def wave_bound(count: int, threads: int, deadline: float) -> float:
@@ -239,17 +239,17 @@ def _environment(proxy: str | None) -> dict[str, str]:
 def _check(folder: Path, end: WaveEnd) -> None:
     """A full disk or a program that never got to work is no fault of the URLs: nothing is settled by it."""
     log = (folder / LOG_NAME).read_bytes()[-20_000:].decode("utf-8", "replace")
-    said = [line for line in log.splitlines() if line.strip()]
-    for line in said:
+    lines = [line for line in log.splitlines() if line.strip()]
+    for line in lines:
         full = write_problem(OSError(line), folder) if "[Errno" in line else None
         if full is not None:
             raise full
     if end.cause == "finished" or any(journal_events(folder)):
         return
-    for line in said:
+    for line in lines:
         lacking = shortage(RuntimeError(line))
         if lacking is not None:
             raise lacking
     if end.cause == "crashed":
-        last = said[-1] if said else "it said nothing"
+        last = lines[-1] if lines else "it said nothing"
         raise CdkitError(f"img2dataset could not run: {last}", hint=f"All it said is in {folder / LOG_NAME}.")

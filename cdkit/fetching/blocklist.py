@@ -60,9 +60,9 @@ def read_blocklist(path: Path) -> Blocklist:
         else:
             mistakes.append(number)
     if mistakes:
-        shown = ", ".join(map(str, mistakes[:MISTAKES_SHOWN])) + (", …" if len(mistakes) > MISTAKES_SHOWN else "")
+        numbers = ", ".join(map(str, mistakes[:MISTAKES_SHOWN])) + (", …" if len(mistakes) > MISTAKES_SHOWN else "")
         raise InputError(
-            f"{len(mistakes)} line(s) of the blocklist {path} are neither a URL nor a hash: {shown}.",
+            f"{len(mistakes)} line(s) of the blocklist {path} are neither a URL nor a hash: {numbers}.",
             hint="Give a URL with http:// or https://, or md5, sha1, sha256 or a perceptual hash in hex, one a line.",
         )
     return Blocklist(frozenset(urls), frozenset(hashes), tuple(perceptual))

@@ -64,8 +64,8 @@ class BoundedResponse(http.client.HTTPResponse):
         stated = {part.strip() for value in self.headers.get_all("Content-Length", []) for part in value.split(",")}
         stated.discard("")
         if len(stated) > 1 or not all(map(_LENGTH.fullmatch, stated)):
-            shown = ", ".join(sorted(stated))[:80]
-            raise FetchFailure("protocol", f"a body of {shown} bytes", status=self.status)
+            lengths = ", ".join(sorted(stated))[:80]
+            raise FetchFailure("protocol", f"a body of {lengths} bytes", status=self.status)
         if stated and self.length is None:
             # Said twice, which http.client takes for nothing said.
             self.length = int(stated.pop())

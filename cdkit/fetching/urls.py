@@ -83,17 +83,17 @@ def spellings(text: str) -> list[WebUrl]:
     Pools hold addresses as they stood in pages, where `&amp;` is the page's way to write `&`: a browser asks for the
     unescaped form, so that one comes first, and the form as written after it.
     """
-    found: dict[str, WebUrl] = {}
+    urls: dict[str, WebUrl] = {}
     failure: FetchFailure | None = None
     for form in (unescaped(text), text):
         try:
             url = parse_url(form)
-            found.setdefault(url.text, url)
+            urls.setdefault(url.text, url)
         except FetchFailure as problem:
             failure = problem
-    if not found and failure is not None:
+    if not urls and failure is not None:
         raise failure
-    return list(found.values())
+    return list(urls.values())
 
 
 def _port(parts: SplitResult, default: int | None) -> int:

@@ -58,15 +58,17 @@ def read_captions(listing: Listing) -> Captions:
     """Read every caption file of a folder; raises InputError for one that is damaged or does not fit the pictures."""
     names = PictureNames(listing.pictures)
     captions = Captions()
-    said: dict[str, str] = {}
+    sources: dict[str, str] = {}
     contradictions: dict[str, str] = {}
-    for file, picture, caption in _all(listing, names, captions):
+    for file, picture, caption in _in_order(listing, names, captions):
         text = " ".join(caption.split()).encode("utf-8", "replace").decode("utf-8")
         if not text:
             continue
         if captions.by_picture.setdefault(picture, text) != text:
-            contradictions.setdefault(picture, f"{printable(picture)} ({printable(said[picture])}, {printable(file)})")
-        said.setdefault(picture, file)
+            contradictions.setdefault(
+                picture, f"{printable(picture)} ({printable(sources[picture])}, {printable(file)})"
+            )
+        sources.setdefault(picture, file)
     if contradictions:
         captions.notes.append(
             f"{printable(listing.root)}: {len(contradictions)} pictures have captions that contradict each other; the "
@@ -79,7 +81,7 @@ def read_captions(listing: Listing) -> Captions:
     return captions
 
 
-def _all(listing: Listing, names: PictureNames, captions: Captions) -> Iterator[tuple[str, str, str]]:
+def _in_order(listing: Listing, names: PictureNames, captions: Captions) -> Iterator[tuple[str, str, str]]:
     """(caption file, picture, caption) in the order in which they count."""
     yield from _beside(listing, captions)
     for kind in METADATA_NAMES:
@@ -110,10 +112,10 @@ def _beside(listing: Listing, captions: Captions) -> Iterator[tuple[str, str, st
         for picture in listing.pictures:
             for file in files.get((os.path.splitext(picture)[0], suffix), []):
                 captions.files.add(file)
-                yield file, picture, _one_caption(listing, file)
+                yield file, picture, _caption_file(listing, file)
 
 
-def _one_caption(listing: Listing, file: str) -> str:
+def _caption_file(listing: Listing, file: str) -> str:
     path = listing.root / file
     content = FileContent(path).read_at_most(MOST_CAPTION_BYTES + 1)
     if len(content) > MOST_CAPTION_BYTES:

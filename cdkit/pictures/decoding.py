@@ -94,8 +94,8 @@ def _format(content: bytes) -> str:
     kind = picture_format(start)
     if kind is None:
         raster = not any(mark in content[:1024].lower() for mark in _NOT_RASTER)
-        said = foreign_kind(start) or ("no format of pictures" if content else "it is empty")
-        raise Undecodable("not_an_image" if raster else "not_raster", said)
+        kind_named = foreign_kind(start) or ("no format of pictures" if content else "it is empty")
+        raise Undecodable("not_an_image" if raster else "not_raster", kind_named)
     return kind
 
 

@@ -124,18 +124,23 @@ def _of_files(name: str, path: Path) -> PictureFolder:
         shards = read_webdataset(path)
         if shards is not None:
             return _of_shards(name, shards)
-    said = read_captions(listing)
+    captions = read_captions(listing)
     pictures = [
         Picture(
             printable(picture),
             printable(path / picture),
             FileContent(path / picture),
-            said.by_picture.get(picture),
-            said.urls.get(picture),
+            captions.by_picture.get(picture),
+            captions.urls.get(picture),
         )
         for picture in listing.pictures
     ]
-    others = [LeftOut(printable(other)) for other in listing.others if other not in said.files]
+    others = [LeftOut(printable(other)) for other in listing.others if other not in captions.files]
     return PictureFolder(
-        name, said.layout, pictures, [*others, *listing.left_out], missing=len(said.missing), notes=said.notes
+        name,
+        captions.layout,
+        pictures,
+        [*others, *listing.left_out],
+        missing=len(captions.missing),
+        notes=captions.notes,
     )

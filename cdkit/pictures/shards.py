@@ -147,10 +147,10 @@ def read_webdataset(folder: Path) -> Shards | None:
             elif name.lower().endswith(".json"):
                 facts[_key(name)] = _facts(content)
         for key, content in images:
-            said = facts.get(key, {})
-            caption = texts.get(key) or said.get("caption") or said.get("text")
+            row = facts.get(key, {})
+            caption = texts.get(key) or row.get("caption") or row.get("text")
             caption = " ".join(caption.split()) if isinstance(caption, str) else None
-            url = said.get("url") if isinstance(said.get("url"), str) else None
+            url = row.get("url") if isinstance(row.get("url"), str) else None
             name = f"{printable(archive)}, image {printable(key)}"
             pictures.append(Picture(f"{archive.stem}/{printable(key)}", name, content, caption or None, url))
     return Shards("webdataset", pictures) if pictures else None

@@ -179,8 +179,8 @@ class CurationAdmission:
 
     def withdrawn(self) -> Mapping[int, str]:
         """Places whose images turned out to be placeholders since this was asked last."""
-        told, self._withdrawn = self._withdrawn, {}
-        return told
+        withdrawn, self._withdrawn = self._withdrawn, {}
+        return withdrawn
 
     def _is_placeholder(self, sha256: str, caption_id: int) -> bool:
         """Whether the same bytes came behind another caption before: then no caption belongs to them."""
@@ -205,9 +205,9 @@ class ClipScorer:
         """Cosine of a caption and the picture in a file, rounded to six digits."""
         from cdkit.pictures.picture import open_file
 
-        seen = self._images.encode_images([open_file(path)])[0]
-        said = encode_queries(self._texts, [caption])[0]
-        return round(float(seen @ said), DIGITS)
+        image = self._images.encode_images([open_file(path)])[0]
+        text = encode_queries(self._texts, [caption])[0]
+        return round(float(image @ text), DIGITS)
 
 
 def load_scorer(texts: TextEncoder) -> ClipScorer:

@@ -1,4 +1,4 @@
-"""Images that are there already, in any layout that `cdkit.pictures.reading` reads, joined with candidates."""
+"""Images at hand instead of the web: a folder's, joined with candidates or found by captions; the embedded world's."""
 
 from __future__ import annotations
 
@@ -37,21 +37,21 @@ def read_images(folder: Path, wanted: Sequence[Candidate] | None = None) -> Stor
     wanted: keep only what these candidates may be joined with, in an output of millions of rows. Raises InputError
     when the folder is missing, holds no images, or a table or caption file of it is damaged.
     """
-    source = read_pictures(folder, None if wanted is None else _Wanted(wanted))
+    source = read_pictures(folder, None if wanted is None else _OfUse(wanted))
     images = [picture for picture in source.pictures if picture.caption or picture.url]
     reasons = {"no_caption": len(source.pictures) - len(images), "missing": source.missing, **source.rejected}
     rejected = {reason: number for reason, number in reasons.items() if number}
     if not images and wanted is None:
-        shown = ", ".join(f"{number} {reason}" for reason, number in rejected.items()) or "it holds none"
+        reasons_named = ", ".join(f"{number} {reason}" for reason, number in rejected.items()) or "it holds none"
         raise InputError(
-            f"{source.source} holds no image that can be used ({shown}).",
+            f"{source.source} holds no image that can be used ({reasons_named}).",
             hint="Captions are expected in a .txt or .caption beside each image, in metadata.jsonl or metadata.csv, "
             "or in caption.txt.",
         )
     return StoredImages(source.layout, images, rejected, source.all_notes())
 
 
-class _Wanted:
+class _OfUse:
     """What a row must have to be of use to some candidates: one of their URLs, or a caption of one without URL."""
 
     def __init__(self, candidates: Sequence[Candidate]) -> None:
@@ -77,22 +77,22 @@ def match_candidates(candidates: Sequence[Candidate], stored: Sequence[Picture])
             by_url.setdefault(_same(image.url), image)
         if image.caption is not None:
             by_caption.setdefault(caption_id(clean_caption(image.caption)), []).append(image)
-    found: dict[int, FetchedImage] = {}
+    images: dict[int, FetchedImage] = {}
     used: set[str] = set()
     for place, candidate in enumerate(candidates):
         same = by_url.get(_same(candidate.url)) if candidate.url else None
         if same is not None and same.key not in used:
             used.add(same.key)
-            found[place] = FetchedImage(candidate.url, same.content)
+            images[place] = FetchedImage(candidate.url, same.content)
     for place, candidate in enumerate(candidates):
         # A candidate whose URL is known to show something else is never given another picture.
-        if place in found or (candidate.url and by_url):
+        if place in images or (candidate.url and by_url):
             continue
         free = next((image for image in by_caption.get(candidate.caption_id, []) if image.key not in used), None)
         if free is not None:
             used.add(free.key)
-            found[place] = FetchedImage(candidate.url, free.content)
-    return found
+            images[place] = FetchedImage(candidate.url, free.content)
+    return images
 
 
 def _same(url: str) -> str:
@@ -136,13 +136,13 @@ def local_candidates(
         for column in range(len(prompts))
         if similarities[row, column] >= least
     ]
-    found = ordered_candidates(matches, encoder, settings)
+    result = ordered_candidates(matches, encoder, settings)
     by_key = {image.key: image for image in stored}
     images = {
         place: FetchedImage(candidate.url, by_key[str(candidate.source)].content)
-        for place, candidate in enumerate(found.candidates)
+        for place, candidate in enumerate(result.candidates)
     }
-    return found, images
+    return result, images
 
 
 def _rows(images: Sequence[Picture]) -> list[dict[str, str | None]]:
@@ -168,21 +168,19 @@ def rendered(candidates: Sequence[Candidate]) -> dict[int, FetchedImage | Failed
 
     Raises InputError when no candidate's URL is one of the embedded pool.
     """
-    found: dict[int, FetchedImage | FailedFetch] = {}
-    known = False
+    images: dict[int, FetchedImage | FailedFetch] = {}
     for place, candidate in enumerate(candidates):
         content = _content(candidate.url)
         if content is not None:
-            found[place] = FetchedImage(candidate.url, content)
+            images[place] = FetchedImage(candidate.url, content)
         else:
-            found[place] = FailedFetch(candidate.url, "http_404", 404, "no picture of the embedded world")
-        known = known or content is not None
-    if candidates and not known:
+            images[place] = FailedFetch(candidate.url, "http_404", 404, "no picture of the embedded world")
+    if candidates and not any(isinstance(image, FetchedImage) for image in images.values()):
         raise InputError(
             "The images of this index are not those of the embedded world.",
             hint="Leave --images out to download them, or give a folder that holds them.",
         )
-    return found
+    return images
 
 
 def is_embedded_pool(candidates: Sequence[Candidate]) -> bool:

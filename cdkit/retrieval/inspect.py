@@ -1,4 +1,4 @@
-"""What one image is: decoded, measured, hashed, judged by itself, and stored once under the hash of its original."""
+"""Inspection of images by themselves, in worker processes with bounds: decoded, measured, hashed, judged, stored once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ from cdkit.pictures.picture import Content, FileContent
 if TYPE_CHECKING:
     from PIL import Image
 
-
 # A picture from the web may take less than one of the user's own; in RGB it has 360 MB.
 MAX_PIXELS = 89_478_485
 # Reasons that mean: not even a picture came out of the bytes.
@@ -34,6 +33,9 @@ UNDECODED = frozenset(
     {"unreadable", "not_raster", "not_an_image", "too_many_pixels", "truncated", "damaged", "memory", "decode_time"}
     | {"decoder_crash"}
 )
+START_SECONDS = 60.0
+# Items a worker has at hand, so that it never waits for this process.
+AT_HAND = 8
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,18 @@ class InspectionRules:
     max_aspect_ratio: float | None = None
     max_side: int = 1024
     blocklist: Blocklist = field(default_factory=Blocklist)
+
+
+@dataclass(frozen=True)
+class InspectionLimits:
+    """What one image may cost. memory: bytes beyond what the idle worker holds; seconds: of processor time.
+
+    patience: seconds on the clock, for a decoder that waits for something; a busy machine must not reject images.
+    """
+
+    memory: int = 1 << 30
+    seconds: int = 10
+    patience: float = 120.0
 
 
 @dataclass(frozen=True)
@@ -86,17 +100,17 @@ def inspect(content: Content, rules: InspectionRules, store: Path) -> Inspection
     except Undecodable as error:
         return Inspection(sha256, error.reason, error.detail)
     picture = decoded.picture
-    found = Inspection(sha256, width=picture.width, height=picture.height, phash=perceptual_hash(picture))
-    if found.phash in NearHashes(NEAR, listed.perceptual):
-        return replace(found, reason=BLOCKLISTED, detail=f"sha256 {sha256}")
+    inspection = Inspection(sha256, width=picture.width, height=picture.height, phash=perceptual_hash(picture))
+    if inspection.phash in NearHashes(NEAR, listed.perceptual):
+        return replace(inspection, reason=BLOCKLISTED, detail=f"sha256 {sha256}")
     reason = _reason(picture, rules, is_blank(picture))
     if reason is not None:
-        return replace(found, reason=reason, detail=f"{picture.width} × {picture.height}")
+        return replace(inspection, reason=reason, detail=f"{picture.width} × {picture.height}")
     encoded, suffix = encode(decoded)
     name = f"{sha256}.{suffix}"
     # Neither renamed nor synced, which takes longer than decoding: the journal tells what was cut short by its size.
     (store / name).write_bytes(encoded)
-    return replace(found, name=name, size=len(encoded))
+    return replace(inspection, name=name, size=len(encoded))
 
 
 def _reason(picture: Image.Image, rules: InspectionRules, blank: bool) -> str | None:
@@ -106,23 +120,6 @@ def _reason(picture: Image.Image, rules: InspectionRules, blank: bool) -> str | 
     if rules.max_aspect_ratio is not None and long / short > rules.max_aspect_ratio:
         return "aspect_ratio"
     return "blank" if blank else None
-
-
-START_SECONDS = 60.0
-# Items a worker has at hand, so that it never waits for this process.
-AT_HAND = 8
-
-
-@dataclass(frozen=True)
-class InspectionLimits:
-    """What one image may cost. memory: bytes beyond what the idle worker holds; seconds: of processor time.
-
-    patience: seconds on the clock, for a decoder that waits for something; a busy machine must not reject images.
-    """
-
-    memory: int = 1 << 30
-    seconds: int = 10
-    patience: float = 120.0
 
 
 @dataclass
@@ -165,9 +162,9 @@ class Inspectors:
         while left:
             self._hand_out(waiting, contents)
             for worker in self._ready():
-                item, found = self._take(worker, waiting, contents)
+                item, inspection = self._take(worker, waiting, contents)
                 left -= 1
-                yield item, found
+                yield item, inspection
 
     def _start(self, count: int, contents: Sequence[Content]) -> list[_Worker]:
         """Start workers side by side for contents like these, and see that they have."""

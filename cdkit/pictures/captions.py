@@ -65,9 +65,8 @@ def read_captions(listing: Listing) -> Captions:
         if not text:
             continue
         if captions.by_picture.setdefault(picture, text) != text:
-            contradictions.setdefault(
-                picture, f"{printable(picture)} ({printable(sources[picture])}, {printable(file)})"
-            )
+            both = f"{printable(sources[picture])}, {printable(file)}"
+            contradictions.setdefault(picture, f"{printable(picture)} ({both})")
         sources.setdefault(picture, file)
     if contradictions:
         captions.notes.append(

@@ -103,12 +103,11 @@ def write_contact_sheet(path: Path, rows: Sequence[SetRow], title: str) -> None:
 
 def contact_block(rows: Sequence[SetRow], title: str) -> Block:
     """The images and what is written at them; one that a model drew for its caption has no similarity to show."""
-    first_rows = rows[:MOST_CONTACTS]
+    first = rows[:MOST_CONTACTS]
     cells = [
-        Cell(row.path, ("drawn" if row.source == GENERATED else f"{row.similarity:.3f}", row.caption))
-        for row in first_rows
+        Cell(row.path, ("drawn" if row.source == GENERATED else f"{row.similarity:.3f}", row.caption)) for row in first
     ]
-    return Block(f"{title} (the first {MOST_CONTACTS} are shown)" if len(first_rows) < len(rows) else title, cells)
+    return Block(f"{title} (the first {MOST_CONTACTS} are shown)" if len(first) < len(rows) else title, cells)
 
 
 def _drawn(lines: Sequence[_Line], width: int, side: int) -> Image.Image:

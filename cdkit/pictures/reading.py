@@ -140,7 +140,7 @@ def _of_files(name: str, path: Path) -> PictureFolder:
         name,
         captions.layout,
         pictures,
-        [*others, *listing.left_out],
+        left_out=[*others, *listing.left_out],
         missing=len(captions.missing),
         notes=captions.notes,
     )

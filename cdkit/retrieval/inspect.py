@@ -1,4 +1,4 @@
-"""Inspection of images by themselves, in worker processes with bounds: decoded, measured, hashed, judged, stored once."""
+"""Inspection of single images in bounded worker processes: decoded, measured, hashed, judged, stored once."""
 
 from __future__ import annotations
 

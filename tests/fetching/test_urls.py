@@ -160,4 +160,4 @@ def test_a_url_that_names_nothing_in_any_spelling_fails() -> None:
 def test_urls_are_taken_apart_in_one_place() -> None:
     package = Path(cdkit.__file__).parent
     users = {path.name for path in package.rglob("*.py") if re.search(r"\burl(split|parse)\(", path.read_text())}
-    assert users == {"web_urls.py"}
+    assert users == {"urls.py"}

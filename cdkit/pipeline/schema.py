@@ -83,6 +83,7 @@ def _stage(kind: str, config_class: type[StageConfig]) -> dict[str, Any]:
     # What takes the run's own folder is given it.
     filled = {name for name, extra in field_settings(config_class).items() if extra.input == "run"}
     return {
+        "title": f"stage {kind}",
         "type": "object",
         "description": schema.get("description", ""),
         "required": ["run", *(name for name in schema.get("required", ()) if name not in filled)],
@@ -96,6 +97,7 @@ def _open(schema: Mapping[str, Any], pointer: str) -> dict[str, Any]:
     told = {key: schema[key] for key in ("description", "default") if key in schema}
     literal = {key: value for key, value in schema.items() if key not in (*told, *_NOT_FOR_EDITORS)}
     choice = {
+        "title": "choice by a variable",
         "type": "object",
         "description": "A value for each value of a variable; `else` is for all others.",
         "required": [CHOICE],

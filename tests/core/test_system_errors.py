@@ -161,7 +161,7 @@ except CdkitError as error:
     ],
 )
 def test_limits_of_the_shell_are_named(tmp_path: Path, kind: str, amount: int, words: str) -> None:
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-c", LIMITED, kind, str(amount)]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.stdout.startswith(words), done.stdout + done.stderr

@@ -15,7 +15,7 @@ import yaml
 from cdkit.cli.app import app
 from cdkit.core.errors import CdkitError
 from cdkit.pipeline.spec import load
-from tests.docs.reference import PAGE, page
+from tests.docs.reference import PAGE, commands, page
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -53,6 +53,11 @@ def test_every_command_and_option_exists(name: str, line: str) -> None:
     known = {name for parameter in command.params for name in getattr(parameter, "opts", [])}
     known |= {name for parameter in command.params for name in getattr(parameter, "secondary_opts", [])}
     assert {word.split("=")[0] for word in rest if word.startswith("--")} <= known
+
+
+@pytest.mark.parametrize("words", [" ".join(words) for words in commands(typer.main.get_command(app))])
+def test_a_page_says_what_every_command_is_for(words: str) -> None:
+    assert any(f"cdkit {words}" in path.read_text(encoding="utf-8") for path in SHOWN)
 
 
 def test_the_page_of_commands_is_what_the_commands_say() -> None:

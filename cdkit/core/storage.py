@@ -1,4 +1,4 @@
-"""Files on disk: atomic writes, folder locks, input expansion over fsspec, and content fingerprints."""
+"""Files on disk: atomic writes, folder locks, and input expansion over fsspec."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cdkit.core.cache_file import CacheFile
 from cdkit.core.errors import CdkitError, InputError, NetworkError, OutputError
 from cdkit.core.file_kinds import require_file
 from cdkit.core.formatting import json_text
@@ -21,8 +20,6 @@ from cdkit.core.system_errors import shortage, writing
 
 TEMPORARY_PREFIX = ".tmp-"
 LOCK_NAME = ".lock"
-SHA256_LETTERS = 64
-FINGERPRINTS = CacheFile("fingerprints.sqlite", most=50_000, replaces=("fingerprints",))
 # A file's temporary name is longer than its own, which may be as long as a name can be.
 LONGEST_NAME = 200
 
@@ -221,50 +218,3 @@ def _is_data(name: str, root: str, suffixes: Sequence[str]) -> bool:
     relative = name[len(root) :].strip("/")
     hidden = any(part.startswith((".", "_")) for part in relative.split("/"))
     return not hidden and name.lower().endswith(tuple(suffixes))
-
-
-def sha256_file(path: Path | str) -> str:
-    """sha256 of a local file's content, in hex."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def content_fingerprint(source: SourceFile) -> str:
-    """What identifies a file's content: sha256 for local files (cached), etag or size for remote ones.
-
-    Raises InputError when the file cannot be read.
-    """
-    try:
-        return _local_fingerprint(source) if source.is_local else _remote_fingerprint(source)
-    except CdkitError:
-        raise
-    except Exception as error:
-        raise _reading_problem(source.url, error) from error
-
-
-def _local_fingerprint(source: SourceFile) -> str:
-    status = os.stat(source.url)
-    key = hashlib.sha256(os.fsencode(os.path.abspath(source.url))).digest()
-    state = f"{status.st_size} {status.st_mtime_ns} ".encode()
-    value = FINGERPRINTS.get([key]).get(key, b"")
-    if value.startswith(state) and len(value) == len(state) + SHA256_LETTERS:
-        return value[len(state) :].decode("ascii")
-    fingerprint = sha256_file(source.url)
-    after = os.stat(source.url)
-    if (after.st_size, after.st_mtime_ns) == (status.st_size, status.st_mtime_ns):
-        FINGERPRINTS.put({key: state + fingerprint.encode()})
-    return fingerprint
-
-
-def _remote_fingerprint(source: SourceFile) -> str:
-    import fsspec
-
-    filesystem, path = fsspec.core.url_to_fs(source.url)
-    info = filesystem.info(path)
-    for key in ("ETag", "etag", "sha256", "commit_hash", "mtime", "LastModified"):
-        if info.get(key):
-            return f"{key}:{info[key]}:{source.size}"
-    return f"size:{source.size}"

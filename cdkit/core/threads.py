@@ -1,10 +1,12 @@
-"""Threads: how many CPUs there are to use, how many threads libraries take, and that idle ones sleep."""
+"""How many threads libraries take, that idle ones sleep, and what a process may take of memory and time."""
 
 from __future__ import annotations
 
 import math
 import os
+import resource
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
@@ -125,3 +127,25 @@ def _quota(group: Path) -> float | None:
             # "max" and -1 stand for no limit.
             return float(allowed) / float(period) if allowed.isdecimal() and float(period) > 0 else None
     return None
+
+
+def limit_memory(beyond: int) -> None:
+    """Let this process have `beyond` bytes of address space more than now; what exceeds it is a MemoryError."""
+    import psutil
+
+    # macOS knows no such limit; there only sizes are bounded.
+    with suppress(ValueError, OSError, AttributeError):
+        set_before = resource.getrlimit(resource.RLIMIT_AS)
+        most = psutil.Process().memory_info().vms + beyond
+        # Never more than whoever started this process allowed.
+        least = min([most, *(limit for limit in set_before if limit != resource.RLIM_INFINITY)])
+        resource.setrlimit(resource.RLIMIT_AS, (least, set_before[1]))
+
+
+def limit_time(seconds: int) -> None:
+    """End this process by SIGXCPU after so many more seconds of CPU time; no core is dumped."""
+    used = time.process_time()
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    # Counted in whole seconds of the process.
+    resource.setrlimit(resource.RLIMIT_CPU, (int(used) + seconds + 1, hard))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))

@@ -14,12 +14,7 @@ from cdkit.core.protocols import Context
 from cdkit.core.storage import TEMPORARY_PREFIX, Folder
 from cdkit.deltas.base_model import EMBEDDED, in_hub_cache
 from cdkit.deltas.config import DEFAULT_ERROR, ExportConfig
-from cdkit.deltas.delta import (
-    Delta,
-    LowRank,
-    matrix,
-    norm,
-)
+from cdkit.deltas.delta import Delta, LowRank, matrix, norm
 from cdkit.deltas.formats.lora import DIFFUSERS_LORA_NAME, write_diffusers_lora, write_kohya_lora
 from cdkit.deltas.formats.textual_inversion import write_embeddings
 from cdkit.deltas.formats.webui import write_full_matrices

@@ -11,13 +11,7 @@ from cdkit.core.errors import ConfigError, InputError
 from cdkit.core.protocols import Context
 from cdkit.deltas.base_model import base_hash
 from cdkit.deltas.config import ImportDeltaConfig
-from cdkit.deltas.delta import (
-    Delta,
-    LowRank,
-    ModifierToken,
-    check_changes,
-    norm,
-)
+from cdkit.deltas.delta import Delta, LowRank, ModifierToken, check_changes, norm
 from cdkit.deltas.formats.names import SDXL_WIDTH, kohya_module, module_of, underscored
 from cdkit.deltas.formats.reading import Found, shown
 from cdkit.deltas.formats.textual_inversion import stored_prompts

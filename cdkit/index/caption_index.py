@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdkit.core.errors import InputError, OutputError, pip_install
+from cdkit.core.fingerprints import content_fingerprint
 from cdkit.core.formatting import command_line
 from cdkit.core.manifest import Manifest, read_manifest
 from cdkit.core.protocols import TextEncoder
 from cdkit.core.shards import parts
-from cdkit.core.storage import SourceFile, content_fingerprint
+from cdkit.core.storage import SourceFile
 from cdkit.core.text import is_text
 from cdkit.encoders import ENCODING
 from cdkit.index.changes.transaction import PENDING_NAME, finish_change

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdkit.core.errors import InputError
+from cdkit.core.fingerprints import content_fingerprint
 from cdkit.core.formatting import json_text
 from cdkit.core.manifest import Counts
 from cdkit.core.protocols import Context, Engine, TextEncoder
 from cdkit.core.shards import Dataset, finished_facts, open_shard, part_name, parts, require_keys
-from cdkit.core.storage import Folder, SourceFile, content_fingerprint
+from cdkit.core.storage import Folder, SourceFile
 from cdkit.core.system_errors import writing
 from cdkit.index.embedding_files import embedding_shard
 from cdkit.index.records import read_embeddings

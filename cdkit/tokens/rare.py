@@ -13,11 +13,7 @@ from cdkit.core.fingerprints import Input
 from cdkit.core.protocols import Context
 from cdkit.core.storage import Folder
 from cdkit.tokens.config import RareRule, RareTokensConfig
-from cdkit.tokens.count import (
-    TokenCounts,
-    counted,
-    read_counts,
-)
+from cdkit.tokens.count import TokenCounts, counted, read_counts
 from cdkit.tokens.explain import add_neighbours, embedding_table
 from cdkit.tokens.modifiers import Pick
 from cdkit.tokens.vocabulary import Tower, load_towers

@@ -10,9 +10,7 @@ from cdkit.core.protocols import Context
 from cdkit.core.shards import Dataset
 from cdkit.core.storage import Folder, write_json
 from cdkit.tokens.config import RareTokensConfig, TokenCountsConfig
-from cdkit.tokens.count import (
-    counted,
-)
+from cdkit.tokens.count import counted
 from cdkit.tokens.modifiers import PICKS_FORMAT, PICKS_NAME
 from cdkit.tokens.rare import rare_tokens
 

@@ -13,7 +13,8 @@ import pytest
 
 from cdkit.core import storage
 from cdkit.core.cache_file import CacheFile
-from cdkit.core.storage import SourceFile, content_fingerprint, sha256_file
+from cdkit.core.fingerprints import content_fingerprint, sha256_file
+from cdkit.core.storage import SourceFile
 
 KEYS = [number.to_bytes(32, "big") for number in range(1000)]
 HASHING = """

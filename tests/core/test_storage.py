@@ -11,16 +11,8 @@ import fsspec
 import pytest
 
 from cdkit.core.errors import CdkitError, InputError, NetworkError, OutputError
-from cdkit.core.storage import (
-    TEMPORARY_PREFIX,
-    Folder,
-    SourceFile,
-    atomic_path,
-    content_fingerprint,
-    find_files,
-    read_json,
-    write_json,
-)
+from cdkit.core.fingerprints import content_fingerprint
+from cdkit.core.storage import TEMPORARY_PREFIX, Folder, SourceFile, atomic_path, find_files, read_json, write_json
 from cdkit.core.system_errors import writing
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cdkit.core import storage
+from cdkit.core import fingerprints
 from cdkit.core.cache_file import CacheFile
 from cdkit.core.fingerprints import content_fingerprint, sha256_file
 from cdkit.core.storage import SourceFile
@@ -20,7 +20,8 @@ KEYS = [number.to_bytes(32, "big") for number in range(1000)]
 HASHING = """
 import sys
 from pathlib import Path
-from cdkit.core.storage import SourceFile, content_fingerprint
+from cdkit.core.fingerprints import content_fingerprint
+from cdkit.core.storage import SourceFile
 for path in sorted(Path(sys.argv[1]).iterdir()):
     print(path.name, content_fingerprint(SourceFile(str(path), path.name, path.stat().st_size)))
 """
@@ -46,7 +47,7 @@ def _fingerprint(path: Path) -> str:
 def _is_remembered(path: Path, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether asking again reads nothing."""
     with monkeypatch.context() as patched:
-        patched.setattr(storage, "sha256_file", lambda _: "read again")
+        patched.setattr(fingerprints, "sha256_file", lambda _: "read again")
         return _fingerprint(path) != "read again"
 
 
@@ -71,7 +72,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_remembered(
         return sha256_file(path)
 
     with monkeypatch.context() as patched:
-        patched.setattr(storage, "sha256_file", changing)
+        patched.setattr(fingerprints, "sha256_file", changing)
         _fingerprint(file)
     assert not _is_remembered(file, monkeypatch)
 

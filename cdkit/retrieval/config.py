@@ -94,7 +94,7 @@ class RetrieveConfig(ParallelConfig):
             return {**values, "base": EMBEDDED}
         return values
 
-    @field_validator("exclude_like", mode="before")
+    @field_validator("exclude_like", mode="before", json_schema_input_type=str | list[str])
     @classmethod
     def _listed(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value

@@ -60,4 +60,4 @@ def test_every_layout_of_a_set_is_owned_by_the_stages_that_make_sets() -> None:
 def test_no_stage_makes_up_its_own_identity() -> None:
     package = Path(__file__).parents[1] / "cdkit"
     makers = [path.name for path in package.rglob("*.py") if "Identity(" in path.read_text(encoding="utf-8")]
-    assert sorted(set(makers) - {"open_clip.py", "causal_tower.py"}) == ["manifest.py", "stages.py"]
+    assert sorted(set(makers) - {"open_clip.py", "causal_tower.py"}) == ["execute.py", "manifest.py"]

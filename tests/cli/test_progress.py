@@ -15,11 +15,10 @@ from tests.support.terminal import Screen, run_on_terminal
 BAR = "━"
 PROGRAM = """
 import sys, time
-from cdkit.cli import progress
-from cdkit.cli.output import Output
-progress.QUIET_SECONDS, progress.LINE_SECONDS = 0.05, 0.1
-output = Output(sys.argv[1])
-shown = progress.progress_for(output)
+from cdkit.cli import output as terminal
+terminal.QUIET_SECONDS, terminal.LINE_SECONDS = 0.05, 0.1
+output = terminal.Output(sys.argv[1])
+shown = terminal.progress_for(output)
 
 def work(task, steps, note=""):
     for step in range(steps):
@@ -130,7 +129,7 @@ def test_quiet_is_quiet_on_a_terminal_too() -> None:
 
 @pytest.mark.timeout(300)
 def test_a_command_on_a_terminal(tmp_path: Path) -> None:
-    program = "from cdkit.cli import progress, app; progress.QUIET_SECONDS = 0.1; app.main()"
+    program = "from cdkit.cli import app, output; output.QUIET_SECONDS = 0.1; app.main()"
     words = ["train", "--concept", "star=embedded:striped-star", "--steps", "20", "--batch-size", "1"]
     watch = Watch()
     _, screen = run_on_terminal(

@@ -11,8 +11,8 @@ import pytest
 
 IMPORT = """
 from pathlib import Path
-from cdkit.captions.importing import ImportConfig
-from cdkit.stages import execute
+from cdkit.captions.config import ImportConfig
+from cdkit.execute import execute
 
 def work(workers):
     config = ImportConfig(captions=["pool"], workers=workers)

@@ -26,6 +26,7 @@ GENERATED = "generated"
 # What Hugging Face's datasets library reads from a Parquet file to know that a column holds pictures.
 _FEATURES = {"image": {"_type": "Image"}}
 _HUGGING_FACE_KEY = "huggingface"
+_AGAIN = "Run cdkit retrieve for this folder again, with --force."
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,11 @@ class RegularizationImage:
     source: str | None
 
 
-def read_regularization_set(folder: Path) -> list[RegularizationImage]:
-    """Every image of a finished set, in its order; raises InputError when there is none, or it is damaged."""
-    return list(iterate_regularization_set(folder))
-
-
 def iterate_regularization_set(folder: Path) -> Iterator[RegularizationImage]:
-    """The images of a finished set, one shard in memory at a time; raises InputError as the reader does."""
+    """The images of a finished set in their order, one shard in memory at a time.
+
+    Raises InputError when there is none, or it is damaged.
+    """
     for path in _shards(Path(folder)):
         table = _table(path, ["key", "image", "caption", "similarity", "url", "source"])
         for row in table.to_pylist():
@@ -59,9 +58,6 @@ def iterate_regularization_set(folder: Path) -> Iterator[RegularizationImage]:
             yield RegularizationImage(
                 row["key"], content, row["caption"], float(row["similarity"]), row["url"], row["source"]
             )
-
-
-_AGAIN = "Run cdkit retrieve for this folder again, with --force."
 
 
 def _shards(folder: Path) -> list[Path]:

@@ -49,22 +49,6 @@ class Judge(Protocol):
     def admission(self) -> Admission: ...
 
 
-class AcceptAll:
-    """A judge, and an admission, that takes everything that was fetched."""
-
-    def prepare(self, images: Sequence[tuple[Candidate, FetchedImage]]) -> None:
-        return None
-
-    def admission(self) -> Admission:
-        return self
-
-    def admit(self, place: int, candidate: Candidate, image: FetchedImage) -> str | None:
-        return None
-
-    def withdrawn(self) -> Mapping[int, str]:
-        return {}
-
-
 @dataclass
 class Standing:
     """Where things stand. accepted, failed and undecided: places in the candidate order; turned_down: place → reason.

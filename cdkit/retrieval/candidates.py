@@ -39,9 +39,9 @@ MIN_CAPTIONS = 1000
 # Images kept per caption, as a multiple of those that may be accepted.
 SPARE_ROUNDS = 5
 DIGITS = 6
-# The order is quadratic in these; captions beyond them follow by similarity.
-FARTHEST = 2000
-POOL = 8000
+# Of spread: captions that are looked at, and how many of them are put in the diverse order, which is quadratic in it;
+# the others follow by similarity.
+SPREAD_CAPTIONS, SPREAD_FARTHEST = 8000, 2000
 
 
 @dataclass(frozen=True)
@@ -150,8 +150,8 @@ def ranked(matches: Iterable[tuple[str, Match]]) -> list[tuple[str, Match]]:
 
 def spread_order(encoder: TextEncoder, ranks: Sequence[tuple[str, Match]], seed: int) -> list[tuple[str, Match]]:
     """Ranked queries and matches in a seeded, diverse order."""
-    captions = [match.caption for _, match in ranks[:POOL]]
-    order = farthest_first(encode_queries(encoder, captions), FARTHEST, seed) if captions else []
+    captions = [match.caption for _, match in ranks[:SPREAD_CAPTIONS]]
+    order = farthest_first(encode_queries(encoder, captions), SPREAD_FARTHEST, seed) if captions else []
     chosen = set(order)
     order += [place for place in range(len(ranks)) if place not in chosen]
     return [ranks[place] for place in order]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cdkit.core.errors import NetworkError
@@ -24,7 +25,7 @@ from cdkit.fetching.outcomes import (
     settle,
 )
 from cdkit.fetching.urls import WebUrl, spellings
-from cdkit.retrieval.accept import AcceptAll, Downloaded, Judge, Limits, Standing, stand
+from cdkit.retrieval.accept import Downloaded, Judge, Limits, Standing, stand
 from cdkit.retrieval.candidates import Candidate
 
 # Waves in a row that may end without a single result before the network is given up.
@@ -41,8 +42,8 @@ def download(
     context: Context,
     *,
     limits: Limits,
+    judge: Judge,
     settings: FetchSettings | None = None,
-    judge: Judge | None = None,
     blocklist: Blocklist | None = None,
 ) -> Downloaded:
     """Fetch candidates in order until `limits.wanted` images are accepted or no candidate is left.
@@ -52,14 +53,14 @@ def download(
     what their URLs hold, never on timing. Raises ConfigError for impossible settings, OutputError when the disk is
     full, NetworkError when nothing can be fetched at all.
     """
-    chosen = settings or FetchSettings()
-    chosen.check()
-    if chosen.proxy is not None:
+    settings = settings or FetchSettings()
+    settings.check()
+    if settings.proxy is not None:
         context.progress.note(
-            f"Everything is fetched through the proxy {without_credentials(chosen.proxy)}: checking where names lead "
-            "is now its duty."
+            f"Everything is fetched through the proxy {without_credentials(settings.proxy)}: checking where names "
+            "lead is now its duty."
         )
-    return _Download(candidates, folder, context, limits, chosen, judge or AcceptAll(), blocklist or Blocklist()).run()
+    return _Download(candidates, folder.sub("waves"), context, limits, settings, judge, blocklist or Blocklist()).run()
 
 
 def _says_offline(attempt: Attempt) -> bool:
@@ -67,37 +68,27 @@ def _says_offline(attempt: Attempt) -> bool:
     return attempt.kind in ("dns", "refused") and any(mark in attempt.detail for mark in _OFFLINE)
 
 
+@dataclass
 class _Download:
     """One download on its way: what is known of every candidate, by its place in the order."""
 
-    def __init__(
-        self,
-        candidates: Sequence[Candidate],
-        folder: Folder,
-        context: Context,
-        limits: Limits,
-        settings: FetchSettings,
-        judge: Judge,
-        blocklist: Blocklist,
-    ) -> None:
-        self.candidates = candidates
-        self.folder = folder.sub("waves")
-        self.context = context
-        self.limits = limits
-        self.settings = settings
-        self.judge = judge
-        self.blocklist = blocklist
-        self.outcomes: dict[int, FetchedImage | FailedFetch] = {}
-        self.waiting: dict[int, float] = {}
-        self.attempts: dict[str, list[Attempt]] = {}
-        self.urls: dict[int, WebUrl] = {}
-        self.other_spellings: dict[int, list[WebUrl]] = {}
-        self.waves: list[WaveEnd] = []
-        self._read_urls()
+    candidates: Sequence[Candidate]
+    folder: Folder
+    context: Context
+    limits: Limits
+    settings: FetchSettings
+    judge: Judge
+    blocklist: Blocklist
+    outcomes: dict[int, FetchedImage | FailedFetch] = field(default_factory=dict)
+    waiting: dict[int, float] = field(default_factory=dict)
+    attempts: dict[str, list[Attempt]] = field(default_factory=dict)
+    urls: dict[int, WebUrl] = field(default_factory=dict)
+    other_spellings: dict[int, list[WebUrl]] = field(default_factory=dict)
+    places: dict[str, list[int]] = field(default_factory=dict)
+    waves: list[WaveEnd] = field(default_factory=list)
 
-    def _read_urls(self) -> None:
+    def __post_init__(self) -> None:
         """What needs no network: candidates without a usable URL fail; equal URLs are fetched once."""
-        self.places: dict[str, list[int]] = {}
         for place, candidate in enumerate(self.candidates):
             try:
                 forms = spellings(candidate.url or "")

@@ -29,6 +29,7 @@ from cdkit.retrieval.accept import Limits
 from cdkit.retrieval.candidates import Candidate
 from cdkit.retrieval.download import download
 from tests.support import material
+from tests.support.accept_all import AcceptAll
 from tests.support.hostile_server import STATUSES, HostileServer
 
 REAL_SURVIVAL = 0.93
@@ -106,6 +107,7 @@ def measure(survival: float, arguments: argparse.Namespace) -> dict[str, Any]:
                 Folder(Path(scratch)),
                 Context(LocalEngine(1)),
                 limits=Limits(arguments.wanted),
+                judge=AcceptAll(),
                 settings=settings,
             )
         seconds = time.monotonic() - clock

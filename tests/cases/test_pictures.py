@@ -23,11 +23,11 @@ from cdkit.core.protocols import SilentProgress
 from cdkit.evaluation import stage as evaluation
 from cdkit.evaluation.config import EvaluateConfig
 from cdkit.pictures.picture import Picture
-from cdkit.pictures.regularization_set import read_regularization_set
 from cdkit.training.photos import concept_photos
 from tests.support.hashing_encoder import HashingEncoder
 from tests.support.photo_pool import PoolPicture, index_of, picture
 from tests.support.pretend_run import run_stage
+from tests.support.regularization_sets import read_regularization_set
 
 CASES = Path(__file__).parent
 PHOTOS_OF_THE_USER, OTHERS = range(5), range(5, 10)

@@ -15,6 +15,7 @@ from cdkit.fetching.job import FetchSettings, Job
 from cdkit.retrieval.accept import Limits
 from cdkit.retrieval.download import download
 from tests.retrieval.conftest import candidates_of
+from tests.support.accept_all import AcceptAll
 from tests.support.hostile_server import HostileServer, picture
 
 
@@ -60,6 +61,7 @@ def test_what_is_listed_is_never_asked_for_or_never_written(
         Folder(tmp_path),
         context,
         limits=Limits(5),
+        judge=AcceptAll(),
         settings=FetchSettings(allow_hosts=(server.place,)),
         blocklist=listed,
     )

@@ -13,6 +13,7 @@ from cdkit.fetching.job import LOG_NAME, USER_AGENT, FetchSettings
 from cdkit.retrieval.accept import Limits
 from cdkit.retrieval.download import download
 from tests.retrieval.conftest import candidates_of
+from tests.support.accept_all import AcceptAll
 from tests.support.hostile_server import Canary, HostileServer, SilentListener, picture
 
 PRIVATE = "127.0.0.9"
@@ -127,7 +128,9 @@ def test_every_candidate_ends_once_and_the_canary_is_never_asked(
         )
         candidates = candidates_of(urls, md5)
         limits = Limits(wanted=len(urls))
-        done = download(candidates, Folder(tmp_path / "fetch"), context, limits=limits, settings=settings)
+        done = download(
+            candidates, Folder(tmp_path / "fetch"), context, limits=limits, settings=settings, judge=AcceptAll()
+        )
         hits = dict(server.hits)
         assert canary.connections == same_port.connections == 0
 
@@ -149,7 +152,9 @@ def test_every_candidate_ends_once_and_the_canary_is_never_asked(
         assert hits["/404?a=1&b=2"] == hits["/404?a=1&amp;b=2"] == 1
         assert hits["/429"] == hits["/500-then-ok"] == hits["/503"] == hits["/drip-headers"] == 2
 
-        again = download(candidates, Folder(tmp_path / "fetch"), context, limits=limits, settings=settings)
+        again = download(
+            candidates, Folder(tmp_path / "fetch"), context, limits=limits, settings=settings, judge=AcceptAll()
+        )
         assert dict(server.hits) == hits
         assert [candidate for candidate, _ in again.accepted] == [candidate for candidate, _ in done.accepted]
         assert again.failures() == done.failures()

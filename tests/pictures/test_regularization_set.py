@@ -13,8 +13,9 @@ from cdkit.core.manifest import Manifest
 from cdkit.core.shards import parts
 from cdkit.core.storage import Folder
 from cdkit.pictures import regularization_set
-from cdkit.pictures.regularization_set import SetRow, iterate_regularization_set, read_regularization_set, write_images
+from cdkit.pictures.regularization_set import SetRow, iterate_regularization_set, write_images
 from tests.support.photo_pool import picture
+from tests.support.regularization_sets import read_regularization_set
 
 
 def make_set(folder: Path, count: int) -> list[SetRow]:

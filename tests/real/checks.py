@@ -18,8 +18,8 @@ from cdkit.core.shards import parts
 from cdkit.core.text import clean_caption
 from cdkit.deltas.formats.lora import DIFFUSERS_LORA_NAME
 from cdkit.pictures.hashing import perceptual_hash
-from cdkit.pictures.regularization_set import read_regularization_set
 from tests.real.real_web import RealWeb
+from tests.support.regularization_sets import read_regularization_set
 
 # Stored images are encoded again, which moves a bit or two; the concept's own photos are further away than that.
 SAME_BITS = 4

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from cdkit.fetching.outcomes import FailedFetch, FetchedImage
 from cdkit.pictures.picture import FileContent
-from cdkit.retrieval.accept import AcceptAll, Limits, Standing, stand
+from cdkit.retrieval.accept import Limits, Standing, stand
 from cdkit.retrieval.candidates import Candidate
+from tests.support.accept_all import AcceptAll
 
 Outcomes = dict[int, FetchedImage | FailedFetch]
 

@@ -17,10 +17,10 @@ from cdkit.core.config import parse_config
 from cdkit.core.errors import ConfigError
 from cdkit.core.protocols import SilentProgress
 from cdkit.execute import execute
-from cdkit.pictures.regularization_set import read_regularization_set
 from cdkit.retrieval.config import ClassImagesConfig, RetrieveConfig
 from tests.support.hashing_encoder import HashingEncoder
 from tests.support.photo_pool import PoolPicture, index_of, picture
+from tests.support.regularization_sets import read_regularization_set
 from tests.support.tiny_pipeline import tiny_pipeline
 
 ENCODER = HashingEncoder(threshold=0.6)

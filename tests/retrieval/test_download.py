@@ -17,12 +17,13 @@ from cdkit.engines.local import LocalEngine
 from cdkit.fetching import batches
 from cdkit.fetching.batches import split_job
 from cdkit.fetching.blocklist import Blocklist
-from cdkit.fetching.job import FetchSettings, Job
+from cdkit.fetching.job import ENDED_NAME, LOG_NAME, FetchSettings, Job
 from cdkit.fetching.outcomes import FetchedImage, read_wave
-from cdkit.retrieval.accept import AcceptAll, Downloaded, Limits
+from cdkit.retrieval.accept import Downloaded, Limits
 from cdkit.retrieval.candidates import Candidate
 from cdkit.retrieval.download import download
 from tests.retrieval.conftest import NotingProgress, candidates_of
+from tests.support.accept_all import AcceptAll
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +37,9 @@ def urls(*names: str) -> list[str]:
 
 def fetch(folder: Path, names: Sequence[str], context: Context, wanted: int = 100, **settings: float) -> Downloaded:
     chosen = FetchSettings(**settings)  # type: ignore[arg-type]
-    return download(candidates_of(urls(*names)), Folder(folder), context, limits=Limits(wanted), settings=chosen)
+    return download(
+        candidates_of(urls(*names)), Folder(folder), context, limits=Limits(wanted), settings=chosen, judge=AcceptAll()
+    )
 
 
 def kinds(done: Downloaded) -> dict[str, str]:
@@ -96,7 +99,7 @@ def test_a_wave_without_an_end_is_taken_up_where_it_stood(tmp_path: Path, contex
     fetch(tmp_path, ["ok", "ok", "404"], context)
     wave = tmp_path / "waves" / "00000"
     # As a killed run leaves it: no end recorded, the last image cut short, one URL on its way.
-    (wave / batches.ENDED_NAME).unlink()
+    (wave / ENDED_NAME).unlink()
     journal = next(wave.glob("journal-*"))
     events = [json.loads(line) for line in journal.read_text().splitlines()]
     journal.write_text("".join(json.dumps(event) + "\n" for event in events if event["event"] != "http_404"))
@@ -129,7 +132,7 @@ def test_a_crash_costs_only_what_was_on_its_way(tmp_path: Path, context: Context
 def test_a_program_that_cannot_run_is_an_error_with_its_words(tmp_path: Path, context: Context) -> None:
     with pytest.raises(CdkitError, match="no such thing") as caught:
         fetch(tmp_path, ["crash-at-once"], context)
-    assert batches.LOG_NAME in caught.value.hint
+    assert LOG_NAME in caught.value.hint
 
 
 def test_waves_without_any_result_end_the_download(
@@ -179,7 +182,7 @@ def test_a_limit_on_memory_or_files_settles_nothing_either(tmp_path: Path, conte
 def test_equal_urls_are_fetched_once_and_hopeless_ones_not_at_all(tmp_path: Path, context: Context) -> None:
     given = ["http://a.test/ok/1", "http://A.test:80/ok/1#again", "ftp://a.test/ok", None]
     limits = Limits(10)
-    done = download(candidates_of(given), Folder(tmp_path), context, limits=limits)
+    done = download(candidates_of(given), Folder(tmp_path), context, limits=limits, judge=AcceptAll())
     assert kinds(done) == {"dog 0": "fetched", "dog 1": "fetched", "dog 2": "scheme", "dog 3": "scheme"}
     assert len(Job.read(tmp_path / "waves" / "00000").urls) == 1
 
@@ -190,7 +193,7 @@ def test_an_escaped_url_is_asked_for_in_both_spellings_and_counts_once(tmp_path:
         *("http://c.test/neither/3?x=1&amp;y=2", "http://d.test/plain/4?x=1&y=2", "http://d.test/plain/4?x=1&#38;y=2"),
     ]
     candidates = candidates_of(given)
-    done = download(candidates, Folder(tmp_path), context, limits=Limits(10))
+    done = download(candidates, Folder(tmp_path), context, limits=Limits(10), judge=AcceptAll())
     assert kinds(done) == {
         **{"dog 0": "fetched", "dog 1": "fetched", "dog 3": "fetched", "dog 4": "fetched"},
         "dog 2": "http_404",
@@ -200,7 +203,7 @@ def test_an_escaped_url_is_asked_for_in_both_spellings_and_counts_once(tmp_path:
     assert [candidate.url for candidate, _ in done.accepted] == [given[0], given[1], given[3], given[4]]
     asked = [url for path in sorted((tmp_path / "waves").iterdir()) for url in Job.read(path).urls]
     assert len(asked) == len(set(asked)) == 6
-    again = download(candidates, Folder(tmp_path), context, limits=Limits(10))
+    again = download(candidates, Folder(tmp_path), context, limits=Limits(10), judge=AcceptAll())
     assert again.waves == []
     assert kinds(again) == kinds(done)
 
@@ -208,7 +211,9 @@ def test_an_escaped_url_is_asked_for_in_both_spellings_and_counts_once(tmp_path:
 def test_a_blocked_url_is_blocked_in_every_spelling(tmp_path: Path, context: Context) -> None:
     blocklist = Blocklist(urls=frozenset({"http://a.test/ok/1?x=1&y=2", "http://b.test/ok/2?x=1&amp;y=2"}))
     given = ["http://a.test/ok/1?x=1&amp;y=2", "http://b.test/ok/2?x=1&amp;y=2", "http://c.test/ok/3?x=1&amp;y=2"]
-    done = download(candidates_of(given), Folder(tmp_path), context, limits=Limits(9), blocklist=blocklist)
+    done = download(
+        candidates_of(given), Folder(tmp_path), context, limits=Limits(9), blocklist=blocklist, judge=AcceptAll()
+    )
     assert kinds(done) == {"dog 2": "fetched", "dog 0": "blocklisted", "dog 1": "blocklisted"}
 
 
@@ -257,6 +262,6 @@ def test_impossible_settings_and_a_proxy_are_said_first(tmp_path: Path, context:
         fetch(tmp_path, ["ok"], context, deadline=0)
     assert not (tmp_path / "waves").exists()
     settings = FetchSettings(proxy="http://127.0.0.1:3128")
-    download(candidates_of([None]), Folder(tmp_path), context, limits=Limits(1), settings=settings)
+    download(candidates_of([None]), Folder(tmp_path), context, limits=Limits(1), settings=settings, judge=AcceptAll())
     assert isinstance(context.progress, NotingProgress)
     assert "proxy" in context.progress.notes[0]

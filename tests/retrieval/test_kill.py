@@ -17,6 +17,7 @@ from cdkit.fetching.outcomes import read_wave
 from cdkit.retrieval.accept import Limits
 from cdkit.retrieval.download import download
 from tests.retrieval.conftest import candidates_of
+from tests.support.accept_all import AcceptAll
 from tests.support.hashing_encoder import HashingEncoder
 from tests.support.hostile_server import HostileServer, picture
 from tests.support.photo_pool import PoolPicture, index_of
@@ -32,11 +33,13 @@ from cdkit.retrieval.accept import Limits
 from cdkit.retrieval.download import download
 from cdkit.fetching.job import FetchSettings
 from cdkit.core.storage import Folder
+from tests.support.accept_all import AcceptAll
 from tests.retrieval.conftest import candidates_of
 place, folder, count = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 urls = [f"http://{place}/slow/{number}" for number in range(count)]
 settings = FetchSettings(allow_hosts=(place,))
-download(candidates_of(urls), Folder(folder), Context(LocalEngine(1)), limits=Limits(count), settings=settings)
+context, limits = Context(LocalEngine(1)), Limits(count)
+download(candidates_of(urls), Folder(folder), context, limits=limits, settings=settings, judge=AcceptAll())
 """
 
 
@@ -59,7 +62,9 @@ def test_a_killed_download_goes_on_and_fetches_nothing_twice(tmp_path: Path, con
         urls = [server.url(f"slow/{number}") for number in range(URLS)]
         settings = FetchSettings(allow_hosts=(server.place,))
         limits = Limits(URLS)
-        done = download(candidates_of(urls), Folder(tmp_path), context, limits=limits, settings=settings)
+        done = download(
+            candidates_of(urls), Folder(tmp_path), context, limits=limits, settings=settings, judge=AcceptAll()
+        )
         assert [candidate.url for candidate, _ in done.accepted] == urls
         assert all(image.content.read() == picture(f"/slow/{place}") for place, (_, image) in enumerate(done.accepted))
         twice = {path for path, number in server.hits.items() if number > 1}

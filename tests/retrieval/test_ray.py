@@ -13,6 +13,7 @@ from cdkit.fetching.job import FetchSettings
 from cdkit.retrieval.accept import Limits
 from cdkit.retrieval.download import download
 from tests.retrieval.conftest import candidates_of
+from tests.support.accept_all import AcceptAll
 from tests.support.hostile_server import Canary, HostileServer, picture
 
 pytestmark = pytest.mark.slow
@@ -38,7 +39,9 @@ def test_ray_fetches_under_the_same_guard(tmp_path: Path) -> None:
         settings = FetchSettings(allow_hosts=tuple(hosts))
         limits = Limits(len(urls))
         context = Context(RayEngine(2))
-        done = download(candidates_of(urls), Folder(tmp_path), context, limits=limits, settings=settings)
+        done = download(
+            candidates_of(urls), Folder(tmp_path), context, limits=limits, settings=settings, judge=AcceptAll()
+        )
         assert [image.content.read() for _, image in done.accepted] == [
             picture(f"/ok/{number}") for number in range(12)
         ]

@@ -22,12 +22,12 @@ from cdkit.core.shards import parts
 from cdkit.embedded.pool import DEFAULT_HOST, pool_rows
 from cdkit.index.changes.remove import remove
 from cdkit.pictures.hashing import NEAR, perceptual_hash
-from cdkit.pictures.regularization_set import read_regularization_set
 from cdkit.training.photos import regularization_pictures
 from tests.pictures.test_decoding import png_header, saved
 from tests.support.hashing_encoder import HashingEncoder
 from tests.support.hostile_server import HostileServer
 from tests.support.photo_pool import PoolPicture, index_of, picture, real_photos, served
+from tests.support.regularization_sets import read_regularization_set
 
 LAYOUT_OPTIONS = [f"--also-write={layout}" for layout in ("diffusers", "imagefolder", "webdataset")]
 ENCODER = HashingEncoder(threshold=0.6)

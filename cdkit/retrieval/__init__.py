@@ -1,1 +1,1 @@
-"""From prompts to images: candidates out of the caption index, a guarded download, and other sources of images."""
+"""Retrieval: prompts in, a regularization set out: candidates, a guarded download or images at hand, curation."""

@@ -14,11 +14,7 @@ from cdkit.cli.options import FORCE, OUT, command, config_command, end_short, re
 from cdkit.cli.output import Output, data_console, duration, progress_for, table
 from cdkit.core.config import StageConfig
 from cdkit.core.formatting import command_line
-from cdkit.core.protocols import Context
-from cdkit.core.storage import Folder
-from cdkit.engines import create_engine
 from cdkit.execute import Result, execute
-from cdkit.inputs import resolve_inputs
 from cdkit.stages import STAGES
 
 app = typer.Typer(help="Count vocabulary tokens, pick rare ones, explain a word.", no_args_is_help=True)
@@ -62,16 +58,12 @@ def _rare(output: Output, config: StageConfig, further: Mapping[str, Any]) -> No
         result = execute("tokens", config, further["out"], progress=progress_for(output), force=further["force"])
         report_result(output, result, lambda _, done: _draw_picks(data_console(), done.manifest.details), _picks_of)
         return
-    from cdkit.tokens.config import RareTokensConfig
-    from cdkit.tokens.rare import rare_tokens
-
-    assert isinstance(config, RareTokensConfig)
-    context = Context(create_engine("local", 1), progress_for(output))
     with tempfile.TemporaryDirectory() as scratch:
-        found = rare_tokens(config, resolve_inputs(config), Folder(Path(scratch)), context)
-    words = "\n".join(pick.token for pick in found.picks)
-    output.result(found.as_json(), human=lambda console: _draw_picks(console, found.as_json()), quiet=words)
-    end_short(found.shortfall(config.rule()), hint="Widen --min-count and --max-count, or take a larger --sample.")
+        manifest = execute("tokens", config, Path(scratch) / "picks", progress=progress_for(output)).manifest
+    picks = {name: value for name, value in manifest.details.items() if name != "tokenizer"}
+    words = "\n".join(pick["token"] for pick in picks["picks"])
+    output.result(picks, human=lambda console: _draw_picks(console, picks), quiet=words)
+    end_short(manifest.shortfall, hint="Widen --min-count and --max-count, or take a larger --sample.")
 
 
 def _picks_of(result: Result) -> dict[str, Any]:

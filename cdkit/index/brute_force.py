@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cdkit.core.splitmix64 import GOLDEN, splitmix64
 from cdkit.index.records import read_embeddings
 
 if TYPE_CHECKING:
@@ -139,13 +140,11 @@ _WHOLE = 2**64
 
 
 def draw(ids: np.ndarray, seed: int, purpose: int) -> np.ndarray:
-    """uint64 [n]: a uniform number per id, independent between purposes. Steele et al. 2014, splitmix64."""
+    """uint64 [n]: a uniform number per id, independent between purposes."""
     import numpy as np
 
-    value = ids.astype(np.uint64) + np.uint64((seed * 0x9E3779B97F4A7C15 + purpose * 0xD1342543DE82EF95) % _WHOLE)
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))
+    stream = np.uint64(((seed - 1) * GOLDEN + purpose * 0xD1342543DE82EF95) % _WHOLE)
+    return splitmix64(ids.astype(np.uint64) + stream)
 
 
 def sampled(ids: np.ndarray, seed: int, purpose: int, wanted: int, total: int) -> np.ndarray:

@@ -1,29 +1,30 @@
-"""Exact counts of every vocabulary token: words are counted first, and byte-pair merges run on each word once."""
+"""Counts of every vocabulary token, exact, and the tables that keep them.
+
+Words are counted first, and byte-pair merges run on each distinct word once.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdkit.core.errors import InputError
-from cdkit.core.fingerprints import Input
-from cdkit.core.protocols import Context, Task
+from cdkit.core.protocols import Task
 from cdkit.core.shards import FACTS_KEY, finished_facts, part_name, parts, read_parts, schema, write_shard
-from cdkit.core.storage import Folder
-from cdkit.tokens.config import CaptionSampleConfig
-from cdkit.tokens.sample import IMPORTED, SampledCaptions, captions_folder, import_pools, sample_rows
-from cdkit.tokens.vocabulary import Tower, Vocabulary, load_towers
+from cdkit.tokens.vocabulary import Tower, Vocabulary
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
 
+COUNTS_FOLDER = "token_counts"
+WORDS_COLUMN = "words"
 _CAPTIONS_AT_ONCE = 500_000
 _WORDS_PER_TEXT = 200
 _LETTERS = re.compile(r"[^\W\d_]+")
@@ -113,14 +114,10 @@ def _add_up(texts: Sequence[str], weights: np.ndarray, tower: Tower) -> np.ndarr
     total = np.zeros(size, dtype=np.int64)
     for start, encoded in tower.encode_all(texts):
         lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
-        ids = np.fromiter((index for one in encoded for index in one), np.int64, int(lengths.sum()))
+        ids = np.fromiter((index for ids_of_text in encoded for index in ids_of_text), np.int64, int(lengths.sum()))
         repeated = np.repeat(weights[start : start + len(encoded)], lengths)
         total += np.bincount(ids, repeated, minlength=size).astype(np.int64)
     return total
-
-
-COUNTS_FOLDER = "token_counts"
-WORDS_COLUMN = "words"
 
 
 @dataclass(frozen=True)
@@ -154,17 +151,17 @@ class TokenCounts:
         }
 
 
-def write_counts(folder: Path, found: TokenCounts, fingerprint: str) -> None:
+def write_counts(folder: Path, token_counts: TokenCounts, fingerprint: str) -> None:
     """Write one table per tower, each atomically, the first tower's last."""
     import numpy as np
     import pyarrow as pa
 
-    facts = {"sampled": found.sampled, "available": found.available}
-    for (name, tower), counts in reversed(list(zip(_folders(found.towers), found.counts, strict=True))):
+    facts = {"sampled": token_counts.sampled, "available": token_counts.available}
+    for (name, tower), counts in reversed(list(zip(_folders(token_counts.towers), token_counts.counts, strict=True))):
         ids = np.arange(len(counts), dtype=np.int32)
         table = pa.table([ids, list(tower.vocabulary.entries), counts], schema=schema("token_counts"))
-        if name == COUNTS_FOLDER and found.words is not None:
-            table = table.append_column(WORDS_COLUMN, pa.array(found.words))
+        if name == COUNTS_FOLDER and token_counts.words is not None:
+            table = table.append_column(WORDS_COLUMN, pa.array(token_counts.words))
         write_shard(folder / name / part_name(0), table, fingerprint=fingerprint, facts=facts)
 
 
@@ -228,47 +225,3 @@ def _facts(folder: Path) -> dict[str, Any]:
 
     metadata = pq.read_metadata(parts(folder)[0]).metadata or {}
     return dict(json.loads(metadata.get(FACTS_KEY.encode(), b"{}")))
-
-
-def counted(config: CaptionSampleConfig, inputs: Mapping[str, Input], out: Folder, context: Context) -> TokenCounts:
-    """Draw the sample, count it for every tower and write token_counts/; what an earlier run finished is read back.
-
-    Raises InputError for an unusable tokenizer, and for captions that are not there.
-    """
-    towers = load_towers(config.tokenizer)
-    done = finished_counts(out.path, towers, context.fingerprint)
-    if done is not None:
-        return done
-    sample = _sample(config, inputs, out, context)
-    if sample.sampled < config.sample:
-        context.progress.note(f"There are only {sample.available:,} caption rows; all of them are counted.")
-    counts: list[np.ndarray] = []
-    for tower in towers:
-        counts.append(_count_tower(tower, towers[: len(counts)], counts, sample, context))
-    words = count_words(sample.captions, towers[0].vocabulary, sample.rows)
-    found = TokenCounts(tuple(towers), tuple(counts), words, sample.sampled, sample.available)
-    write_counts(out.path, found, context.fingerprint)
-    out.remove([IMPORTED])
-    return found
-
-
-def _sample(
-    config: CaptionSampleConfig, inputs: Mapping[str, Input], out: Folder, context: Context
-) -> SampledCaptions:
-    if config.index is not None:
-        folder = captions_folder(Path(config.index))
-    else:
-        folder = import_pools(inputs["captions"], config.pool, config.caption_column, out, context)
-    return sample_rows(folder, config.sample, config.seed, context)
-
-
-def _count_tower(
-    tower: Tower, earlier: list[Tower], counts: list[np.ndarray], sample: SampledCaptions, context: Context
-) -> np.ndarray:
-    """The tower's counts; a tower that does what an earlier one does is not counted again."""
-    for other, known in zip(earlier, counts, strict=True):
-        if tower.same_as(other):
-            return known
-    label = f"counting tokens ({tower.name})"
-    with context.progress.task(label, len(sample.captions), unit="captions") as task:
-        return count_tokens(sample.captions, tower, sample.rows, task)

@@ -1,4 +1,4 @@
-"""Explains a word as the tokenizer sees it: one token or several, how often it occurs, which tokens contain it."""
+"""Explanations of words and tokens: how a tokenizer reads a word, and what a token's embedding is close to."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+NEIGHBOURS = 5
 _NAMED = 4
 
 
@@ -89,8 +90,8 @@ def explain_words(words: Sequence[str], tokenizer: str, counts: Path | None = No
     Raises InputError for an empty word, an unusable tokenizer, or counts of another one.
     """
     towers = load_towers(tokenizer)
-    known = read_counts(counts, towers) if counts is not None else None
-    return [explain_word(word, towers[0], known) for word in words]
+    tables = read_counts(counts, towers) if counts is not None else None
+    return [explain_word(word, towers[0], tables) for word in words]
 
 
 def explain_word(word: str, tower: Tower, counts: TokenCounts | None = None) -> Explanation:
@@ -129,13 +130,10 @@ def _letters(text: str, tower: Tower) -> str:
 def _containing(letters: str, tower: Tower) -> tuple[str, ...]:
     """Tokens the form is part of, each form once, the tokenizer's commonest (earliest merges) first."""
     vocabulary = tower.vocabulary
-    found: dict[str, str] = {}
+    holders: dict[str, str] = {}
     for index in vocabulary.containing(letters):
-        found.setdefault(vocabulary.letters[index], vocabulary.entries[index])
-    return tuple(found.values())
-
-
-SHOWN = 5
+        holders.setdefault(vocabulary.letters[index], vocabulary.entries[index])
+    return tuple(holders.values())
 
 
 def embedding_table(base: str) -> np.ndarray:
@@ -179,7 +177,7 @@ def _text_encoder(base: str) -> object:
 
 
 def add_neighbours(
-    picks: Sequence[Pick], vocabulary: Vocabulary, table: np.ndarray, number: int = SHOWN
+    picks: Sequence[Pick], vocabulary: Vocabulary, table: np.ndarray, number: int = NEIGHBOURS
 ) -> tuple[Pick, ...]:
     """The picks with their `number` nearest entries by cosine, nearest first; themselves and special tokens left out.
 
@@ -200,11 +198,11 @@ def add_neighbours(
     cosines = unit[ids] @ unit[: len(vocabulary)].T
     cosines[:, sorted(vocabulary.specials)] = -np.inf
     cosines[range(len(ids)), ids] = -np.inf
-    found = []
+    shown = []
     for pick, row in zip(picks, cosines, strict=True):
         order = np.argsort(-row, kind="stable")[:number].tolist()
         near = tuple(
             Neighbour(vocabulary.entries[index], float(row[index])) for index in order if np.isfinite(row[index])
         )
-        found.append(replace(pick, neighbours=near))
-    return tuple(found)
+        shown.append(replace(pick, neighbours=near))
+    return tuple(shown)

@@ -77,7 +77,7 @@ def _pick(entry: Mapping[str, Any]) -> Pick:
     token, count, rank = entry["token"], entry.get("count"), entry.get("merge_rank")
     if not isinstance(token, str) or not token:
         raise ValueError(f"not a token: {token!r}")
-    near = tuple(Neighbour(str(one["token"]), float(one["similarity"])) for one in entry.get("neighbours", ()))
+    near = tuple(Neighbour(str(close["token"]), float(close["similarity"])) for close in entry.get("neighbours", ()))
     return Pick(
         token,
         int(entry["token_id"]),
@@ -102,11 +102,11 @@ def choose_initializers(picks: Sequence[Pick] | None, words: Sequence[str]) -> l
             hint="Pick more with cdkit tokens rare --limit, or name them: --token NAME='<new1>'=INITIALIZER.",
         )
     initializers = list(series.values())
-    numbers = [int(found[1]) if (found := NUMBERED.fullmatch(word)) else 0 for word in words]
-    named = len({pick.surface for pick in picks or PAPER_INITIALIZERS})
-    own = [number - 1 if 0 < number <= named else None for number in numbers]
-    free = (index for index in range(len(initializers)) if index not in own)
-    return [initializers[next(free) if index is None else index] for index in own]
+    numbers = [int(match[1]) if (match := NUMBERED.fullmatch(word)) else 0 for word in words]
+    numbered = len({pick.surface for pick in picks or PAPER_INITIALIZERS})
+    places = [number - 1 if 0 < number <= numbered else None for number in numbers]
+    free = (index for index in range(len(initializers)) if index not in places)
+    return [initializers[next(free) if index is None else index] for index in places]
 
 
 def resolve_initializer(tokenizer: Any, initializer: Pick | str | int) -> int:

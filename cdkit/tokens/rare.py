@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdkit.core.fingerprints import Input
-from cdkit.core.protocols import Context
-from cdkit.core.storage import Folder
-from cdkit.tokens.config import RareRule, RareTokensConfig
-from cdkit.tokens.count import TokenCounts, counted, read_counts
-from cdkit.tokens.explain import add_neighbours, embedding_table
+from cdkit.tokens.config import RareRule
+from cdkit.tokens.count import TokenCounts
 from cdkit.tokens.modifiers import Pick
-from cdkit.tokens.vocabulary import Tower, load_towers
+from cdkit.tokens.vocabulary import Tower
 
 if TYPE_CHECKING:
     import numpy as np
@@ -165,23 +160,3 @@ class _Search:
     @staticmethod
     def _inside(tower: Tower, letters: str) -> bool:
         return next(tower.vocabulary.containing(letters), None) is not None
-
-
-def rare_tokens(
-    config: RareTokensConfig, inputs: Mapping[str, Input], scratch: Folder, context: Context
-) -> RareTokens:
-    """The picks, with neighbours when a base model is given; counts made on the way are kept in `scratch`."""
-    counts = _counts(config, inputs, scratch, context)
-    if counts.words is None:
-        context.progress.note("These counts do not say which tokens stand as words: everyday words may be picked.")
-    found = find_rare(counts, config.rule())
-    if config.base is None or not found.picks:
-        return found
-    table = embedding_table(config.base)
-    return replace(found, picks=add_neighbours(found.picks, counts.towers[0].vocabulary, table))
-
-
-def _counts(config: RareTokensConfig, inputs: Mapping[str, Input], scratch: Folder, context: Context) -> TokenCounts:
-    if config.counts is not None:
-        return read_counts(Path(config.counts), load_towers(config.tokenizer))
-    return counted(config, inputs, scratch, context)

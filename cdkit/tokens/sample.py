@@ -13,6 +13,7 @@ from cdkit.core.fingerprints import Input
 from cdkit.core.manifest import STARTED_NAME, read_manifest
 from cdkit.core.protocols import Context
 from cdkit.core.shards import parts, read_parts
+from cdkit.core.splitmix64 import GOLDEN, splitmix64
 from cdkit.core.storage import Folder
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _BLOCK = 1 << 20
-_GOLDEN = 0x9E3779B97F4A7C15
 IMPORTED = "sample"
 
 
@@ -135,7 +135,7 @@ def _smallest(blocks: Iterator[_Rows], number: int) -> _Rows:
     for block in blocks:
         available += block.available
         waiting.append(block.kept(block.priorities <= bound))
-        if sum(len(one.ids) for one in waiting) > max(number, _BLOCK):
+        if sum(len(rows.ids) for rows in waiting) > max(number, _BLOCK):
             kept, waiting = _cut(kept, waiting, number), []
             bound = kept.priorities[-1] if len(kept.ids) == number else bound
     kept = _cut(kept, waiting, number)
@@ -157,17 +157,8 @@ def _cut(kept: _Rows, more: list[_Rows], number: int) -> _Rows:
 
 
 def _hash(ids: np.ndarray, copies: np.ndarray, seed: int) -> np.ndarray:
-    """uint64 [n] keyed hash of caption row (id, copy): splitmix64 (Steele et al. 2014), the same on every machine."""
+    """uint64 [n] keyed hash of caption row (id, copy), the same on every machine."""
     import numpy as np
 
-    key = _mix(np.array([seed % 2**64], dtype=np.uint64))
-    return _mix(_mix(ids.astype(np.uint64) ^ key) + copies.astype(np.uint64) * np.uint64(_GOLDEN))
-
-
-def _mix(values: np.ndarray) -> np.ndarray:
-    import numpy as np
-
-    mixed = values + np.uint64(_GOLDEN)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
+    key = splitmix64(np.array([seed % 2**64], dtype=np.uint64))
+    return splitmix64(splitmix64(ids.astype(np.uint64) ^ key) + copies.astype(np.uint64) * np.uint64(GOLDEN))

@@ -3,42 +3,113 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cdkit.core.fingerprints import Input
 from cdkit.core.manifest import Counts
 from cdkit.core.protocols import Context
 from cdkit.core.shards import Dataset
 from cdkit.core.storage import Folder, write_json
-from cdkit.tokens.config import RareTokensConfig, TokenCountsConfig
-from cdkit.tokens.count import counted
+from cdkit.tokens.config import CaptionSampleConfig, RareTokensConfig, TokenCountsConfig
+from cdkit.tokens.count import TokenCounts, count_tokens, count_words, finished_counts, read_counts, write_counts
+from cdkit.tokens.explain import add_neighbours, embedding_table
 from cdkit.tokens.modifiers import PICKS_FORMAT, PICKS_NAME
-from cdkit.tokens.rare import rare_tokens
+from cdkit.tokens.rare import RareTokens, find_rare
+from cdkit.tokens.sample import IMPORTED, SampledCaptions, captions_folder, import_pools, sample_rows
+from cdkit.tokens.vocabulary import Tower, load_towers
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def count_caption_tokens(
     config: TokenCountsConfig, inputs: Mapping[str, Input], out: Folder, context: Context
 ) -> Dataset:
     """Count every token over a sample of caption rows into token_counts/ (token_counts_2/ for a second text tower)."""
-    found = counted(config, inputs, out, context)
-    sampled, available = found.sampled or 0, found.available or 0
+    token_counts = _count(config, inputs, out, context)
+    sampled, available = token_counts.sampled or 0, token_counts.available or 0
     left_out = {"not_sampled": available - sampled} if available > sampled else {}
     return Dataset(
         kind="token_counts",
         folder=out.path,
         counts=Counts(available, sampled, left_out),
-        details={"tokenizer": config.tokenizer, **found.as_json()},
+        details={"tokenizer": config.tokenizer, **token_counts.as_json()},
     )
 
 
 def pick_tokens(config: RareTokensConfig, inputs: Mapping[str, Input], out: Folder, context: Context) -> Dataset:
     """Pick rare tokens into picks.json; counts made on the way stay beside it. Short when no token qualifies."""
-    found = rare_tokens(config, inputs, out, context)
-    write_json(out / PICKS_NAME, {"format": PICKS_FORMAT, "tokenizer": config.tokenizer, **found.as_json()})
-    kept = len(found.picks)
+    rare = _pick(config, inputs, out, context)
+    write_json(out / PICKS_NAME, {"format": PICKS_FORMAT, "tokenizer": config.tokenizer, **rare.as_json()})
+    kept = len(rare.picks)
     return Dataset(
         kind="picks",
         folder=out.path,
-        counts=Counts(kept + sum(found.rejected.values()), kept, found.rejected),
-        details={"tokenizer": config.tokenizer, **found.as_json()},
-        shortfall=found.shortfall(config.rule()),
+        counts=Counts(kept + sum(rare.rejected.values()), kept, rare.rejected),
+        details={"tokenizer": config.tokenizer, **rare.as_json()},
+        shortfall=rare.shortfall(config.rule()),
     )
+
+
+def _count(config: CaptionSampleConfig, inputs: Mapping[str, Input], out: Folder, context: Context) -> TokenCounts:
+    """Draw the sample, count it for every tower and write token_counts/; what an earlier run finished is read back.
+
+    Raises InputError for an unusable tokenizer, and for captions that are not there.
+    """
+    towers = load_towers(config.tokenizer)
+    done = finished_counts(out.path, towers, context.fingerprint)
+    if done is not None:
+        return done
+    sample = _sample(config, inputs, out, context)
+    if sample.sampled < config.sample:
+        context.progress.note(f"There are only {sample.available:,} caption rows; all of them are counted.")
+    counts: list[np.ndarray] = []
+    for tower in towers:
+        counts.append(_count_tower(tower, towers[: len(counts)], counts, sample, context))
+    words = count_words(sample.captions, towers[0].vocabulary, sample.rows)
+    result = TokenCounts(tuple(towers), tuple(counts), words, sample.sampled, sample.available)
+    write_counts(out.path, result, context.fingerprint)
+    out.remove([IMPORTED])
+    return result
+
+
+def _sample(
+    config: CaptionSampleConfig, inputs: Mapping[str, Input], out: Folder, context: Context
+) -> SampledCaptions:
+    if config.index is not None:
+        folder = captions_folder(Path(config.index))
+    else:
+        folder = import_pools(inputs["captions"], config.pool, config.caption_column, out, context)
+    return sample_rows(folder, config.sample, config.seed, context)
+
+
+def _count_tower(
+    tower: Tower, earlier: list[Tower], counts: list[np.ndarray], sample: SampledCaptions, context: Context
+) -> np.ndarray:
+    """The tower's counts; a tower that does what an earlier one does is not counted again."""
+    for other, of_other in zip(earlier, counts, strict=True):
+        if tower.same_as(other):
+            return of_other
+    label = f"counting tokens ({tower.name})"
+    with context.progress.task(label, len(sample.captions), unit="captions") as task:
+        return count_tokens(sample.captions, tower, sample.rows, task)
+
+
+def _pick(config: RareTokensConfig, inputs: Mapping[str, Input], scratch: Folder, context: Context) -> RareTokens:
+    """The picks, with neighbours when a base model is given; counts made on the way are kept in `scratch`."""
+    counts = _counts(config, inputs, scratch, context)
+    if counts.words is None:
+        context.progress.note("These counts do not say which tokens stand as words: everyday words may be picked.")
+    rare = find_rare(counts, config.rule())
+    if config.base is None or not rare.picks:
+        return rare
+    table = embedding_table(config.base)
+    return replace(rare, picks=add_neighbours(rare.picks, counts.towers[0].vocabulary, table))
+
+
+def _counts(config: RareTokensConfig, inputs: Mapping[str, Input], scratch: Folder, context: Context) -> TokenCounts:
+    if config.counts is not None:
+        return read_counts(Path(config.counts), load_towers(config.tokenizer))
+    return _count(config, inputs, scratch, context)

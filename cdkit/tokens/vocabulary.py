@@ -1,4 +1,4 @@
-"""Loads the tokenizers a spec names: CLIP's own, or every text tower of a base model (folder or hub id)."""
+"""Vocabularies and tokenizers of text towers, and how they are loaded: CLIP's own, or those of a base model."""
 
 from __future__ import annotations
 
@@ -15,6 +15,13 @@ from cdkit.core.errors import InputError, NetworkError
 from cdkit.core.fingerprints import EMBEDDED
 from cdkit.tokens.config import CLIP
 
+END_OF_WORD = "</w>"
+# CLIP's own way to split a text into words, as transformers writes it with and without the special tokens.
+_CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+_CLIP_PATTERNS = {_CLIP_WORDS, r"<\|startoftext\|>|<\|endoftext\|>|" + _CLIP_WORDS}
+_LOCAL_NORMALIZERS = {"NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents"}
+_SPACES: tuple[dict[str, str], ...] = ({"Regex": r"\s+"}, {"String": " "})
+_BATCH = 20_000
 _FOLDERS = ("tokenizer", "tokenizer_2")
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer_config.json", "spiece.model", "vocab.txt")
 _HUB_PATTERNS = (
@@ -24,82 +31,6 @@ _HUB_PATTERNS = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-
-
-def load_towers(spec: str) -> list[Tower]:
-    """The tokenizers of `spec`: `clip` (the vocabulary that ships with open_clip), `embedded`, a folder or a hub id.
-
-    A base model's folder gives one tower per text encoder (two for SDXL); a tokenizer's own folder gives one. Only a
-    hub id is ever downloaded. Raises InputError when there is no usable tokenizer, NetworkError when the hub fails.
-    """
-    if spec in (CLIP, EMBEDDED) or spec.startswith(f"{EMBEDDED}:"):
-        return [_clip()]
-    folder = Path(spec).expanduser()
-    if folder.is_file():
-        raise InputError(f"{spec} is a file, not a folder.", hint="Give the model's folder, a hub id, or 'clip'.")
-    if not folder.is_dir():
-        folder = _from_hub(spec)
-    named = [name for name in _FOLDERS if (folder / name).is_dir()]
-    if named:
-        return [tower_of(name, _load(folder / name)) for name in named]
-    if any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        return [tower_of("tokenizer", _load(folder))]
-    raise InputError(
-        f"{spec} holds no tokenizer: no tokenizer/ folder and none of {', '.join(_TOKENIZER_FILES)}.",
-        hint="Give a diffusers model folder or hub id, a tokenizer's folder, or 'clip'.",
-    )
-
-
-@lru_cache(maxsize=1)
-def _clip() -> Tower:
-    from cdkit.embedded.tokenizer import load_tokenizer
-
-    return tower_of("tokenizer", load_tokenizer())
-
-
-def _load(folder: Path) -> Any:
-    present = {path.name for path in folder.iterdir()}
-    if "vocab.json" in present and not present & {"merges.txt", "tokenizer.json"}:
-        raise InputError(
-            f"{folder} has a vocabulary (vocab.json) but no merges (merges.txt).",
-            hint="Copy the model's whole tokenizer folder, or use --tokenizer clip.",
-        )
-    from transformers import AutoTokenizer, CLIPTokenizer
-
-    # Without these two files transformers cannot tell the class, and old CLIP folders have neither.
-    kind = AutoTokenizer if present & {"tokenizer_config.json", "config.json"} else CLIPTokenizer
-    try:
-        return kind.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:  # every backend has its own; all mean that the files cannot be used
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"The tokenizer in {folder} cannot be loaded: {first}",
-            hint="The files may be truncated, or of a tokenizer this transformers does not know.",
-        ) from error
-
-
-def _from_hub(spec: str) -> Path:
-    if spec.startswith((".", "/", "~")) or spec.count("/") > 1:
-        raise InputError(f"{spec} does not exist.", hint="Give a model folder, a hub id, or 'clip'.")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(spec, allow_patterns=list(_HUB_PATTERNS)))
-    except Exception as error:  # httpx, hub and file-system errors alike
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise NetworkError(
-            f"The tokenizer of {spec} could not be fetched from the hub: {first}",
-            hint="Check the name and the network, or give a local model folder; 'clip' needs no download.",
-        ) from error
-
-
-END_OF_WORD = "</w>"
-# CLIP's own way to split a text into words, as transformers writes it with and without the special tokens.
-_CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-_CLIP_PATTERNS = {_CLIP_WORDS, r"<\|startoftext\|>|<\|endoftext\|>|" + _CLIP_WORDS}
-_LOCAL_NORMALIZERS = {"NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents"}
-_SPACES: tuple[dict[str, str], ...] = ({"Regex": r"\s+"}, {"String": " "})
-_BATCH = 20_000
 
 
 def letters_of(entry: str) -> str:
@@ -215,16 +146,16 @@ def tower_of(name: str, tokenizer: Any) -> Tower:
     from tokenizers import Tokenizer
 
     # A copy: a tokenizer.json may ask for truncation or padding, and the caller's tokenizer must stay as it is.
-    own = Tokenizer.from_str(backend.to_str())
-    own.no_truncation()
-    own.no_padding()
-    facts = json.loads(own.to_str())
+    copy = Tokenizer.from_str(backend.to_str())
+    copy.no_truncation()
+    copy.no_padding()
+    facts = json.loads(copy.to_str())
     model = facts["model"]
     merges = tuple(_pair(merge) for merge in model.get("merges") or ())
     specials = frozenset(token["id"] for token in facts.get("added_tokens") or () if token["special"])
     clip_like = model["type"] == "BPE" and model.get("end_of_word_suffix") == END_OF_WORD
-    vocabulary = _vocabulary(own.get_vocab(with_added_tokens=True), merges, specials, clip_like=clip_like)
-    return Tower(name, vocabulary, own, splits_at_spaces(facts))
+    vocabulary = _vocabulary(copy.get_vocab(with_added_tokens=True), merges, specials, clip_like=clip_like)
+    return Tower(name, vocabulary, copy, splits_at_spaces(facts))
 
 
 def splits_at_spaces(facts: Mapping[str, Any]) -> bool:
@@ -275,3 +206,70 @@ def _vocabulary(
     for entry, index in ids.items():
         entries[index] = entry
     return Vocabulary(tuple(entries), merges, specials, clip_like)
+
+
+def load_towers(spec: str) -> list[Tower]:
+    """The tokenizers of `spec`: `clip` (the vocabulary that ships with open_clip), `embedded`, a folder or a hub id.
+
+    A base model's folder gives one tower per text encoder (two for SDXL); a tokenizer's own folder gives one. Only a
+    hub id is ever downloaded. Raises InputError when there is no usable tokenizer, NetworkError when the hub fails.
+    """
+    if spec in (CLIP, EMBEDDED) or spec.startswith(f"{EMBEDDED}:"):
+        return [_clip()]
+    folder = Path(spec).expanduser()
+    if folder.is_file():
+        raise InputError(f"{spec} is a file, not a folder.", hint="Give the model's folder, a hub id, or 'clip'.")
+    if not folder.is_dir():
+        folder = _from_hub(spec)
+    parts = [name for name in _FOLDERS if (folder / name).is_dir()]
+    if parts:
+        return [tower_of(name, _load(folder / name)) for name in parts]
+    if any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        return [tower_of("tokenizer", _load(folder))]
+    raise InputError(
+        f"{spec} holds no tokenizer: no tokenizer/ folder and none of {', '.join(_TOKENIZER_FILES)}.",
+        hint="Give a diffusers model folder or hub id, a tokenizer's folder, or 'clip'.",
+    )
+
+
+@lru_cache(maxsize=1)
+def _clip() -> Tower:
+    from cdkit.embedded.tokenizer import load_tokenizer
+
+    return tower_of("tokenizer", load_tokenizer())
+
+
+def _load(folder: Path) -> Any:
+    present = {path.name for path in folder.iterdir()}
+    if "vocab.json" in present and not present & {"merges.txt", "tokenizer.json"}:
+        raise InputError(
+            f"{folder} has a vocabulary (vocab.json) but no merges (merges.txt).",
+            hint="Copy the model's whole tokenizer folder, or use --tokenizer clip.",
+        )
+    from transformers import AutoTokenizer, CLIPTokenizer
+
+    # Without these two files transformers cannot tell the class, and old CLIP folders have neither.
+    kind = AutoTokenizer if present & {"tokenizer_config.json", "config.json"} else CLIPTokenizer
+    try:
+        return kind.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # every backend has its own; all mean that the files cannot be used
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"The tokenizer in {folder} cannot be loaded: {first}",
+            hint="The files may be truncated, or of a tokenizer this transformers does not know.",
+        ) from error
+
+
+def _from_hub(spec: str) -> Path:
+    if spec.startswith((".", "/", "~")) or spec.count("/") > 1:
+        raise InputError(f"{spec} does not exist.", hint="Give a model folder, a hub id, or 'clip'.")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(spec, allow_patterns=list(_HUB_PATTERNS)))
+    except Exception as error:  # httpx, hub and file-system errors alike
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise NetworkError(
+            f"The tokenizer of {spec} could not be fetched from the hub: {first}",
+            hint="Check the name and the network, or give a local model folder; 'clip' needs no download.",
+        ) from error

@@ -38,9 +38,9 @@ def change_size(
 ) -> ChangeSize:
     """Measure a merged change over all its matrices (Frobenius norms)."""
     merged = _total(norm(change) for change in changes.values())
-    own = _total(norm(change) for part in parts for change in part.changes.values())
+    apart = _total(norm(change) for part in parts for change in part.changes.values())
     base = _total(float(weights[name].norm()) for name in changes)
-    return ChangeSize(merged / own if own else 0.0, merged / base if base else 0.0)
+    return ChangeSize(merged / apart if apart else 0.0, merged / base if base else 0.0)
 
 
 def check_size(size: ChangeSize, note: Callable[[str], None]) -> None:

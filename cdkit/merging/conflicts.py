@@ -1,4 +1,4 @@
-"""Constraints that pull the same features to different values."""
+"""Conflicts between concepts: constraints that pull the same features apart, and modifier tokens of one name."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def find_conflicts(
     distances = torch.cdist(units, units, compute_mode="donot_use_mm_for_euclid_dist")
     relative = (differences / torch.maximum(strength[:, None], strength[None]).clamp_min(1e-300)).sqrt()
     steepness = relative / distances
-    found = [
+    conflicts = [
         Conflict(
             constraints.places[one].label,
             constraints.places[other].label,
@@ -75,7 +75,7 @@ def find_conflicts(
         for one, other in _pairs(constraints)
         if distances[one, other] < PARALLEL and relative[one, other] > 1e-3 and steepness[one, other] > STEEP
     ]
-    return tuple(sorted(found, key=lambda conflict: -conflict.steepness))
+    return tuple(sorted(conflicts, key=lambda conflict: -conflict.steepness))
 
 
 def _pairs(constraints: Constraints) -> Sequence[tuple[int, int]]:

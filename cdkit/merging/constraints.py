@@ -1,9 +1,10 @@
-"""The places whose values a merge keeps: every concept's words in its own prompts, and behind another concept."""
+"""Constraints of a merge: the places of the concepts' words whose values it keeps, and the captions' features."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from cdkit.core.errors import ConfigError
@@ -14,6 +15,8 @@ from cdkit.deltas.text_features import TextTower, encode_ids
 
 if TYPE_CHECKING:
     import torch
+
+BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,8 @@ class _Subject:
 
     def tail(self, prompt: str) -> str:
         """The prompt from the concept's words on; what stands before them belongs to no concept."""
-        found = whole_words(self.words).search(prompt)
-        return prompt[found.start() :] if found else prompt
+        match = whole_words(self.words).search(prompt)
+        return prompt[match.start() :] if match else prompt
 
     def plain(self, prompt: str) -> str:
         """The prompt without the modifier."""
@@ -91,7 +94,7 @@ class _Reader:
 
         ids, (length,) = tokenised(self.towers, [prompt])
         with torch.no_grad():
-            hidden = encode_ids(self.towers, [one[:, :length] for one in ids]).hidden[0].float().cpu()
+            hidden = encode_ids(self.towers, [row[:, :length] for row in ids]).hidden[0].float().cpu()
         return _Reading(prompt, ids[0][0].tolist()[:length], hidden)
 
     def places(self, subject: _Subject, reading: _Reading, positions: range) -> dict[int, Place]:
@@ -122,12 +125,48 @@ def concept_constraints(
     subjects = [subject for number, delta in enumerate(deltas) for subject in _subjects(number, delta)]
     places: list[Place] = []
     features, sources = [], []
-    for found in (_in_own_prompts(reader, subjects, end_of_text), _behind_others(reader, subjects) if apart else ()):
-        for place, feature, source in found:
-            places.append(place)
-            features.append(feature)
-            sources.append(source)
+    behind = _behind_others(reader, subjects) if apart else ()
+    for place, feature, source in chain(_in_own_prompts(reader, subjects, end_of_text), behind):
+        places.append(place)
+        features.append(feature)
+        sources.append(source)
     return Constraints(tuple(places), torch.stack(features), torch.stack(sources))
+
+
+def caption_rows(
+    towers: Sequence[TextTower],
+    captions: Sequence[str],
+    counts: Sequence[int],
+    *,
+    edge_weight: float,
+    advance: Callable[[int], None] = lambda number: None,
+) -> torch.Tensor:
+    """Rows (n, width): features of every word and end-of-text of the captions, scaled by the roots of their weights.
+
+    A caption weighs its count. The start token, the same in every caption, is one row, and the first padding after
+    every end-of-text another; they weigh edge_weight per caption.
+    """
+    import torch
+
+    ids, lengths = tokenised(towers, captions)
+    order = sorted(range(len(captions)), key=lambda index: lengths[index])
+    rows, start = [], None
+    with torch.no_grad():
+        for begin in range(0, len(order), BATCH):
+            batch = order[begin : begin + BATCH]
+            # Causal attention: what stands behind the padding that is asked for cannot change it.
+            longest = min(max(lengths[index] for index in batch) + 1, ids[0].shape[1])
+            hidden = encode_ids(towers, [rows_of_tower[batch, :longest] for rows_of_tower in ids]).hidden.float().cpu()
+            start = hidden[0, 0]
+            for index, features in zip(batch, hidden, strict=True):
+                end = lengths[index]
+                rows.append(features[1:end] * counts[index] ** 0.5)
+                if edge_weight and end < len(features):
+                    rows.append(features[end : end + 1] * (edge_weight * counts[index]) ** 0.5)
+            advance(len(batch))
+    if edge_weight and start is not None:
+        rows.append(start[None] * (edge_weight * sum(counts)) ** 0.5)
+    return torch.cat(rows)
 
 
 def _in_own_prompts(
@@ -152,7 +191,7 @@ def _behind_others(
     for subject in subjects:
         tail = subject.tail(subject.shortest)
         ids = reader.words(tail)
-        own = len(ids) if subject.modifier else len(reader.words(subject.words))
+        length = len(ids) if subject.modifier else len(reader.words(subject.words))
         for other in subjects:
             # Without a modifier, or without a plain word beside it, there is nothing to tell apart.
             head = other.shortest
@@ -162,15 +201,15 @@ def _behind_others(
             first = len(mixed.ids) - 1 - len(ids)
             if mixed.ids[first:-1] != ids:
                 continue  # Both do not fit into the context.
-            for position, place in reader.places(subject, mixed, range(first, first + own)).items():
+            for position, place in reader.places(subject, mixed, range(first, first + length)).items():
                 yield place, mixed.features[position], clean.features[position - len(mixed.ids)]
 
 
 def _subjects(number: int, delta: Delta) -> Iterator[_Subject]:
     """The concepts of a delta: one for each modifier token; without any, its categories."""
     for token in delta.tokens:
-        own = _with(token.text, delta.prompts) or [f"photo of a {token.text}"]
-        written = tuple(_written_out(token, prompt) for prompt in own)
+        prompts = _with(token.text, delta.prompts) or [f"photo of a {token.text}"]
+        written = tuple(_written_out(token, prompt) for prompt in prompts)
         yield _Subject(number, " ".join(row_texts(token)), True, written)
     categories = delta.settings.get("concepts") or {}
     if not delta.tokens and not (isinstance(categories, dict) and categories):
@@ -203,45 +242,6 @@ def _position(row: Sequence[int], wanted: Sequence[int], prompt: str) -> tuple[i
     )
 
 
-BATCH = 64
-
-
-def caption_rows(
-    towers: Sequence[TextTower],
-    captions: Sequence[str],
-    counts: Sequence[int],
-    *,
-    edge_weight: float,
-    advance: Callable[[int], None] = lambda number: None,
-) -> torch.Tensor:
-    """Rows (n, width): features of every word and end-of-text of the captions, scaled by the roots of their weights.
-
-    A caption weighs its count. The start token, the same in every caption, is one row, and the first padding after
-    every end-of-text another; they weigh edge_weight per caption.
-    """
-    import torch
-
-    ids, lengths = tokenised(towers, captions)
-    order = sorted(range(len(captions)), key=lambda index: lengths[index])
-    rows, start = [], None
-    with torch.no_grad():
-        for begin in range(0, len(order), BATCH):
-            batch = order[begin : begin + BATCH]
-            # Causal attention: what stands behind the padding that is asked for cannot change it.
-            longest = min(max(lengths[index] for index in batch) + 1, ids[0].shape[1])
-            hidden = encode_ids(towers, [one[batch, :longest] for one in ids]).hidden.float().cpu()
-            start = hidden[0, 0]
-            for index, features in zip(batch, hidden, strict=True):
-                end = lengths[index]
-                rows.append(features[1:end] * counts[index] ** 0.5)
-                if edge_weight and end < len(features):
-                    rows.append(features[end : end + 1] * (edge_weight * counts[index]) ** 0.5)
-            advance(len(batch))
-    if edge_weight and start is not None:
-        rows.append(start[None] * (edge_weight * sum(counts)) ** 0.5)
-    return torch.cat(rows)
-
-
 def tokenised(towers: Sequence[TextTower], prompts: Sequence[str]) -> tuple[list[torch.Tensor], list[int]]:
     """Ids per tower (prompts, context) and each prompt's length with start and end."""
     encoded = [
@@ -255,7 +255,7 @@ def tokenised(towers: Sequence[TextTower], prompts: Sequence[str]) -> tuple[list
         )
         for tower in towers
     ]
-    return [one.input_ids for one in encoded], encoded[0].attention_mask.sum(dim=1).tolist()
+    return [batch.input_ids for batch in encoded], encoded[0].attention_mask.sum(dim=1).tolist()
 
 
 def substitution(names: dict[str, str]) -> Callable[[str], str]:

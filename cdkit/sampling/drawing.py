@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -219,17 +219,3 @@ def _caption(entry: Sample) -> Any:
     info.add_itxt("prompt", entry.prompt)
     info.add_text("seed", str(entry.seed))
     return info
-
-
-def read_samples(folder: Path) -> Iterator[tuple[Sample, Image.Image]]:
-    """The samples of a finished samples folder with their images; raises InputError when it is none."""
-    import pyarrow.parquet as pq
-
-    from cdkit.pictures.picture import open_file
-
-    try:
-        rows = pq.read_table(folder / "samples.parquet").to_pylist()
-    except OSError as error:
-        raise InputError(f"{folder} holds no samples: {error}", hint="Run cdkit sample first.") from error
-    for row in rows:
-        yield Sample(row["prompt"], row["seed"], Path(row["path"]).name), open_file(folder / row["path"])

@@ -1,4 +1,7 @@
-"""Batches: latents, noise, masks and prompts of the samples of a step, each made from its own random numbers."""
+"""Batches: the order of all samples of a run, and the latents, noise, masks and prompts of those of a step.
+
+Each sample is made from its own random numbers, so that a run can go on from any step.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,51 @@ import torch
 from cdkit.training.augmentation import Placement, draw_placement, place, valid_region, with_words
 from cdkit.training.latents import PictureEncoder, Pictures
 from cdkit.training.processes import send
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What one sample shows: the concept's number, whether a regularization image, and which picture."""
+
+    concept: int
+    is_regularization: bool
+    item: int
+
+
+@dataclass(frozen=True)
+class Order:
+    """The sequence of all samples of a run. photos, images: how many each concept has; images may be 0."""
+
+    photos: Sequence[int]
+    images: Sequence[int]
+    seed: int
+
+    def choice(self, position: int) -> Choice:
+        """The sample at a place of the whole run.
+
+        Targets and regularization images alternate where there are any; concepts take turns whatever their counts;
+        a concept's pictures come in a new random order each time all have been seen.
+        """
+        with_images = [number for number, count in enumerate(self.images) if count]
+        is_regularization = bool(with_images) and position % 2 == 1
+        turn = position // 2 if with_images else position
+        concepts = with_images if is_regularization else range(len(self.photos))
+        concept = concepts[turn % len(concepts)]
+        count = (self.images if is_regularization else self.photos)[concept]
+        epoch, place = divmod(turn // len(concepts), count)
+        order = _shuffled(self.seed, is_regularization, concept, epoch, count)
+        return Choice(concept, is_regularization, order[place])
+
+
+@lru_cache(maxsize=64)
+def _shuffled(seed: int, is_regularization: bool, concept: int, epoch: int, count: int) -> tuple[int, ...]:
+    rng = np.random.default_rng([seed, 1, int(is_regularization), concept, epoch])
+    return tuple(int(index) for index in rng.permutation(count))
+
+
+def sample_generator(seed: int, step: int, sample: int) -> np.random.Generator:
+    """The generator of everything random about one sample."""
+    return np.random.default_rng([seed, 2, step, sample])
 
 
 @dataclass(frozen=True)
@@ -80,7 +128,7 @@ class Batches:
             weights=self._on_device(torch.where(kinds, self.prior_weight, 1.0)),
             is_regularization=self._on_device(kinds),
             sizes=self._on_device(torch.tensor([entry.sizes for entry in drawn])),
-            prompts=[with_words(e.placement.words, e.pictures.captions[e.item]) for e in drawn],
+            prompts=[with_words(entry.placement.words, entry.pictures.captions[entry.item]) for entry in drawn],
         )
 
     def _draw(self, step: int, sample: int) -> _Sample:
@@ -107,16 +155,16 @@ class Batches:
     def _latents(self, drawn: Sequence[_Sample]) -> torch.Tensor:
         """Latents (n, C, h, w): kept moments sampled, augmented photos encoded together first."""
         spread = self._on_device(_stacked([entry.spread for entry in drawn]))
-        found: dict[int, torch.Tensor] = {}
+        latents: dict[int, torch.Tensor] = {}
         for index, entry in enumerate(drawn):
             if entry.pictures.moments is not None:
                 number = 2 * entry.item + int(entry.placement.flipped) if self.flip else entry.item
-                found[index] = entry.pictures.moments.sample(number, spread[index])
-        fresh = [index for index in range(len(drawn)) if index not in found]
+                latents[index] = entry.pictures.moments.sample(number, spread[index])
+        fresh = [index for index in range(len(drawn)) if index not in latents]
         if fresh:
             encoded = self.encoder.encode(torch.stack([self._placed(drawn[index]) for index in fresh]))
-            found |= {index: encoded.sample(number, spread[index]) for number, index in enumerate(fresh)}
-        return torch.stack([found[index] for index in range(len(drawn))])
+            latents |= {index: encoded.sample(number, spread[index]) for number, index in enumerate(fresh)}
+        return torch.stack([latents[index] for index in range(len(drawn))])
 
     def _placed(self, entry: _Sample) -> torch.Tensor:
         return place(self._on_device(entry.pictures.squares[entry.item]), entry.placement, self.resolution)
@@ -127,48 +175,3 @@ class Batches:
 
 def _stacked(arrays: Sequence[np.ndarray]) -> torch.Tensor:
     return torch.from_numpy(np.stack(arrays))
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What one sample shows: the concept's number, whether a regularization image, and which picture."""
-
-    concept: int
-    is_regularization: bool
-    item: int
-
-
-@dataclass(frozen=True)
-class Order:
-    """The sequence of all samples of a run. photos, images: how many each concept has; images may be 0."""
-
-    photos: Sequence[int]
-    images: Sequence[int]
-    seed: int
-
-    def choice(self, position: int) -> Choice:
-        """The sample at a place of the whole run.
-
-        Targets and regularization images alternate where there are any; concepts take turns whatever their counts;
-        a concept's pictures come in a new random order each time all have been seen.
-        """
-        with_images = [number for number, count in enumerate(self.images) if count]
-        is_regularization = bool(with_images) and position % 2 == 1
-        turn = position // 2 if with_images else position
-        concepts = with_images if is_regularization else range(len(self.photos))
-        concept = concepts[turn % len(concepts)]
-        count = (self.images if is_regularization else self.photos)[concept]
-        epoch, place = divmod(turn // len(concepts), count)
-        order = _shuffled(self.seed, is_regularization, concept, epoch, count)
-        return Choice(concept, is_regularization, order[place])
-
-
-@lru_cache(maxsize=64)
-def _shuffled(seed: int, is_regularization: bool, concept: int, epoch: int, count: int) -> tuple[int, ...]:
-    rng = np.random.default_rng([seed, 1, int(is_regularization), concept, epoch])
-    return tuple(int(index) for index in rng.permutation(count))
-
-
-def sample_generator(seed: int, step: int, sample: int) -> np.random.Generator:
-    """The generator of everything random about one sample."""
-    return np.random.default_rng([seed, 2, step, sample])

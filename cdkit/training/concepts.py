@@ -1,4 +1,4 @@
-"""Concepts as a training configuration describes them: category, photos, word, initializer, captions."""
+"""Concepts as a training configuration describes them: category, photos, captions, and a word that is fit for them."""
 
 from __future__ import annotations
 
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 # The word that Ruiz et al. 2023 made known, for a DreamBooth run that names none.
 RARE_WORD = "sks"
+# Merges are in the order of frequency: those of the last quarter make the vocabulary's rare tokens.
+COMMON_MERGES = 0.75
+# The rule's bounds are for so many caption rows (Kumari et al. 2023, appendix E).
+RULE_ROWS = 200_000
 
 
 @dataclass(frozen=True)
@@ -41,25 +45,25 @@ class Concept:
         """What prompts call it: `<new1> dog`."""
         return f"{self.word} {self.category}".strip()
 
-    def caption_of(self, given: str | None, template: str) -> str:
+    def caption_of(self, written: str | None, template: str) -> str:
         """The caption of a photo: its own, naming this concept, or the template's.
 
         `{}` in a caption stands for the subject; without it the word is put before the category. Raises InputError
         for a caption of its own that names neither.
         """
-        if given is None:
+        if written is None:
             return template.replace("{}", self.subject)
-        if "{}" in given:
-            return given.replace("{}", self.subject)
-        if not self.word or whole_words(self.word).search(given):
-            return given
-        found = whole_words(self.category).search(given)
-        if found is None:
+        if "{}" in written:
+            return written.replace("{}", self.subject)
+        if not self.word or whole_words(self.word).search(written):
+            return written
+        match = whole_words(self.category).search(written)
+        if match is None:
             raise InputError(
-                f"The caption {given!r} names neither {self.word} nor {self.category!r}.",
+                f"The caption {written!r} names neither {self.word} nor {self.category!r}.",
                 hint=f"Write {{}} where the concept stands: it becomes {self.subject!r}.",
             )
-        return f"{given[: found.start()]}{self.word} {given[found.start() :]}"
+        return f"{written[: match.start()]}{self.word} {written[match.start() :]}"
 
 
 def describe_concepts(
@@ -83,11 +87,11 @@ def describe_concepts(
     free = (word for word in map("<new{}>".format, count(1)) if word not in named)
     for number, (name, folder) in enumerate(folders.items(), start=1):
         word, _, initializer = words.get(name, "").partition("=")
-        own = next(free)
+        numbered = next(free)
         if no_token:
             word = ""
         elif not word:
-            word = own if method.word == "modifier" else _rare_word(number, picks)
+            word = numbered if method.word == "modifier" else _rare_word(number, picks)
         category = categories.get(name, name)
         concepts.append(Concept(name, category, folder, word, initializer or None, regularization.get(name)))
     used = [same_word(word) for word in (*taken, *(concept.word for concept in concepts if concept.word))]
@@ -113,7 +117,10 @@ def _with_initializers(concepts: Sequence[Concept], picks: Sequence[Pick] | None
 
     wanting = [concept.word for concept in concepts if concept.initializer is None]
     chosen = iter(choose_initializers(picks, wanting))
-    return [c if c.initializer is not None else replace(c, initializer=next(chosen)) for c in concepts]
+    return [
+        concept if concept.initializer is not None else replace(concept, initializer=next(chosen))
+        for concept in concepts
+    ]
 
 
 def initializer_name(initializer: Pick | str | None) -> str:
@@ -133,12 +140,6 @@ def check_word(tokenizer: Any, word: str) -> None:
         )
 
 
-# Merges are in the order of frequency: those of the last quarter make the vocabulary's rare tokens.
-COMMON_MERGES = 0.75
-# The rule's bounds are for so many caption rows (Kumari et al. 2023, appendix E).
-RULE_ROWS = 200_000
-
-
 def check_rarity(word: str, tokenizer: Any, picks: str | None, note: Callable[[str], None]) -> None:
     """Note when a word that stays as it is (DreamBooth's) is not one rare token of the first text encoder.
 
@@ -146,8 +147,8 @@ def check_rarity(word: str, tokenizer: Any, picks: str | None, note: Callable[[s
     """
     tower = tower_of("tokenizer", tokenizer)
     counts = read_counts(Path(picks), [tower]) if picks and (Path(picks) / COUNTS_FOLDER).is_dir() else None
-    found = explain_word(word, tower, counts)
-    reason = _not_rare(found, tower, counts)
+    explanation = explain_word(word, tower, counts)
+    reason = _not_rare(explanation, tower, counts)
     if reason:
         note(
             f"{word!r} is not rare: {reason}. What it means to the model stands in the way of what it is to learn. "
@@ -155,12 +156,12 @@ def check_rarity(word: str, tokenizer: Any, picks: str | None, note: Callable[[s
         )
 
 
-def _not_rare(found: Explanation, tower: Tower, counts: TokenCounts | None) -> str:
+def _not_rare(explanation: Explanation, tower: Tower, counts: TokenCounts | None) -> str:
     """Why the word is not rare, "" when it is."""
-    if len(found.ids) != 1:
-        shown = " + ".join(token.removesuffix("</w>") for token in found.tokens)
-        return f"it is {len(found.ids)} tokens in a prompt ({shown}), each of which other words have too"
-    index, entry = found.ids[0], found.tokens[0]
+    if len(explanation.ids) != 1:
+        shown = " + ".join(token.removesuffix("</w>") for token in explanation.tokens)
+        return f"it is {len(explanation.ids)} tokens in a prompt ({shown}), each of which other words have too"
+    index, entry = explanation.ids[0], explanation.tokens[0]
     if counts is not None:
         number = int(counts.counts[0][index])
         rows = counts.sampled or RULE_ROWS

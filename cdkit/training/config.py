@@ -43,18 +43,18 @@ def fill_in(values: Mapping[str, Any], *, base: str) -> dict[str, Any]:
 
     The modifier rows' rate follows the learning rate when the user gives only that and no preset has one of its own.
     """
-    given = {key: value for key, value in values.items() if value is not None}
-    method = METHODS.get(str(given.get("method", "custom-diffusion")))
-    preset = PRESETS.get(str(given.get("preset", "embedded" if base == "embedded" else "paper")))
+    chosen = {key: value for key, value in values.items() if value is not None}
+    method = METHODS.get(str(chosen.get("method", "custom-diffusion")))
+    preset = PRESETS.get(str(chosen.get("preset", "embedded" if base == "embedded" else "paper")))
     if method is None or preset is None:
         return dict(values)
-    own = {**preset.get(ANY, {}), **preset.get(method.name, {})}
-    recipe = {**asdict(method.recipe), **own}
-    concepts = given.get("concepts")
+    changes = {**preset.get(ANY, {}), **preset.get(method.name, {})}
+    recipe = {**asdict(method.recipe), **changes}
+    concepts = chosen.get("concepts")
     recipe["steps"] *= max(1, len(concepts) if isinstance(concepts, Mapping) else 1)
-    if "learning_rate" in given and "token_learning_rate" not in own:
-        recipe["token_learning_rate"] = given["learning_rate"]
-    return {**recipe, **given}
+    if "learning_rate" in chosen and "token_learning_rate" not in changes:
+        recipe["token_learning_rate"] = chosen["learning_rate"]
+    return {**recipe, **chosen}
 
 
 class TrainConfig(ModelConfig):

@@ -205,12 +205,12 @@ def run_unet(config: str, method: str, cells: int, *, checkpointing: bool = Fals
     unet.set_attn_processor(_FusedAttention())
     if checkpointing:
         unet.enable_gradient_checkpointing()
-    own = {parameter.untyped_storage()._cdata for parameter in named.values()}
+    weights = {parameter.untyped_storage()._cdata for parameter in named.values()}
     kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in own:
+        if storage._cdata not in weights:
             kept[storage._cdata] = storage
         return tensor
 

@@ -104,9 +104,9 @@ def _read(path: Path) -> list[dict[str, float | None]]:
             lines = [row for row in csv.DictReader(handle) if None not in row.values()]
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error}", hint="Start anew with --force.") from error
-    found = []
+    rows = []
     for line in lines:
         row: dict[str, float | None] = {name: float(line[name]) if line[name] else None for name in COLUMNS}
         row["step"] = int(line["step"])
-        found.append(row)
-    return found
+        rows.append(row)
+    return rows

@@ -83,7 +83,7 @@ def make_plan(config: TrainConfig, facts: BaseFacts, note: Callable[[str], None]
             check_rarity(word, next(iter(facts.tokenizers.values())), config.tokens, note)
     tokens = _new_tokens(facts.tokenizers, concepts)
     texts = [*delta_tokens(config.delta), *(token.text for token in tokens)]
-    tokenizers = [extended_tokenizer(one, texts) for one in facts.tokenizers.values()]
+    tokenizers = [extended_tokenizer(tokenizer, texts) for tokenizer in facts.tokenizers.values()]
     resolution = facts.resolution_or(config.resolution)
     planned = [_planned(config, concept, resolution, tokenizers, note) for concept in concepts]
     return Plan(method, planned, tokens, resolution)
@@ -96,7 +96,7 @@ def _new_tokens(tokenizers: Mapping[str, Any], concepts: Sequence[Concept]) -> l
             continue
         for tokenizer in tokenizers.values():
             check_word(tokenizer, concept.word)
-        ids = {tower: resolve_initializer(one, concept.initializer) for tower, one in tokenizers.items()}
+        ids = {tower: resolve_initializer(tokenizer, concept.initializer) for tower, tokenizer in tokenizers.items()}
         tokens.append(NewToken(concept.word, initializer_name(concept.initializer), ids))
     return tokens
 

@@ -1,4 +1,4 @@
-"""Keeps the start token's keys and values out of the gradient, with hooks and without attention processors."""
+"""Trainables: the weights of the U-Net that train, the modifier tokens' rows, and what is kept out of the gradient."""
 
 from __future__ import annotations
 
@@ -20,24 +20,8 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
 
+ROWS = "rows."
 _PROJECTIONS = re.compile(r"\.attn2\.to_[kv]$")
-
-
-def detach_first_token(unet: Any) -> list[RemovableHandle]:
-    """Cross-attention keys and values at position 0 are as before, but pass no gradient (Kumari et al. 2023, app. E).
-
-    The first position is the start token's in every prompt: training on it would change all prompts alike. The
-    hooks have no effect on what the U-Net computes; removing their handles ends them.
-    """
-    return [
-        module.register_forward_hook(_detach)
-        for name, module in unet.named_modules()
-        if _PROJECTIONS.search(name) is not None
-    ]
-
-
-def _detach(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-    return torch.cat([output[:, :1].detach(), output[:, 1:]], dim=1)
 
 
 class RowsBesideTable(nn.Module):
@@ -102,9 +86,6 @@ def trained_tokens(tokens: Sequence[NewToken], rows: Mapping[str, RowsBesideTabl
     )
 
 
-ROWS = "rows."
-
-
 @dataclass(frozen=True)
 class Trainables:
     """The U-Net's trained parameters by name, their fp32 values before training, and the modifier rows by tower."""
@@ -163,3 +144,20 @@ def move(model: Any, device: torch.device, dtype: torch.dtype) -> None:
         if not isinstance(module, nn.LayerNorm | nn.GroupNorm):
             for parameter in module.parameters(recurse=False):
                 parameter.data = parameter.data.to(dtype)
+
+
+def detach_first_token(unet: Any) -> list[RemovableHandle]:
+    """Cross-attention keys and values at position 0 are as before, but pass no gradient (Kumari et al. 2023, app. E).
+
+    The first position is the start token's in every prompt: training on it would change all prompts alike. The
+    hooks have no effect on what the U-Net computes; removing their handles ends them.
+    """
+    return [
+        module.register_forward_hook(_detach)
+        for name, module in unet.named_modules()
+        if _PROJECTIONS.search(name) is not None
+    ]
+
+
+def _detach(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+    return torch.cat([output[:, :1].detach(), output[:, 1:]], dim=1)

@@ -13,8 +13,8 @@ from cdkit.deltas.config import ExportConfig
 from cdkit.evaluation.samples import read_sample_set
 from cdkit.execute import execute
 from cdkit.sampling.config import SampleConfig
-from cdkit.sampling.drawing import read_samples
 from cdkit.sampling.schedulers import SCHEDULERS, make_scheduler
+from tests.support.samples import read_samples
 from tests.support.tiny_pipeline import tiny_pipeline
 
 

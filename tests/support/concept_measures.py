@@ -12,9 +12,9 @@ from PIL import Image
 from cdkit.core.config import parse_config
 from cdkit.encoders.image_towers import load_image_encoder
 from cdkit.execute import Result, execute
-from cdkit.sampling.drawing import read_samples
 from cdkit.stages import STAGES
 from tests.support.attribute_probe import concept_fires
+from tests.support.samples import read_samples
 
 
 def stage(name: str, out: Path, **values: Any) -> Result:

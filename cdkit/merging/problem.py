@@ -1,0 +1,151 @@
+"""The problem a merge solves: what the captions keep in place, what each concept's words must come to, the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cdkit.core.errors import ConfigError
+from cdkit.core.protocols import Context
+from cdkit.deltas.apply import add_tokens
+from cdkit.deltas.base_model import cross_attention_names
+from cdkit.deltas.delta import Delta, LowRank, matrix
+from cdkit.deltas.text_features import text_towers
+from cdkit.merging.closed_form import Factor, averaged, collapse, factorise, residual, solve
+from cdkit.merging.config import MergeConfig
+from cdkit.merging.conflicts import Conflict, Renamed, find_conflicts
+from cdkit.merging.constraints import Constraints, caption_rows, concept_constraints
+from cdkit.tokens.sample import SampledCaptions
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import DiffusionPipeline
+
+
+# Two features closer than this are one: they come in fp32 from different batches.
+SAME = 1e-5
+# A constraint off by more has not been met: the others contradict it.
+UNMET = 1e-3
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A merge made ready: the base's matrices, the captions' factor, the places, and what is wanted there.
+
+    wanted: for every matrix that a concept changed, what must be added to the base's output at each place, and the
+    output wanted there, (places, outputs) each, fp64.
+    """
+
+    weights: Mapping[str, torch.Tensor]
+    factor: Factor
+    constraints: Constraints
+    wanted: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+
+
+def prepare(
+    config: MergeConfig,
+    pipeline: DiffusionPipeline,
+    concepts: tuple[Renamed, ...],
+    sample: SampledCaptions,
+    context: Context,
+) -> Problem:
+    """Read the captions' features and the concepts' places off the pipeline, and say what is wanted there.
+
+    The pipeline is left as it was.
+    """
+    parameters = dict(pipeline.unet.named_parameters())
+    weights = {name: parameters[name].detach().float().cpu() for name in cross_attention_names(pipeline.unet)}
+    with context.progress.task("text features of the captions", len(sample.captions), unit="captions") as task:
+        rows = caption_rows(
+            text_towers(pipeline),
+            sample.captions.to_pylist(),
+            sample.rows.tolist(),
+            edge_weight=config.edge_weight,
+            advance=task.advance,
+        )
+    factor = factorise(rows, ridge=config.ridge)
+    if factor.deficient:
+        context.progress.note(
+            f"The {len(sample.captions):,} captions leave some of the {rows.shape[1]} dimensions of the text features "
+            f"open; the ridge {config.ridge:g} decides there."
+        )
+    # All tokens into one text tower; captions were read before, so that none of them can contain one.
+    tokens = [token for concept in concepts for token in concept.delta.tokens]
+    undo = [add_tokens(pipeline, tower, tokens) for tower in text_towers(pipeline)] if tokens else []
+    constraints = concept_constraints(
+        text_towers(pipeline),
+        [concept.delta for concept in concepts],
+        end_of_text=config.end_of_text,
+        apart=config.apart,
+    )
+    for put_back in undo:
+        put_back()
+    # What no concept changed stays as it is, though a token of theirs may leak into other words there too.
+    changed = sorted(
+        {name for concept in concepts for name, change in concept.delta.changes.items() if matrix(change).any()}
+    )
+    wanted = {layer: _wanted(layer, weights[layer], concepts, constraints) for layer in changed}
+    return Problem(weights, factor, constraints, wanted)
+
+
+def solve_problem(problem: Problem, soft: float | None) -> tuple[dict[str, LowRank], tuple[Conflict, ...]]:
+    """Every layer's change, and what the constraints disagree about; raises ConfigError when that has no solution."""
+    groups = collapse(problem.constraints.features, SAME)
+    directions = solve(problem.factor, averaged(problem.constraints.features.double(), groups), soft=soft)
+    changes = {}
+    for layer, (added, _) in problem.wanted.items():
+        up, down = directions.change(averaged(added, groups).T)
+        changes[layer] = LowRank(up.float(), down.float())
+    conflicts = find_conflicts(problem.constraints, problem.wanted.values())
+    if soft is None:
+        worst = max((float(_residuals(problem, layer, changes[layer]).max()) for layer in changes), default=0.0)
+        if worst > UNMET:
+            raise ConfigError(
+                f"The concepts contradict each other: a word would be off by {worst:.1%} of its value.",
+                problems=[str(conflict) for conflict in conflicts[:5]],
+                hint="Train with a modifier token per concept, or add --soft 1 to meet the words in the mean.",
+            )
+    return changes, conflicts
+
+
+def measure(problem: Problem, merged: Delta) -> dict[str, float]:
+    """Largest residual of a constraint, and ‖ΔW Aᵀ‖/‖W₀ Aᵀ‖ over all layers for the caption rows A."""
+    import torch
+
+    worst, moved, whole = 0.0, 0.0, 0.0
+    rows = problem.factor.rows.float()
+    for layer in problem.wanted:
+        change = merged.changes[layer]
+        worst = max(worst, float(_residuals(problem, layer, change).max()))
+        moved += float(torch.linalg.norm(matrix(change) @ rows.T)) ** 2
+        whole += float(torch.linalg.norm(problem.weights[layer] @ rows.T)) ** 2
+    return {"constraint_residual": worst, "drift": (moved / whole) ** 0.5 if whole else 0.0}
+
+
+def _residuals(problem: Problem, layer: str, change: torch.Tensor | LowRank) -> torch.Tensor:
+    """Per place ‖Ŵc − v‖/‖v‖ of a layer as the file says it: base plus change in fp32."""
+    weight = problem.weights[layer] + matrix(change)
+    return residual(weight, problem.constraints.features, problem.wanted[layer][1])
+
+
+def _wanted(
+    layer: str, weight: torch.Tensor, concepts: Sequence[Renamed], constraints: Constraints
+) -> tuple[torch.Tensor, torch.Tensor]:
+    # One layer's weights in fp64 at a time: all of SDXL's would take gigabytes.
+    base = weight.double()
+    features, sources = constraints.features.double(), constraints.sources.double()
+    added = (sources - features) @ base.T
+    for number, concept in enumerate(concepts):
+        change = concept.delta.changes.get(layer)
+        if change is not None:
+            rows = [index for index, place in enumerate(constraints.places) if place.concept == number]
+            added[rows] += _through(sources[rows], change)
+    return added, features @ base.T + added
+
+
+def _through(features: torch.Tensor, change: torch.Tensor | LowRank) -> torch.Tensor:
+    """features @ changeᵀ in fp64."""
+    if isinstance(change, LowRank):
+        return features @ change.down.double().T @ change.up.double().T
+    return features @ change.double().T

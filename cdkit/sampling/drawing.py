@@ -1,4 +1,4 @@
-"""Prompts: from the command line and from files, and what of them the text encoder does not see."""
+"""Drawing samples: the prompts, what of them the text encoder does not see, and every prompt with every seed."""
 
 from __future__ import annotations
 

@@ -20,8 +20,9 @@ from pydantic_core import PydanticUndefined
 from cdkit.cli.help import NarrowHelpCommand
 from cdkit.cli.output import Format, Output, progress_for
 from cdkit.core.config import Setting, StageConfig, field_settings, parse_config
-from cdkit.core.errors import ConfigError, PartialError
+from cdkit.core.errors import ConfigError, InputError, PartialError
 from cdkit.core.formatting import command_line
+from cdkit.core.manifest import MANIFEST_NAME
 from cdkit.execute import Result, execute
 from cdkit.stages import STAGES
 
@@ -175,10 +176,20 @@ def report_result(
     human: Callable[[Output, Result], None],
     data: Callable[[Result], Mapping[str, Any]],
 ) -> None:
-    """Print a stage's result; raises PartialError after it when the stage fell short."""
+    """Print a stage's result; raises PartialError after it when the stage fell short.
+
+    Raises InputError for a result that was found done, and whose manifest does not say what the stage writes into it.
+    """
     if result.state == "cached":
         output.note(f"{result.out} is up to date: nothing to do.")
-    output.result(data(result), human=lambda _: human(output, result), quiet=result.out)
+    try:
+        output.result(data(result), human=lambda _: human(output, result), quiet=result.out)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        if result.state == "done":
+            raise
+        said = f"{type(error).__name__}: {error}"
+        hint = "Restore it from a copy, or run the same command with --force."
+        raise InputError(f"{result.out / MANIFEST_NAME} is damaged: {said}", hint=hint) from error
     end_short(result.manifest.shortfall, hint="What was found is kept; the manifest counts the reasons.")
 
 

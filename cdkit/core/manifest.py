@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 import cdkit
 from cdkit.core.errors import InputError, pip_install
@@ -89,6 +89,17 @@ class Manifest:
         write_json(folder / name, asdict(self))
 
 
+class _RunRecord(BaseModel):
+    """What reports reckon with of a run record; whatever else stands in it is shown as it is."""
+
+    started: str = ""
+    ended: str = ""
+    seconds: float | None = None
+    peak_process_bytes: int | None = None
+    drawn: int | None = None
+    drawing_seconds: float | None = None
+
+
 class DamagedManifestError(InputError):
     """A manifest that was cdkit's, cut off or edited by hand since."""
 
@@ -111,7 +122,9 @@ def read_manifest(folder: Path, name: str = MANIFEST_NAME) -> Manifest | None:
     if isinstance(newer, int) and newer > MANIFEST_FORMAT:
         raise InputError(f"{path} was written by a newer cdkit.", hint=pip_install(upgrade=True))
     try:
-        return _manifest_type().validate_python(values)
+        manifest = _manifest_type().validate_python(values)
+        _RunRecord.model_validate(manifest.run)
+        return manifest
     except ValidationError as error:
         raise _damaged(path, "; ".join(mistakes(error))) from error
 

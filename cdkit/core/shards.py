@@ -148,7 +148,8 @@ def finished_facts(path: Path, fingerprint: str) -> dict[str, Any] | None:
     import pyarrow.parquet as pq
 
     try:
-        metadata = pq.read_metadata(path).metadata or {}
+        # A pipe would be waited for.
+        metadata = (pq.read_metadata(path).metadata or {}) if path.is_file() else {}
         if not fingerprint or metadata.get(FINGERPRINT_KEY.encode(), b"").decode() != fingerprint:
             return None
         facts = json.loads(metadata.get(FACTS_KEY.encode(), b"{}"))
@@ -166,7 +167,10 @@ def open_shard(path: Path, kind: str | None = None, *, hint: str = AGAIN) -> Ite
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    require_file(path)
+    try:
+        require_file(path)
+    except InputError as error:
+        raise InputError(error.message, hint=hint) from error
     try:
         with pq.ParquetFile(path) as file:
             if kind is not None and (problem := _wrong_columns(file.schema_arrow, kind)):

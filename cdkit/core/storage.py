@@ -132,7 +132,8 @@ def read_json(path: Path) -> Any:
     """Read a JSON file; raises InputError when it is missing or not JSON."""
     require_file(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        # Files of an earlier cdkit may hold NaN, which says that nothing is known.
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as JSON: {error}", hint="The file may be truncated.") from error
 

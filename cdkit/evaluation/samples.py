@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cdkit.core.errors import CdkitError, InputError
-from cdkit.core.manifest import read_manifest
+from cdkit.core.manifest import MANIFEST_NAME, read_manifest
 from cdkit.core.storage import read_json
 from cdkit.core.text import whole_words
 from cdkit.deltas.delta import delta_path, delta_tokens
@@ -84,7 +84,11 @@ def read_sample_set(folder: Path, tokens: Sequence[str] = ()) -> SampleSet:
     deltas = list(dict.fromkeys(Path(path) for row in rows for path in delta_paths(row["delta"])))
     manifest = read_manifest(folder)
     details = manifest.details if manifest is not None else {}
-    known = list(dict.fromkeys([*tokens, *details.get("tokens", []), *_tokens_of(deltas)]))
+    named = details.get("tokens", [])
+    if not isinstance(named, list) or not all(isinstance(token, str) for token in named):
+        hint = "Restore it from a copy, or run the same cdkit sample again, with --force."
+        raise InputError(f"{folder / MANIFEST_NAME} is damaged: details.tokens is no list of words.", hint=hint)
+    known = list(dict.fromkeys([*tokens, *named, *_tokens_of(deltas)]))
     missing = [row["path"] for row in rows if not (folder / row["path"]).is_file()]
     if missing:
         raise InputError(
@@ -103,7 +107,7 @@ def read_sample_set(folder: Path, tokens: Sequence[str] = ()) -> SampleSet:
         for row in rows
     )
     facts = _facts(deltas)
-    if manifest is not None and manifest.run.get("drawn"):
+    if manifest is not None and manifest.run.get("drawn") and manifest.run.get("drawing_seconds"):
         facts["seconds_per_image"] = float(manifest.run["drawing_seconds"]) / int(manifest.run["drawn"])
     return SampleSet(folder, samples, tuple(known), facts, dict(details))
 

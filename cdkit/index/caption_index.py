@@ -17,7 +17,7 @@ from cdkit.core.shards import parts
 from cdkit.core.storage import SourceFile
 from cdkit.core.text import is_text
 from cdkit.encoders import ENCODING
-from cdkit.index.changes.transaction import PENDING_NAME, finish_change
+from cdkit.index.changes.transaction import PENDING_NAME, DamagedCommitError, finish_change
 from cdkit.index.facts import check_facts
 from cdkit.index.faiss_index import OpenIndex, id_selector, open_faiss
 from cdkit.index.keyed_table import REBUILD
@@ -99,8 +99,7 @@ def open_index(folder: Path, encoder: TextEncoder | str | None = None) -> Captio
         if current.fingerprint == manifest.fingerprint:
             break
         manifest = current
-    if opened.count != index["vectors"] or opened.index.d != facts["dimension"]:
-        raise InputError(f"{folder / INDEX_NAME} is not the index that the manifest describes.", hint=REBUILD)
+    check_fits(folder, manifest, opened.index)
     return CaptionIndex(folder, manifest, opened, Records(folder), loaded)
 
 
@@ -113,6 +112,8 @@ def settled_manifest(folder: Path) -> Manifest:
             finish_change(folder)
             manifest = index_manifest(folder)
             check_files(folder, manifest)
+        except DamagedCommitError:
+            raise
         except (InputError, OutputError):
             # While another process swaps files in, the folder may look damaged for a moment.
             changing = (folder / PENDING_NAME).exists() or (
@@ -158,6 +159,15 @@ def check_files(folder: Path, manifest: Manifest) -> None:
     size = path.stat().st_size
     if size != facts["bytes"] or content_fingerprint(SourceFile(str(path), path.name, size)) != facts["sha256"]:
         raise InputError(f"{path} is damaged or was replaced: its hash is not the manifest's.", hint=REBUILD)
+
+
+def check_fits(folder: Path, manifest: Manifest, index: Any = None) -> None:
+    """Raise InputError unless the FAISS file (or `index`, when it is open) is as large as the manifest says."""
+    facts = manifest.details["index"]
+    if index is None:
+        index = open_faiss(folder / INDEX_NAME, exact=facts["exact"], nprobe=facts["nprobe"]).index
+    if index.ntotal != facts["vectors"] or index.d != manifest.details["encoder"]["dimension"]:
+        raise InputError(f"{folder / INDEX_NAME} is not the index that the manifest describes.", hint=REBUILD)
 
 
 def check_encoder(folder: Path, manifest: Manifest, encoder: TextEncoder) -> None:

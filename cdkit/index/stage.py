@@ -79,9 +79,13 @@ def _finished(out: Folder, fingerprint: str) -> dict[str, Any] | None:
     path = out / BUILDING / RESULT_NAME
     if not path.exists() or not (out / INDEX_NAME).exists():
         return None
-    result = read_json(path)
-    details: dict[str, Any] = result["details"]
-    intact = result["fingerprint"] == fingerprint and index_hash(out / INDEX_NAME) == details["index"]["sha256"]
+    try:
+        result = read_json(path)
+        details: dict[str, Any] = result["details"]
+        intact = result["fingerprint"] == fingerprint and index_hash(out / INDEX_NAME) == details["index"]["sha256"]
+    except (InputError, LookupError, TypeError):
+        # Nothing is lost by making it again.
+        return None
     return details if intact else None
 
 

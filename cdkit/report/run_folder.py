@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import BaseModel, ValidationError
+
 from cdkit.core.errors import CdkitError, InputError
 from cdkit.core.fingerprints import REPORT_STAGE
-from cdkit.core.manifest import MANIFEST_NAME, STARTED_NAME, Manifest, read_manifest
+from cdkit.core.manifest import MANIFEST_NAME, STARTED_NAME, Manifest, mistakes, read_manifest
 from cdkit.core.storage import read_json
 
 RECORD_NAME = "run.json"
@@ -78,11 +80,23 @@ class RunFolder:
         return str(self.path / value) if any(step.name == value for step in self.steps) else value
 
 
+class _RunRecord(BaseModel):
+    """What is read of the record that cdkit run writes."""
+
+    pipeline: str | None = None
+    description: str | None = None
+    vars: dict[str, Any] | None = None
+    stages: dict[str, dict[str, Any] | None] | None = None
+
+
 def read_run(path: Path) -> RunFolder:
     """Read a run folder, finished or not; raises InputError when it is none."""
     record = read_json(path / RECORD_NAME) if (path / RECORD_NAME).exists() else {}
-    if not isinstance(record, dict):
-        raise InputError(f"{path / RECORD_NAME} is no run record.", hint="Run the pipeline again.")
+    try:
+        _RunRecord.model_validate(record)
+    except ValidationError as error:
+        said = "; ".join(mistakes(error))
+        raise InputError(f"{path / RECORD_NAME} is no run record: {said}", hint="Run the pipeline again.") from error
     listed = record.get("stages") or {}
     names = list(listed) or _made(path)
     steps = [step for name in names if (step := _step(path, name, dict(listed.get(name) or {}))) is not None]
@@ -100,9 +114,9 @@ def report_folder(path: Path) -> Path:
     """Where a run's report goes: the folder of its own report step, else `report` inside it."""
     try:
         stages = read_json(path / RECORD_NAME).get("stages", {}) if (path / RECORD_NAME).exists() else {}
+        own = [name for name, values in stages.items() if values.get("run") == REPORT_STAGE]
     except (CdkitError, AttributeError):
-        stages = {}
-    own = [name for name, values in stages.items() if values.get("run") == REPORT_STAGE]
+        own = []
     return path / (own[-1] if own else DEFAULT_REPORT)
 
 

@@ -54,7 +54,10 @@ def report(config: ReportConfig, inputs: Mapping[str, Input], out: Folder, conte
     write_text(out / TEXT_NAME, render_text(page))
     _write_scores(out / SCORES_NAME, page.scores)
     _write_sources(out / SOURCES_NAME, page.regularization)
-    write_model_card(page, config.licence, out)
+    try:
+        write_model_card(page, config.licence, out)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        page.problems.append(f"the model card: could not be written ({type(error).__name__}: {error})")
     for problem in page.problems:
         context.progress.note(problem)
     size = (out / PAGE_NAME).stat().st_size

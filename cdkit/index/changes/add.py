@@ -21,7 +21,14 @@ from cdkit.core.shards import merge_counts, part_name, parts, read_parts, write_
 from cdkit.core.storage import Folder, read_json, write_json
 from cdkit.core.system_errors import writing
 from cdkit.core.threads import thread_count
-from cdkit.index.caption_index import INDEX_NAME, check_encoder, check_files, index_manifest, refuse_outdated
+from cdkit.index.caption_index import (
+    INDEX_NAME,
+    check_encoder,
+    check_files,
+    check_fits,
+    index_manifest,
+    refuse_outdated,
+)
 from cdkit.index.changes.compact import KINDS, rewrite_index, stored_index_facts
 from cdkit.index.changes.transaction import Change, changed_manifest, recall_before
 from cdkit.index.codes import TRAINED_NAME, encode_shards, inspect_shards
@@ -61,6 +68,7 @@ def add_captions(folder: Path, config: ImportConfig, inputs: Mapping[str, Input]
         change = Change.begin(folder)
         manifest = index_manifest(folder)
         check_files(folder, manifest)
+        check_fits(folder, manifest)
         if mark in {addition["fingerprint"] for addition in manifest.details.get("additions", [])}:
             Folder(folder).remove([ADDING])
             return Addition(0, 0, already=True)

@@ -11,7 +11,7 @@ from cdkit.core.protocols import Progress, SilentProgress
 from cdkit.core.shards import FINGERPRINT_KEY, parts, read_shard, shard_metadata
 from cdkit.core.storage import Folder, atomic_path
 from cdkit.core.system_errors import writing
-from cdkit.index.caption_index import INDEX_NAME, check_files, index_hash, index_manifest
+from cdkit.index.caption_index import INDEX_NAME, check_files, check_fits, index_hash, index_manifest
 from cdkit.index.changes.transaction import Change, changed_manifest, recall_before
 from cdkit.index.embedding_files import embedding_shard
 from cdkit.index.faiss_index import id_selector, read_faiss
@@ -46,6 +46,7 @@ def compact(folder: Path, *, progress: Progress | None = None) -> Compaction:
         change = Change.begin(folder)
         manifest = index_manifest(folder)
         check_files(folder, manifest)
+        check_fits(folder, manifest)
         removed = read_tombstones(folder)
         files = {kind: parts(folder / kind) for kind in KINDS}
         dropped = dict.fromkeys(KINDS, 0)

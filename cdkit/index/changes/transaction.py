@@ -84,19 +84,23 @@ def finish_change_locked(folder: Path) -> None:
     Folder(folder).remove([PENDING_NAME])
 
 
+class DamagedCommitError(InputError):
+    """A change whose commit.json cannot be read any more: nothing will ever finish it."""
+
+
 def _read_commit(path: Path) -> dict[str, Any]:
     """What was committed; raises InputError when it is damaged, or means a file that is not the index's.
 
     A folder that came from elsewhere must not say which files are moved and deleted outside of it.
     """
-    commit = read_json(path)
     try:
+        commit = read_json(path)
         names = [*commit["moves"].keys(), *commit["moves"].values(), *commit["deletes"]]
         if not all(_FILE_NAME.fullmatch(name) for name in names):
             raise ValueError("it names files that are not an index's")
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (InputError, KeyError, TypeError, AttributeError, ValueError) as error:
         hint = f"Delete {path.parent} to go back to the state before the change, then change the index again."
-        raise InputError(f"{path} is damaged: {error}", hint=hint) from error
+        raise DamagedCommitError(f"{path} is damaged: {error}", hint=hint) from error
     return commit  # type: ignore[no-any-return]
 
 

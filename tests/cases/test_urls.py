@@ -36,7 +36,7 @@ FORMS = {
     f"http://{'ö' * 80}.example/": "dns",
     f"http://{'o' * 80}.example/": "dns",
     "http://\u2100.example/": "dns",
-    "http://a\u0000b/": "dns",
+    "http://a\u0001b/": "dns",
     f"http://example.com/{'a' * 9000}": "scheme",
     "http://10.0.0.1/photo.jpg": "blocked_address",
 }

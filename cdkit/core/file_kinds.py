@@ -45,12 +45,12 @@ _BEFORE_TEXT = b"\xef\xbb\xbf \t\r\n"
 _PAGES = (b"<!doctype", b"<html", b"<head", b"<body", b"<?xml", b"<!--", b"<svg")
 
 
-def require_file(path: Path) -> None:
+def require_file(path: Path, *, hint: str = "") -> None:
     """Raise InputError, without opening it, unless `path` is an ordinary file: reading a pipe or a device may hang."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist.", hint="Check the path.") from error
+        raise InputError(f"{path} does not exist.", hint=hint or "Check the path.") from error
     except (OSError, ValueError) as error:  # a name too long, a NUL in it, a loop of links
         raise InputError(f"{path} cannot be read: {error}", hint="Check the path and the permissions.") from error
     if stat.S_ISREG(mode):
@@ -63,7 +63,9 @@ def require_file(path: Path) -> None:
         stat.S_IFBLK: "a device",
     }
     what = kinds.get(stat.S_IFMT(mode), "no ordinary file")
-    raise InputError(f"{path} is {what}, not a file.", hint="Give the file itself; what a pipe sends, save first.")
+    raise InputError(
+        f"{path} is {what}, not a file.", hint=hint or "Give the file itself; what a pipe sends, save first."
+    )
 
 
 def check_weight_file(path: Path) -> bytes:

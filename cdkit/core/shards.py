@@ -16,6 +16,7 @@ from cdkit.core.file_kinds import check_weight_file, is_safetensors, require_fil
 from cdkit.core.formatting import json_text
 from cdkit.core.manifest import Counts
 from cdkit.core.storage import atomic_path
+from cdkit.core.text import is_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -148,8 +149,7 @@ def finished_facts(path: Path, fingerprint: str) -> dict[str, Any] | None:
     import pyarrow.parquet as pq
 
     try:
-        # A pipe would be waited for.
-        metadata = (pq.read_metadata(path).metadata or {}) if path.is_file() else {}
+        metadata = (pq.read_metadata(path).metadata or {}) if path.is_file() else {}  # a pipe would hang
         if not fingerprint or metadata.get(FINGERPRINT_KEY.encode(), b"").decode() != fingerprint:
             return None
         facts = json.loads(metadata.get(FACTS_KEY.encode(), b"{}"))
@@ -167,10 +167,9 @@ def open_shard(path: Path, kind: str | None = None, *, hint: str = AGAIN) -> Ite
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        require_file(path)
-    except InputError as error:
-        raise InputError(error.message, hint=hint) from error
+    require_file(path, hint=hint)
+    if not is_text(str(path)):
+        raise InputError(f"{path} cannot be opened by Arrow.", hint="Rename its folder: its name is not UTF-8.")
     try:
         with pq.ParquetFile(path) as file:
             if kind is not None and (problem := _wrong_columns(file.schema_arrow, kind)):
@@ -212,8 +211,7 @@ def kind_of(folder: Path) -> str | None:
 def read_shard(
     path: Path, columns: Sequence[str] | None = None, *, kind: str | None = None, hint: str = AGAIN
 ) -> pa.Table:
-    """A shard as a table; see open_shard. Raises InputError also where a column that says which row is which is not
-    known."""
+    """A shard as a table; see open_shard. Raises InputError also where captions or their ids are null."""
     with open_shard(path, kind, hint=hint) as file:
         table = file.read(columns=list(columns) if columns else None)
     return require_keys(table, path, hint=hint) if kind in KEYED_KINDS else table

@@ -22,8 +22,8 @@ from tests.captions.running import content, laion_rows
 PROGRAM = """
 import sys
 from pathlib import Path
-from cdkit.captions import import_captions as module
-from cdkit.stages import execute
+from cdkit.captions import importing as module
+from cdkit.execute import execute
 module.BYTES_PER_SHARD = 8_000
 if __name__ == "__main__":
     config = module.ImportConfig(captions=[sys.argv[1]], workers=int(sys.argv[3]))

@@ -50,6 +50,8 @@ def _patch(tensors: Mapping[str, torch.Tensor], key: str, kind: str, used: set[s
 
 def original_key(module: str) -> str:
     """Under which name, if not diffusers' own, a web UI looks for a module: `lora_unet_` and the original path."""
+    if module == "conv_norm_out":  # about which A1111 has no rule
+        return "lora_unet_out_0"
     return a1111_module("lora_unet_" + module.replace(".", "_")).replace("diffusion_model", "lora_unet")
 
 

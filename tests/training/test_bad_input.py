@@ -13,7 +13,7 @@ from PIL import Image
 
 from cdkit.core.errors import CdkitError, ConfigError, InputError
 from cdkit.execute import execute
-from cdkit.training import stage as train
+from cdkit.training.base_facts import BaseFacts
 from tests.support.tiny_pipeline import tiny_pipeline
 from tests.training.conftest import write_photos
 from tests.training.running import Material, Notes, run
@@ -23,10 +23,10 @@ from tests.training.running import Material, Notes, run
 def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails the test when the base model is loaded."""
 
-    def load(config: Any) -> None:
+    def load(base: Any) -> None:
         pytest.fail("the base model was loaded before the mistake was found")
 
-    monkeypatch.setattr(train, "_load", load)
+    monkeypatch.setattr(BaseFacts, "load", load)
 
 
 def _error(material: Material, out: Path, **values: Any) -> CdkitError:

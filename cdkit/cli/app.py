@@ -24,6 +24,7 @@ from cdkit.cli.output import Format, Output
 from cdkit.cli.standard_streams import ReaderGoneError, guard_streams
 from cdkit.cli.watched import memory_is_limited, run_watched
 from cdkit.core.errors import EXIT_INTERRUPTED, CdkitError, ConfigError, OutputError
+from cdkit.core.startup import claim_process
 from cdkit.core.system_errors import system_problem
 
 # Set by the shell's completion script, which needs every command's options.
@@ -156,6 +157,7 @@ def _command_words(arguments: Sequence[str]) -> str:
 
 def main() -> None:
     """Entry point of the `cdkit` command."""
+    claim_process()
     # A polite kill ends like ctrl-C: workers are stopped, half-written files removed, exit code 130.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     guard_streams()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cdkit.core.config import did_you_mean
 from cdkit.core.errors import ConfigError, InputError, NetworkError
+from cdkit.core.startup import import_pipelines
 from cdkit.deltas.pipeline_folder import MODEL_INDEX, is_pipeline_folder, load_folder, quiet
 from cdkit.deltas.single_file import load_single_file
 
@@ -33,6 +34,7 @@ def load_base_model(base: str, *, device: torch.device, precision: str = "no") -
     is no model or is damaged, NetworkError when the hub cannot be reached, ConfigError for something that is none of
     these, or a model of another family.
     """
+    import_pipelines()
     dtype = compute_type(precision)
     if base == EMBEDDED:
         from cdkit.embedded import load_pipeline

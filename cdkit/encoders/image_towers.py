@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cdkit.core.devices import choose_device
 from cdkit.core.errors import CdkitError, ConfigError, InputError
+from cdkit.core.startup import import_clip
 from cdkit.encoders import parse_spec
 from cdkit.encoders.text_tower import tower_hash
 from cdkit.encoders.transformers import loading_error
@@ -101,10 +102,11 @@ def _grey() -> Image.Image:
 
 
 def _embedded_tower() -> ImageTower:
-    from cdkit import embedded
+    from cdkit.embedded.models import preprocess
+    from cdkit.encoders.embedded import load_picture_tower
 
-    clip = embedded.load_clip()
-    return _clip_tower(clip.model, clip.preprocess, {"library": "embedded"})
+    holder, forward = load_picture_tower()
+    return ImageTower(holder, preprocess, forward, {"library": "embedded"})
 
 
 def _clip_tower(model: Any, prepare: Callable[..., Tensor], facts: Mapping[str, Any]) -> ImageTower:
@@ -159,6 +161,7 @@ def _transformers_tower(location: str) -> ImageTower:
 
 
 def _load_transformers(source: str, location: str) -> ImageTower:
+    import_clip()
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(source)

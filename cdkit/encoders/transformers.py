@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from cdkit.core.config import did_you_mean
 from cdkit.core.errors import CdkitError, ConfigError, InputError, NetworkError
+from cdkit.core.startup import import_clip
 from cdkit.core.text import clean_caption
 from cdkit.encoders.causal_tower import CausalBlock, CausalTower, linear
 from cdkit.encoders.open_clip_imports import simple_tokenizer
@@ -69,6 +70,8 @@ def load_tower(location: str) -> TextTower:
 def _load(source: str, location: str) -> tuple[Any, Any, dict[str, Any], Any]:
     """The text tower's config, the tower (a vision tower is never read), the loading report, the tokenizer."""
     import torch
+
+    import_clip()
     import transformers
 
     config = _text_config(transformers.AutoConfig.from_pretrained(source), location)
@@ -210,24 +213,26 @@ class FastClipTokenizer(ClipTokenizer):
     one of their versions of Unicode may not know.
     """
 
-    def __init__(self, clip: Any, library: Any, context_length: int) -> None:
+    def __init__(self, clip: Any, library: Callable[[], Any], special: Iterable[str], context_length: int) -> None:
+        """library: gives the transformers tokenizer, asked only for texts that need it; special: its special words."""
         super().__init__(clip, context_length)
         self.library = library
-        words = {*library.all_special_tokens, *library.get_added_vocab(), *map(clip.decoder.get, clip.all_special_ids)}
+        words = {*special, *map(clip.decoder.get, clip.all_special_ids)}
         self.special = re.compile("|".join(re.escape(word) for word in sorted(words)), re.IGNORECASE)
 
     def row(self, cleaned: str) -> list[int]:
         plain = cleaned.isprintable() and unicodedata.is_normalized("NFC", cleaned)
         if plain and not self.special.search(cleaned):
             return super().row(cleaned)
-        ids: list[int] = self.library(cleaned, verbose=False)["input_ids"]
+        ids: list[int] = self.library()(cleaned, verbose=False)["input_ids"]
         return ids
 
 
 def _tokenizer(tokenizer: Any, context_length: int, end_id: int | None) -> Tokenizer:
     clip = simple_tokenizer(context_length)
     if is_standard_clip(tokenizer.get_vocab(), clip.encoder):
-        return FastClipTokenizer(clip, tokenizer, context_length)
+        special = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
+        return FastClipTokenizer(clip, lambda: tokenizer, special, context_length)
     return library_tokenizer(tokenizer, context_length, end_id, trims=True)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from cdkit.core.errors import ResourceError
 from cdkit.core.protocols import Item, Outcome, Value
+from cdkit.core.startup import claim_process
 from cdkit.core.threads import set_threads, thread_count
 from cdkit.engines.main_guard import require_main_guard
 
@@ -96,6 +97,7 @@ def _pool(workers: int, devices: Sequence[str], *, share: int) -> ProcessPoolExe
 
 
 def _start_worker(free: Any, share: int) -> None:
+    claim_process()
     set_threads(share)
     if free is not None:
         # Before CUDA is looked at for the first time in this process.

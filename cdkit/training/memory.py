@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cdkit.core.formatting import json_text
+from cdkit.core.startup import import_pipelines
 from cdkit.deltas.base_model import compute_type
 from cdkit.deltas.methods import METHODS, selected_names
 from cdkit.deltas.pipeline_folder import AUTOENCODER, library_errors
@@ -140,6 +141,7 @@ def _text_parameters(text: Mapping[str, Any]) -> int:
 
 def _on_meta(kind: str, config: Mapping[str, Any]) -> Any:
     """A diffusers model without data."""
+    import_pipelines()
     import diffusers
 
     with torch.device("meta"):

@@ -115,5 +115,5 @@ class _Refusal(MetaPathFinder, Loader):
             spec.loader = self
         return spec
 
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        raise ModuleNotFoundError(f"{spec.name} is not used here", name=spec.name)
+    def exec_module(self, module: ModuleType) -> None:
+        raise ModuleNotFoundError(f"{module.__name__} is not used here", name=module.__name__)

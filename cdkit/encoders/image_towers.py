@@ -109,7 +109,7 @@ def _embedded_tower() -> ImageTower:
     return ImageTower(holder, preprocess, forward, {"library": "embedded"})
 
 
-def _clip_tower(model: Any, prepare: Callable[..., Tensor], facts: Mapping[str, Any]) -> ImageTower:
+def clip_picture_tower(model: Any, prepare: Callable[..., Tensor], facts: Mapping[str, Any]) -> ImageTower:
     holder = nn.ModuleDict({"vision_model": model.vision_model, "visual_projection": model.visual_projection})
 
     def forward(pixels: Tensor) -> Tensor:
@@ -172,7 +172,7 @@ def _load_transformers(source: str, location: str) -> ImageTower:
         vision = getattr(config, "vision_config", config)
         vision.projection_dim = config.projection_dim
         model, report = transformers.CLIPVisionModelWithProjection.from_pretrained(source, config=vision, **options)
-        tower = _clip_tower(model, _library_preparation(source, vision.image_size), facts)
+        tower = clip_picture_tower(model, _library_preparation(source, vision.image_size), facts)
     elif kind in ("siglip", "siglip_vision_model"):
         vision = getattr(config, "vision_config", config)
         model, report = transformers.SiglipVisionModel.from_pretrained(source, config=vision, **options)

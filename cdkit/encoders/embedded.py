@@ -56,7 +56,8 @@ def embed_pictures(weights: Mapping[str, Tensor], pixels: Tensor) -> Tensor:
         return F.linear(x, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
 
     def split(x: Tensor, name: str) -> Tensor:
-        return map(x, name).unflatten(-1, (heads, -1)).transpose(1, 2)
+        parts: Tensor = map(x, name).unflatten(-1, (heads, -1))
+        return parts.transpose(1, 2)
 
     kernel = weights[f"{tower}embeddings.patch_embedding.weight"]
     patches = F.conv2d(pixels, kernel, stride=VISION_CONFIG["patch_size"])

@@ -18,7 +18,9 @@ from tests.encoders.conftest import CAPTIONS
 from tests.support import tiny_models
 
 LIBRARY = tiny_models.clip_tokenizer()
-FAST = FastClipTokenizer(SimpleTokenizer(), LIBRARY, 77)
+FAST = FastClipTokenizer(
+    SimpleTokenizer(), lambda: LIBRARY, {*LIBRARY.all_special_tokens, *LIBRARY.get_added_vocab()}, 77
+)
 
 
 @torch.inference_mode()

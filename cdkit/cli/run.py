@@ -206,7 +206,7 @@ for _name, _function, _help, _examples in (
         "schema",
         _schema,
         "Print the JSON schema of a pipeline's YAML, by which editors complete it.",
-        ["cdkit pipeline schema > cdkit-pipeline.schema.json"],
+        ["cdkit pipeline schema > cdkit-pipeline.schema.json", "cdkit pipeline schema --format quiet"],
     ),
 ):
     command(pipeline_app, _name, help=_help, examples=_examples)(_function)

@@ -35,6 +35,8 @@ BESIDE_SUFFIXES = (".txt", ".caption")
 # More is no caption: a log, a book.
 MOST_CAPTION_BYTES = 1 << 20
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
+# No caption is longer; the csv module's own limit is the process's, and others set it.
+LONGEST_VALUE = 131_072
 FILE_KEY, CAPTION_KEYS = "file_name", ("text", "caption")
 
 
@@ -237,6 +239,8 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         if FILE_KEY not in _named(path, ((name, "") for name in header)):
             raise InputError(f"{printable(path)} has no column file_name.", hint="Every row must name its image.")
         for row in reader:
+            if max(map(len, row), default=0) > LONGEST_VALUE:
+                raise csv.Error(f"a value of more than {LONGEST_VALUE:,} characters")
             if row:
                 yield reader.line_num, _named(path, zip(header, row, strict=False))
     except csv.Error as error:

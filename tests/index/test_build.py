@@ -35,8 +35,8 @@ RUN = """
 import sys
 from pathlib import Path
 import os, signal
-from cdkit.index.stage import IndexConfig
-from cdkit.stages import execute
+from cdkit.index.config import IndexConfig
+from cdkit.execute import execute
 left, replace = int(sys.argv[3]), os.replace
 
 def dying(source, target):
@@ -54,8 +54,8 @@ THREADS = """
 import re, sys
 from pathlib import Path
 import torch
-from cdkit.index.stage import IndexConfig
-from cdkit.stages import execute
+from cdkit.index.config import IndexConfig
+from cdkit.execute import execute
 
 def threads():
     return re.findall(r"(\\w+_max_threads)\\(\\) : (\\d+)", torch.__config__.parallel_info())

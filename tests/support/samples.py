@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from PIL import Image
 
-from cdkit.pictures.decoding import open_file
+from cdkit.pictures.picture import open_file
 from cdkit.sampling.drawing import Sample
 
 

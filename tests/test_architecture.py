@@ -79,6 +79,14 @@ def test_files_stay_readable(path: Path) -> None:
     assert path.stem not in {"utils", "util", "common", "helpers", "misc"}
 
 
+def test_json_is_written_in_one_place() -> None:
+    """What writes JSON by itself may write NaN, which no strict reader takes."""
+    folders = [PACKAGE, ROOT / "tests" / "bench", ROOT / "tests" / "real"]
+    sources = [path for folder in folders for path in folder.rglob("*.py")]
+    writers = [path for path in sources if "json.dump" in path.read_text(encoding="utf-8")]
+    assert writers == [PACKAGE / "core" / "formatting.py"]
+
+
 @pytest.mark.parametrize("command", [["--help"], ["run", "--help"], ["index", "--help"], ["pipeline", "list"]])
 def test_start_up_is_light(command: list[str]) -> None:
     code = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from rich.console import Console
 from cdkit.cli.options import command, end_short
 from cdkit.cli.output import Output, duration, progress_for, size, table
 from cdkit.core.errors import ConfigError, OutputError
-from cdkit.core.formatting import command_line
+from cdkit.core.formatting import command_line, json_text
 from cdkit.core.storage import atomic_path
 from cdkit.core.system_errors import writing
 from cdkit.core.yaml_files import parse_yaml, read_yaml_text
@@ -173,7 +172,7 @@ def _copy(
 
 def _schema(output: Output) -> None:
     schema = pipeline_schema()
-    text = json.dumps(schema, indent=2, ensure_ascii=False)
+    text = json_text(schema, indent=2)
     output.result(schema, human=lambda _: print(text), quiet=text)
 
 

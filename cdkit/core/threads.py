@@ -7,7 +7,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from types import ModuleType
@@ -49,9 +49,21 @@ def thread_count(*, small: bool = False) -> int:
 @contextmanager
 def threads(count: int) -> Iterator[None]:
     """Run libraries of this process, loaded before or inside the block, and processes it starts on `count` threads."""
-    before = {name: os.environ.get(name) for name in NUMBERS}
     counts = {name: look() for name, look, _ in _loaded()}
-    set_threads(count)
+    try:
+        with environment(dict.fromkeys(NUMBERS, str(count))):
+            set_threads(count)
+            yield
+    finally:
+        for name, _, put in _loaded():
+            put(counts.get(name) or thread_count())
+
+
+@contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set variables of this process, which processes it starts inherit, and put back what they were."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
         yield
     finally:
@@ -60,8 +72,6 @@ def threads(count: int) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-        for name, _, put in _loaded():
-            put(counts.get(name) or thread_count())
 
 
 def set_threads(count: int) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cdkit.core.errors import CdkitError, ConfigError, MissingExtraError
+from cdkit.core.threads import environment
 from cdkit.engines.local import end_with_parent
 from cdkit.engines.main_guard import require_main_guard
 
@@ -209,10 +209,10 @@ def accelerated(
     _check(team, device, precision)
     if tensorboard is not None and not _has_tensorboard():
         raise MissingExtraError("--tensorboard", extra="tensorboard")
-    environment = team.environment()
+    variables = team.environment()
     if device.index is not None and team.size == 1:
-        environment["ACCELERATE_TORCH_DEVICE"] = str(device)
-    with _environment(environment), warnings.catch_warnings():
+        variables["ACCELERATE_TORCH_DEVICE"] = str(device)
+    with environment(variables), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
@@ -251,20 +251,6 @@ def _has_tensorboard() -> bool:
     from accelerate.utils import is_tensorboard_available
 
     return bool(is_tensorboard_available())
-
-
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def average_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:

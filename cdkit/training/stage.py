@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 SAMPLES, TENSORBOARD = "samples", "tensorboard"
 FINAL_SHARE = 10
-UNCHECKED_BATCH = 64
 LARGE_DELTA = 300_000_000  # SDXL's keys and values are 1.36 GB, a whole U-Net 3.4 GB and more
 
 
@@ -65,8 +64,7 @@ def _train(config: TrainConfig, out: Folder, context: Context, team: Team) -> Da
     earlier = [load_delta(path) for path in config.delta]
     base = read_base(config.base)
     plan = make_plan(config, base, note)
-    # To find out that a sample takes 4 MB of the embedded model takes a second.
-    if team.rank == 0 and not (config.is_small() and recipe.batch_size <= UNCHECKED_BATCH):
+    if team.rank == 0:
         check_memory(config, plan, base, device, note)
     tensorboard = out / TENSORBOARD if config.tensorboard and team.rank == 0 else None
     with accelerated(team, device=device, precision=config.precision, tensorboard=tensorboard) as accelerator:

@@ -1,0 +1,1 @@
+"""Measures one GPU with nothing but the package's source: `python -m tests.bench.gpu`."""

@@ -9,6 +9,8 @@ import json
 import platform
 import time
 
+from cdkit.core.formatting import json_text
+
 # One file each; `measure(tiny)` yields (name, figures) pairs as they are known.
 PARTS = ("embedding", "training", "index")
 PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch", "faiss-cpu", "duckdb", "pyarrow")
@@ -37,7 +39,7 @@ def measure(parts: list[str], *, tiny: bool, seconds: float) -> dict[str, object
     """Figures of all parts; a part that misses a package or breaks says so and the next one runs."""
     started = time.monotonic()
     figures: dict[str, object] = {"machine": machine(), "tiny": tiny}
-    print(json.dumps({"machine": figures["machine"]}), flush=True)
+    print(json_text({"machine": figures["machine"]}), flush=True)
     for part in parts:
         left = seconds - (time.monotonic() - started)
         if left <= 0:
@@ -48,14 +50,14 @@ def measure(parts: list[str], *, tiny: bool, seconds: float) -> dict[str, object
         try:
             for name, values in importlib.import_module(f"tests.bench.gpu.{part}").measure(tiny=tiny, seconds=left):
                 results[name] = values
-                print(json.dumps({part: {name: values}}), flush=True)
+                print(json_text({part: {name: values}}), flush=True)
         except ImportError as error:
             results["missing"] = str(error)
         except Exception as error:  # the next part is worth as much
             results["failed"] = f"{type(error).__name__}: {error}"[:500]
         results["seconds"] = round(time.monotonic() - begun, 1)
         figures[part] = results
-        print(json.dumps({part: results}), flush=True)
+        print(json_text({part: results}), flush=True)
     figures["seconds"] = round(time.monotonic() - started, 1)
     return figures
 
@@ -67,7 +69,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=480.0, help="no part starts after this long")
     arguments = parser.parse_args()
     figures = measure(arguments.part or list(PARTS), tiny=arguments.tiny, seconds=arguments.seconds)
-    print(json.dumps(figures), flush=True)
+    print(json_text(figures), flush=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import typer
 from rich.console import Console
 
-from cdkit.cli.index_search import print_index
+from cdkit.cli.index_use import print_index, register_use
 from cdkit.cli.options import FORCE, OUT, command, config_command, report_result, stage_command
 from cdkit.cli.output import Output, data_console, duration, progress_for, size, table
 from cdkit.core.config import StageConfig
@@ -22,11 +22,6 @@ app = typer.Typer(help="Build, search, look into and change caption indexes.", n
 
 def register(root: typer.Typer) -> None:
     """Add the `index` group."""
-    from cdkit.cli import index_change, index_search
-
-    if not any(command.name == "search" for command in app.registered_commands):
-        index_search.register(app)
-        index_change.register(app)
     root.add_typer(app, name="index")
 
 
@@ -85,16 +80,16 @@ stage_command(
 )
 
 
-def _with_recipe(output: Output, given: dict[str, Any], further: Mapping[str, Any]) -> dict[str, Any]:
+def _with_recipe(output: Output, values: dict[str, Any], further: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe's settings under what the command line gives; its warnings are shown."""
     if further["recipe"] is None:
-        return given
+        return values
     from cdkit.index.plan import read_recipe
 
     recipe = read_recipe(find(further["recipe"], "indexes"))
     for warning in recipe.warnings:
         output.note(f"{recipe.name}: {warning}")
-    return recipe.values(given)
+    return recipe.values(values)
 
 
 def _build(output: Output, config: StageConfig, further: Mapping[str, Any]) -> None:
@@ -146,7 +141,7 @@ def _plan(
 ) -> None:
     from cdkit.index.plan import plan_index
 
-    found = plan_index(rows, dim, bytes_per_caption)
+    plan = plan_index(rows, dim, bytes_per_caption)
 
     def draw(console: Console) -> None:
         headings = [
@@ -174,18 +169,18 @@ def _plan(
                 duration(choice.add_seconds.value),
                 _query_time(choice.query_seconds.value),
             )
-            for choice in found.choices
+            for choice in plan.choices
         ]
         console.print(table(headings, lines))
         console.print(
             "Every figure of the table is estimated, the times from rates measured on this machine just now:"
         )
         for name in ("multiplications", "added", "scanned", "exact", "written"):
-            rate = getattr(found.rates, name)
-            console.print(f"  {name}: {rate.value:,.4g} {rate.unit} ({rate.basis}, {found.rates.threads} threads)")
+            rate = getattr(plan.rates, name)
+            console.print(f"  {name}: {rate.value:,.4g} {rate.unit} ({rate.basis}, {plan.rates.threads} threads)")
         console.print("→ is what cdkit index build would make. Embedding the captions comes on top.")
 
-    output.result(found.as_json(), human=draw, quiet=next(choice.factory for choice in found.choices if choice.chosen))
+    output.result(plan.as_json(), human=draw, quiet=next(choice.factory for choice in plan.choices if choice.chosen))
 
 
 command(
@@ -197,3 +192,4 @@ command(
         "cdkit index plan --rows 1000000 --dim 512 --format json",
     ],
 )(_plan)
+register_use(app)

@@ -116,8 +116,8 @@ def _group(keys: np.ndarray, values: np.ndarray) -> tuple[list[int], list[np.nda
     """`values` grouped by sorted `keys`."""
     import numpy as np
 
-    found, starts = np.unique(keys, return_index=True)
-    return found.tolist(), np.split(values, starts[1:]) if len(found) else []
+    groups, starts = np.unique(keys, return_index=True)
+    return groups.tolist(), np.split(values, starts[1:]) if len(groups) else []
 
 
 def _merge_best(

@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cdkit.core.errors import InputError, OutputError, pip_install
 from cdkit.core.fingerprints import content_fingerprint
 from cdkit.core.formatting import command_line
-from cdkit.core.manifest import Manifest, read_manifest
+from cdkit.core.manifest import MANIFEST_NAME, Manifest, mistakes, read_manifest
 from cdkit.core.protocols import TextEncoder
 from cdkit.core.shards import parts
 from cdkit.core.storage import SourceFile
 from cdkit.core.text import is_text
 from cdkit.encoders import ENCODING
 from cdkit.index.changes.transaction import PENDING_NAME, DamagedCommitError, finish_change
-from cdkit.index.facts import check_facts
+from cdkit.index.embedding_files import StoredEmbeddings
 from cdkit.index.faiss_index import OpenIndex, id_selector, open_faiss
-from cdkit.index.keyed_table import REBUILD
-from cdkit.index.records import Records
-
-if TYPE_CHECKING:
-    from cdkit.core.protocols import TextEncoder
-
-
-def index_hash(path: Path) -> str:
-    """sha256 of an index file, remembered by size and mtime so that searches need not hash it again."""
-    return content_fingerprint(SourceFile(str(path), path.name, path.stat().st_size))
-
+from cdkit.index.records import REBUILD, Records
 
 INDEX_NAME = "caption.index"
 INDEX_FORMAT = 1
@@ -67,6 +60,11 @@ class CaptionIndex:
     def outdated(self) -> str:
         """What the user should know of an index that an older cdkit made; empty for one that is up to date."""
         return outdated_note(self.folder, self.manifest)
+
+    @cached_property
+    def embeddings(self) -> StoredEmbeddings:
+        """The embeddings that the index keeps; empty unless it was told to keep them."""
+        return StoredEmbeddings(self.folder / "embeddings")
 
     @cached_property
     def selector(self) -> Any:
@@ -156,9 +154,13 @@ def check_files(folder: Path, manifest: Manifest) -> None:
     if not path.is_file():
         raise InputError(f"{path} is missing.", hint=REBUILD)
     # Checked before FAISS parses it: its reader trusts the sizes in the file. The hash is cached by size and mtime.
-    size = path.stat().st_size
-    if size != facts["bytes"] or content_fingerprint(SourceFile(str(path), path.name, size)) != facts["sha256"]:
+    if path.stat().st_size != facts["bytes"] or index_hash(path) != facts["sha256"]:
         raise InputError(f"{path} is damaged or was replaced: its hash is not the manifest's.", hint=REBUILD)
+
+
+def index_hash(path: Path) -> str:
+    """sha256 of an index file, remembered by size and mtime so that searches need not hash it again."""
+    return content_fingerprint(SourceFile(str(path), path.name, path.stat().st_size))
 
 
 def check_fits(folder: Path, manifest: Manifest, index: Any = None) -> None:
@@ -212,3 +214,96 @@ def _renewal(folder: Path, manifest: Manifest) -> str:
     if manifest.details.get("additions"):
         pools += " (add again what was added since)"
     return f"Renew it: {command_line('cdkit', 'index', 'build', *options)} … with {pools}."
+
+
+# More than any machine holds; what is larger no library takes.
+_MOST = 1 << 40
+_MOST_LISTS = 1 << 30
+
+
+class _Facts(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="ignore")
+
+
+class _ShardCounts(_Facts):
+    captions: int = Field(ge=0)
+    image_rows: int = Field(ge=0)
+    embeddings: int = Field(ge=0)
+
+
+class _IndexFacts(_Facts):
+    format: int = 0
+    factory: str
+    exact: bool
+    vectors: int = Field(ge=0, le=_MOST)
+    bytes: int = Field(ge=0)
+    bytes_per_caption: float
+    sha256: str
+    nprobe: int = Field(ge=1, le=_MOST_LISTS)
+    margin: float = Field(ge=0, le=4)
+    threads: int | None = Field(None, ge=1, le=1 << 16)
+    shards: _ShardCounts
+
+
+class _EncoderFacts(_Facts):
+    spec: str
+    weights: str
+    dimension: int = Field(ge=1, le=1 << 20)
+    default_threshold: float = Field(ge=-1, le=1)
+    precision: str = "auto"
+
+
+class _RecallFacts(_Facts):
+    threshold_recall: float | None = None
+    top_200_recall: float | None = None
+    target: float = 1.0
+    target_reached: bool | None = None
+    measured_vectors: int = Field(0, ge=0)
+    changed_since: list[str] = []
+
+    @model_validator(mode="after")
+    def _measured(self) -> _RecallFacts:
+        if self.target_reached is False and self.threshold_recall is None and self.top_200_recall is None:
+            raise ValueError("a target was missed, but nothing was measured")
+        return self
+
+
+class _AdditionFacts(_Facts):
+    fingerprint: str
+
+
+class _Details(_Facts):
+    index: _IndexFacts
+    encoder: _EncoderFacts
+    recall: _RecallFacts
+    captions: int = Field(ge=0)
+    rows: int = Field(ge=0)
+    removed: dict[str, int] = {}
+    additions: list[_AdditionFacts] = []
+    files: list[Any] = []
+
+
+class _RowCounts(_Facts):
+    read: int = Field(alias="in")
+    kept: int
+    rejected: dict[str, int]
+
+    @model_validator(mode="after")
+    def _add_up(self) -> _RowCounts:
+        if self.read != self.kept + sum(self.rejected.values()):
+            raise ValueError("the rows in are not those kept and rejected")
+        return self
+
+
+def check_facts(folder: Path, manifest: Manifest) -> None:
+    """Raise InputError, with what is wrong, when the manifest of an index does not say what every index's does."""
+    _check(folder, "details", _Details, manifest.details)
+    _check(folder, "counts", _RowCounts, manifest.counts)
+
+
+def _check(folder: Path, entry: str, model: type[BaseModel], values: Mapping[str, Any]) -> None:
+    try:
+        model.model_validate(dict(values))
+    except ValidationError as error:
+        problems = "; ".join(f"{entry}.{line}" for line in mistakes(error))
+        raise InputError(f"{folder / MANIFEST_NAME} is damaged: {problems}", hint=REBUILD) from error

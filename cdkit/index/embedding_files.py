@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from cdkit.core.errors import InputError
 from cdkit.core.shards import open_shard, shard_metadata
 from cdkit.core.storage import atomic_path
-from cdkit.index.keyed_table import REBUILD, KeyedTable, RowGroup, embedding_matrix
+from cdkit.index.records import REBUILD, KeyedTable, RowGroup, embedding_matrix
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,6 +96,11 @@ class StoredEmbeddings:
     @cached_property
     def table(self) -> KeyedTable:
         return KeyedTable(self.folder)
+
+    @property
+    def any(self) -> bool:
+        """Whether any are kept."""
+        return bool(self.table.groups)
 
     @cached_property
     def _places(self) -> dict[tuple[Path, int], Place]:

@@ -198,9 +198,9 @@ class OpenIndex:
 
         parameters = self._parameters(selector, nprobe)
         with faiss_threads(1):
-            found, ids = self.index.search(query[None, :], max(1, min(count, self.count)), params=parameters)
+            similarities, ids = self.index.search(query[None, :], max(1, min(count, self.count)), params=parameters)
         valid = ids[0] >= 0
-        return Candidates(ids[0][valid], np.asarray(found[0][valid]))
+        return Candidates(ids[0][valid], np.asarray(similarities[0][valid]))
 
     def within(
         self, query: np.ndarray, least: float, *, selector: Any = None, nprobe: int | None = None
@@ -211,13 +211,13 @@ class OpenIndex:
         than GROWTH, twice as many are probed again.
         """
         probes = nprobe or self.nprobe
-        found = self._within(query, least, selector, probes)
-        while not self.few(len(found.ids), probes) and probes < self.lists:
+        candidates = self._within(query, least, selector, probes)
+        while not self.few(len(candidates.ids), probes) and probes < self.lists:
             probes *= 2
-            before, found = len(found.ids), self._within(query, least, selector, probes)
-            if len(found.ids) - before <= GROWTH * before:
+            before, candidates = len(candidates.ids), self._within(query, least, selector, probes)
+            if len(candidates.ids) - before <= GROWTH * before:
                 break
-        return found
+        return candidates
 
     def few(self, count: int, nprobe: int | None = None) -> bool:
         """Whether so few candidates were found that further lists need not be probed."""
@@ -232,9 +232,9 @@ class OpenIndex:
 
         parameters = self._parameters(selector, nprobe)
         with faiss_threads(1):
-            _, found, ids = self.index.range_search(query[None, :], least, params=parameters)
-        order = np.lexsort((ids, -found))
-        return Candidates(ids[order], found[order])
+            _, similarities, ids = self.index.range_search(query[None, :], least, params=parameters)
+        order = np.lexsort((ids, -similarities))
+        return Candidates(ids[order], similarities[order])
 
     def _parameters(self, selector: Any, nprobe: int | None) -> Any:
         import faiss
@@ -280,8 +280,8 @@ def read_faiss(path: Path, *, exact: bool, flags: int = 0) -> Any:
         if exact:
             whole = isinstance(index, faiss.IndexIDMap | faiss.IndexIDMap2)
         else:
-            found = faiss.try_extract_index_ivf(index) if isinstance(index, faiss.IndexPreTransform) else None
-            whole = found is not None and isinstance(faiss.downcast_index(found), faiss.IndexIVFPQ)
+            ivf = faiss.try_extract_index_ivf(index) if isinstance(index, faiss.IndexPreTransform) else None
+            whole = ivf is not None and isinstance(faiss.downcast_index(ivf), faiss.IndexIVFPQ)
     except (RuntimeError, MemoryError, ValueError, OSError) as error:
         hint = "Build the index again with --force, or restore the file from a copy."
         raise InputError(f"{path} cannot be read by FAISS.", hint=hint) from error

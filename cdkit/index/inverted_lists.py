@@ -77,12 +77,12 @@ class IndexLists:
         lists = inverted_file(self.index).invlists
         ids, codes = [np.empty(0, dtype=np.int64)], [np.empty((0, lists.code_size), dtype=np.uint8)]
         for number in range(first, last):
-            found = self._ids(lists, number)
-            if len(found):
-                raw = faiss.rev_swig_ptr(lists.get_codes(number), len(found) * lists.code_size)
-                keep = self._keep(found)
-                ids.append(found[keep])
-                codes.append(raw.reshape(len(found), lists.code_size)[keep])
+            entries = self._ids(lists, number)
+            if len(entries):
+                raw = faiss.rev_swig_ptr(lists.get_codes(number), len(entries) * lists.code_size)
+                keep = self._keep(entries)
+                ids.append(entries[keep])
+                codes.append(raw.reshape(len(entries), lists.code_size)[keep])
         return np.concatenate(ids), np.concatenate(codes)
 
     def _ids(self, lists: Any, number: int) -> np.ndarray:

@@ -296,9 +296,9 @@ class Recipe(BaseModel):
 
     def values(self, overrides: Mapping[str, Any]) -> dict[str, Any]:
         """Values for IndexConfig: the recipe's, with what the user gave on top."""
-        given = {name: value for name, value in overrides.items() if value not in (None, [])}
+        asked = {name: value for name, value in overrides.items() if value not in (None, [])}
         files = {"captions": self.captions} if self.captions else {}
-        return {**files, **self.settings, **given}
+        return {**files, **self.settings, **asked}
 
 
 def read_recipe(path: Path) -> Recipe:

@@ -16,9 +16,8 @@ from cdkit.index.caption_index import INDEX_NAME
 from cdkit.index.codes import Shards
 from cdkit.index.config import RECALL_TARGET
 from cdkit.index.faiss_index import OpenIndex, estimates, id_selector
-from cdkit.index.keyed_table import KeyedTable
 from cdkit.index.layout import IndexSettings, Layout
-from cdkit.index.records import Records
+from cdkit.index.records import KeyedTable, Records
 
 if TYPE_CHECKING:
     import numpy as np
@@ -172,8 +171,8 @@ def measure(
     selector = id_selector(queries.held_out, excluded=True) if everything else id_selector(truth.ids)
     probes = [1] if index.layout_exact else [size for size in (2**power for power in range(2, 12)) if size <= lists]
     for nprobe in probes:
-        found = _Found(index, queries.vectors, truth, threshold, margin, nprobe, selector)
-        recall = replace(found.recall(len(queries.held_out), len(truth.ids)), target=target)
+        measured = _Setting(index, queries.vectors, truth, threshold, margin, nprobe, selector)
+        recall = replace(measured.recall(len(queries.held_out), len(truth.ids)), target=target)
         if recall.reached is None or recall.reached >= target:
             break
     return recall
@@ -192,7 +191,7 @@ def estimate_margin(index: OpenIndex, queries: Queries, truth: Truth) -> float:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Setting:
     """The candidates of every query under one setting, compared with the truth."""
 
     index: OpenIndex
@@ -207,17 +206,17 @@ class _Found:
     def recall(self, held_out: int, sample: int) -> Recall:
         import numpy as np
 
-        found, best, best_found = 0, 0, 0
+        hits, best, best_hits = 0, 0, 0
         shares = []
         for number, vector in enumerate(self.vectors):
             neighbours, nearest = self.truth.neighbours[number], self.truth.best[number]
             if len(neighbours):
-                hits = int(np.isin(neighbours, self._within(vector, self.threshold - self.margin)).sum())
-                found += hits
-                shares.append(hits / len(neighbours))
+                reached = int(np.isin(neighbours, self._within(vector, self.threshold - self.margin)).sum())
+                hits += reached
+                shares.append(reached / len(neighbours))
             if len(nearest):
                 best += len(nearest)
-                best_found += int(np.isin(nearest, self._best(vector, len(nearest))).sum())
+                best_hits += int(np.isin(nearest, self._best(vector, len(nearest))).sum())
         neighbours_in_all = sum(len(ids) for ids in self.truth.neighbours)
         worst = sorted(shares)[: max(1, len(shares) // 10)]
         return Recall(
@@ -227,9 +226,9 @@ class _Found:
             sample=sample,
             threshold=self.threshold,
             neighbours=neighbours_in_all,
-            threshold_recall=round(found / neighbours_in_all, 5) if neighbours_in_all else None,
+            threshold_recall=round(hits / neighbours_in_all, 5) if neighbours_in_all else None,
             worst_tenth=round(sum(worst) / len(worst), 5) if worst else None,
-            top_200_recall=round(best_found / best, 5) if best else None,
+            top_200_recall=round(best_hits / best, 5) if best else None,
             nprobe=self.nprobe,
             margin=round(self.margin, 6),
             measured_vectors=self.index.count,

@@ -1,4 +1,4 @@
-"""Records of an index by caption id: captions, image rows and stored embeddings, removed ones left out."""
+"""Records of an index by caption id: rows of Parquet shards, read through their statistics, without removed ones."""
 
 from __future__ import annotations
 
@@ -8,14 +8,91 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdkit.core.shards import open_shard, parts, read_parts, require_keys
-from cdkit.index.keyed_table import KeyedTable, embedding_matrix
+from cdkit.core.shards import kind_of, open_shard, parts, read_parts, require_keys
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-    from cdkit.index.embedding_files import StoredEmbeddings
+
+REBUILD = "Build the index again (cdkit index build … --force), or restore the folder from a copy."
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """One Parquet row group and the range of caption ids in it."""
+
+    path: Path
+    number: int
+    least: int
+    most: int
+
+
+@dataclass(frozen=True)
+class KeyedTable:
+    """A dataset folder whose shards carry caption_id; rows are found through row-group statistics."""
+
+    folder: Path
+
+    @cached_property
+    def groups(self) -> list[RowGroup]:
+        groups = []
+        for path in parts(self.folder):
+            with open_shard(path, kind_of(self.folder), hint=REBUILD) as file:
+                metadata = file.metadata
+            column = metadata.schema.names.index("caption_id")
+            for number in range(metadata.num_row_groups):
+                group = metadata.row_group(number)
+                if not group.num_rows:
+                    continue
+                statistics = group.column(column).statistics
+                bounded = statistics is not None and statistics.has_min_max
+                bounds = (statistics.min, statistics.max) if bounded else (-(1 << 63), (1 << 63) - 1)
+                groups.append(RowGroup(path, number, *bounds))
+        return groups
+
+    @cached_property
+    def _bounds(self) -> np.ndarray:
+        """int64 [2, groups]: the least and the greatest caption id of each row group."""
+        import numpy as np
+
+        bounds = [[group.least for group in self.groups], [group.most for group in self.groups]]
+        return np.array(bounds, dtype=np.int64)
+
+    def touched(self, ids: np.ndarray) -> Iterator[tuple[RowGroup, np.ndarray]]:
+        """The row groups that may hold some of `ids`, each with those ids, sorted."""
+        import numpy as np
+
+        wanted = np.unique(np.asarray(ids, dtype=np.int64))
+        first = np.searchsorted(wanted, self._bounds[0])
+        last = np.searchsorted(wanted, self._bounds[1], side="right")
+        for number in np.flatnonzero(first < last).tolist():
+            yield self.groups[number], wanted[first[number] : last[number]]
+
+    def rows(self, ids: np.ndarray, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Tables holding the rows of `ids`, row group by row group."""
+        for group, wanted in self.touched(ids):
+            table = self.read(group, wanted, columns)
+            if len(table):
+                yield table
+
+    def read(self, group: RowGroup, ids: np.ndarray, columns: Sequence[str]) -> pa.Table:
+        """The rows of `ids` in one row group; raises InputError when its file is damaged."""
+        import numpy as np
+        import pyarrow as pa
+
+        with open_shard(group.path, hint=REBUILD) as file:
+            table = require_keys(file.read_row_group(group.number, columns=list(columns)), group.path, hint=REBUILD)
+        return table.filter(pa.array(np.isin(table["caption_id"].to_numpy(), ids)))
+
+
+def embedding_matrix(column: pa.ChunkedArray) -> np.ndarray:
+    """A fixed_size_list<float16> column as float16 [n, dimension]."""
+    import numpy as np
+
+    size = column.type.list_size
+    chunks = [chunk.flatten().to_numpy(zero_copy_only=False).reshape(len(chunk), size) for chunk in column.chunks]
+    return np.concatenate(chunks) if chunks else np.empty((0, size), dtype=np.float16)
 
 
 BLOCK_ROWS = 32_768
@@ -55,37 +132,23 @@ class Records:
     def _image_rows(self) -> KeyedTable:
         return KeyedTable(self.folder / "image_rows")
 
-    @cached_property
-    def _embeddings(self) -> StoredEmbeddings:
-        from cdkit.index.embedding_files import StoredEmbeddings
-
-        return StoredEmbeddings(self.folder / "embeddings")
-
-    @property
-    def has_embeddings(self) -> bool:
-        return bool(self._embeddings.table.groups)
-
     def captions(self, ids: np.ndarray) -> dict[int, str]:
         """Caption text by id; removed or unknown ids are absent."""
-        found: dict[int, str] = {}
+        texts: dict[int, str] = {}
         for table in self._captions.rows(ids, ["caption_id", "caption"]):
             kept = self.removed.filter(table)
-            found.update(zip(kept["caption_id"].to_pylist(), kept["caption"].to_pylist(), strict=True))
-        return found
+            texts.update(zip(kept["caption_id"].to_pylist(), kept["caption"].to_pylist(), strict=True))
+        return texts
 
     def image_rows(self, ids: np.ndarray) -> dict[int, list[dict[str, Any]]]:
         """Image rows by caption id, every column but the id."""
         from cdkit.core.shards import schema
 
-        found: dict[int, list[dict[str, Any]]] = {}
+        rows: dict[int, list[dict[str, Any]]] = {}
         for table in self._image_rows.rows(ids, schema("image_rows").names):
             for row in self.removed.filter(table).to_pylist():
-                found.setdefault(row.pop("caption_id"), []).append(row)
-        return found
-
-    def embeddings(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The ids found (int64 [n]) and their stored embeddings (float32 [n, dimension])."""
-        return self._embeddings.find(ids)
+                rows.setdefault(row.pop("caption_id"), []).append(row)
+        return rows
 
 
 def read_embeddings(

@@ -94,15 +94,15 @@ def search(
     least = opened.default_threshold if min_similarity is None else min_similarity
     vectors = encode_queries(opened.encoder, texts)
     counts = opened.encoder.token_counts(texts)
-    found = []
+    answers = []
     for text, vector, tokens in zip(texts, vectors, counts.tolist(), strict=True):
         notes = [opened.outdated] if opened.outdated else []
         if tokens > opened.encoder.context_length:
             notes.append(
                 f"The query has {tokens} tokens; the encoder reads the first {opened.encoder.context_length} only."
             )
-        found.append(_Search(opened, vector, least, limit, encode_limit).run(text, notes))
-    return found
+        answers.append(_Search(opened, vector, least, limit, encode_limit).run(text, notes))
+    return answers
 
 
 def _check(texts: Sequence[str], min_similarity: float | None, limit: int, encode_limit: int) -> None:
@@ -158,15 +158,15 @@ def similar(index: CaptionIndex, query: np.ndarray, least: float, limit: int) ->
 
     query: float32 [dimension], normalised. Needs an index that keeps embeddings, or an exact one.
     """
-    found, _ = candidates(index, query, least, limit)
-    return _ranked(*_stored(index, query, found), least - CLOSE)
+    near, _ = candidates(index, query, least, limit)
+    return _ranked(*_stored(index, query, near), least - CLOSE)
 
 
-def _stored(index: CaptionIndex, query: np.ndarray, found: Candidates) -> tuple[np.ndarray, np.ndarray]:
+def _stored(index: CaptionIndex, query: np.ndarray, near: Candidates) -> tuple[np.ndarray, np.ndarray]:
     if index.faiss.layout_exact:
-        return found.ids, found.similarities
-    ids, vectors = index.records.embeddings(found.ids)
-    return ids, vectors @ query if len(ids) else found.similarities[:0]
+        return near.ids, near.similarities
+    ids, vectors = index.embeddings.find(near.ids)
+    return ids, vectors @ query if len(ids) else near.similarities[:0]
 
 
 def _ranked(ids: np.ndarray, similarities: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray]:
@@ -194,15 +194,15 @@ class _Search:
     @property
     def stored(self) -> bool:
         """Whether similarities come from stored vectors, not from estimates."""
-        return self.index.faiss.layout_exact or self.index.records.has_embeddings
+        return self.index.faiss.layout_exact or self.index.embeddings.any
 
     def run(self, text: str, notes: list[str]) -> SearchResult:
-        found, cut = candidates(self.index, self.query, self.least, self.limit)
+        near, cut = candidates(self.index, self.query, self.least, self.limit)
         if self.stored:
-            ids, similarities = _ranked(*_stored(self.index, self.query, found), self.least - CLOSE)
+            ids, similarities = _ranked(*_stored(self.index, self.query, near), self.least - CLOSE)
             slack = CLOSE
         else:
-            ids, similarities = found.ids, found.similarities
+            ids, similarities = near.ids, near.similarities
             slack = self.index.margin
         self._recompute(ids, similarities, slack)
         ranked = self._final(ids, similarities)
@@ -218,15 +218,15 @@ class _Search:
 
         boundary = similarities[self.limit] - 2 * slack if len(similarities) > self.limit else -np.inf
         reported = similarities >= boundary
-        near = np.abs(similarities - self.least) <= CLOSE
+        close = np.abs(similarities - self.least) <= CLOSE
         # Rows near the threshold come first: for them the last digits decide.
-        wanted = np.concatenate([ids[near], ids[reported & ~near]]) if self.stored else ids[reported]
+        wanted = np.concatenate([ids[close], ids[reported & ~close]]) if self.stored else ids[reported]
         if len(wanted) > self.encode_limit:
             wanted, self.capped = wanted[: self.encode_limit], True
         self.captions.update(self.index.records.captions(wanted))
-        known = [number for number in wanted.tolist() if number in self.captions]
-        for start in range(0, len(known), ENCODE_BLOCK):
-            block = known[start : start + ENCODE_BLOCK]
+        left = [number for number in wanted.tolist() if number in self.captions]
+        for start in range(0, len(left), ENCODE_BLOCK):
+            block = left[start : start + ENCODE_BLOCK]
             vectors = encode_queries(self.index.encoder, [self.captions[number] for number in block])
             self.exact.update(zip(block, (vectors @ self.query).tolist(), strict=True))
 

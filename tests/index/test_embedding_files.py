@@ -12,7 +12,7 @@ from cdkit.core.errors import InputError
 from cdkit.core.shards import finished_facts, part_name
 from cdkit.index import embedding_files
 from cdkit.index.embedding_files import StoredEmbeddings, embedding_shard
-from cdkit.index.keyed_table import KeyedTable, embedding_matrix
+from cdkit.index.records import KeyedTable, embedding_matrix
 
 DIMENSION = 96
 

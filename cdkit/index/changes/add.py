@@ -33,8 +33,7 @@ from cdkit.index.changes.compact import KINDS, rewrite_index, stored_index_facts
 from cdkit.index.changes.transaction import Change, changed_manifest, recall_before
 from cdkit.index.codes import TRAINED_NAME, encode_shards, inspect_shards
 from cdkit.index.inverted_lists import empty_copy
-from cdkit.index.keyed_table import KeyedTable
-from cdkit.index.records import Tombstones, read_embeddings, read_tombstones
+from cdkit.index.records import KeyedTable, Tombstones, read_embeddings, read_tombstones
 
 if TYPE_CHECKING:
     import numpy as np
@@ -123,9 +122,9 @@ def _write_new(folder: Path, work: Folder, removed: Tombstones, imported: Counts
     for number, (all_captions, all_rows) in enumerate(shards):
         table, image_rows = removed.filter(all_captions), removed.filter(all_rows)
         ids = table["caption_id"].to_numpy()
-        known = _known(folder, ids)
-        fresh = table.filter(pa.array(~np.isin(ids, known)))
-        left = image_rows.filter(pa.array(~_present_rows(folder, image_rows, known)))
+        indexed = _indexed(folder, ids)
+        fresh = table.filter(pa.array(~np.isin(ids, indexed)))
+        left = image_rows.filter(pa.array(~_present_rows(folder, image_rows, indexed)))
         for kind, content in (("captions", fresh), ("image_rows", left)):
             write_shard(work / "new" / kind / part_name(number), content, fingerprint="added")
         captions += len(fresh)
@@ -135,19 +134,19 @@ def _write_new(folder: Path, work: Folder, removed: Tombstones, imported: Counts
     return captions, Counts(imported.read, rows, merge_counts([imported.rejected, passed]))
 
 
-def _known(folder: Path, ids: np.ndarray) -> np.ndarray:
+def _indexed(folder: Path, ids: np.ndarray) -> np.ndarray:
     import numpy as np
 
     tables = KeyedTable(folder / "captions").rows(ids, ["caption_id"])
     return np.concatenate([np.empty(0, dtype=np.int64), *(table["caption_id"].to_numpy() for table in tables)])
 
 
-def _present_rows(folder: Path, image_rows: pa.Table, known: np.ndarray) -> np.ndarray:
+def _present_rows(folder: Path, image_rows: pa.Table, indexed: np.ndarray) -> np.ndarray:
     """bool [rows]: which image rows the index has already, same caption and same URL."""
     import numpy as np
 
     pairs: set[tuple[int, str | None]] = set()
-    for table in KeyedTable(folder / "image_rows").rows(known, ["caption_id", "url"]):
+    for table in KeyedTable(folder / "image_rows").rows(indexed, ["caption_id", "url"]):
         pairs.update(zip(table["caption_id"].to_pylist(), table["url"].to_pylist(), strict=True))
     asked = zip(image_rows["caption_id"].to_pylist(), image_rows["url"].to_pylist(), strict=True)
     return np.array([pair in pairs for pair in asked], dtype=bool)

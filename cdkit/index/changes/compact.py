@@ -16,8 +16,7 @@ from cdkit.index.changes.transaction import Change, changed_manifest, recall_bef
 from cdkit.index.embedding_files import embedding_shard
 from cdkit.index.faiss_index import id_selector, read_faiss
 from cdkit.index.inverted_lists import IndexLists, write_inverted_index
-from cdkit.index.keyed_table import REBUILD, KeyedTable, embedding_matrix
-from cdkit.index.records import REMOVED_NAME, Tombstones, read_tombstones
+from cdkit.index.records import REBUILD, REMOVED_NAME, KeyedTable, Tombstones, embedding_matrix, read_tombstones
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -125,8 +124,8 @@ def _with_row_counts(folder: Path, captions: pa.Table, removed: Tombstones) -> p
     order = np.argsort(ids)
     counts = np.zeros(len(ids), dtype=np.int32)
     for table in KeyedTable(folder / "image_rows").rows(ids, ["caption_id", "url"]):
-        found = removed.filter(table)["caption_id"].to_numpy()
-        np.add.at(counts, order[np.searchsorted(ids, found, sorter=order)], 1)
+        kept = removed.filter(table)["caption_id"].to_numpy()
+        np.add.at(counts, order[np.searchsorted(ids, kept, sorter=order)], 1)
     return captions.set_column(captions.column_names.index("rows"), "rows", pa.array(counts, pa.int32()))
 
 

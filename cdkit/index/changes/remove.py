@@ -17,8 +17,7 @@ from cdkit.core.system_errors import writing
 from cdkit.core.text import caption_id, clean_captions
 from cdkit.index.caption_index import check_files, index_manifest
 from cdkit.index.changes.transaction import Change, changed_manifest
-from cdkit.index.keyed_table import KeyedTable
-from cdkit.index.records import REMOVED_NAME, iterate_image_rows, read_tombstones, tombstone_table
+from cdkit.index.records import REMOVED_NAME, KeyedTable, iterate_image_rows, read_tombstones, tombstone_table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,12 +54,12 @@ def remove(folder: Path, *, captions: Sequence[str] = (), urls: Sequence[str] = 
         asked = np.unique(np.array([caption_id(text) for text in cleaned], dtype=np.int64))
         before = read_tombstones(folder)
         present = _present(folder, asked)
-        known = present[before.keep_captions(present)]
-        rows, touched, seen = _rows_with(folder, known, gone)
+        indexed = present[before.keep_captions(present)]
+        rows, touched, seen = _rows_with(folder, indexed, gone)
         orphaned = _orphaned(folder, touched, gone)
         ids = sorted({*asked.tolist(), *orphaned})
-        unknown = len(asked) - len(known) + sum(seen.isdisjoint(pair) for pair in named.items())
-        removal = Removal(len(set(known.tolist()) | orphaned), rows, unknown)
+        unknown = len(asked) - len(indexed) + sum(seen.isdisjoint(pair) for pair in named.items())
+        removal = Removal(len(set(indexed.tolist()) | orphaned), rows, unknown)
         kept_out = sorted({*named.values(), *seen})
         table = tombstone_table(ids, kept_out)
         mark = hashlib.sha256(repr((ids, kept_out)).encode()).hexdigest()
@@ -112,9 +111,9 @@ def _rows_with(folder: Path, ids: np.ndarray, urls: frozenset[str]) -> tuple[int
         by_caption = np.isin(table["caption_id"].to_numpy(), ids)
         by_url = pc.is_in(table["url"], value_set=wanted).to_numpy(zero_copy_only=False).astype(bool)
         rows += int((by_caption | by_url).sum())
-        found = table.filter(pa.array(by_url))
-        seen.update(found["url"].to_pylist())
-        touched.append(found["caption_id"].to_numpy())
+        named = table.filter(pa.array(by_url))
+        seen.update(named["url"].to_pylist())
+        touched.append(named["caption_id"].to_numpy())
     return rows, np.unique(np.concatenate(touched)), seen
 
 

@@ -22,8 +22,7 @@ from cdkit.captions.bucket_files import (
 from cdkit.captions.json_lines import needed_keys
 from cdkit.captions.lines import check_whole
 from cdkit.captions.reading import SourceTable, inspect, local_copy, with_keys
-from cdkit.captions.relation import keys_sql
-from cdkit.captions.repair import NeedsRepairError, reading_error, repaired_copy
+from cdkit.captions.relation import NeedsRepairError, keys_sql, reading_error, repaired_copy
 from cdkit.captions.row_query import CHECKED, digests_of, impossible_counts, rated_sql, rows_sql
 from cdkit.core.errors import CdkitError, InputError, ResourceError
 from cdkit.core.formatting import URL_USERINFO
@@ -109,9 +108,9 @@ def bucket_group(group: FileGroup, job: BucketingJob) -> list[dict[str, Any]]:
             while True:
                 try:
                     return _read_group(group, job, work, repair)
-                except _FileNeedsRepairError as found:
+                except _FileNeedsRepairError as damaged:
                     # What was written of the group is thrown away and the group read again, this file by its copy.
-                    repair.add(found.number)
+                    repair.add(damaged.number)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -190,8 +189,8 @@ def _with_every_key(connection: duckdb.DuckDBPyConnection, table: SourceTable, c
     """A jsonl file by all its keys: a rating that first appears in the last line counts, however it is spelt."""
     more: set[str] = set()
     with _reading(table):
-        found = connection.execute(keys_sql(table))
-        while rows := found.fetchmany(BATCH_ROWS):
+        keys = connection.execute(keys_sql(table))
+        while rows := keys.fetchmany(BATCH_ROWS):
             more |= needed_keys((key for (key,) in rows), config)
     return with_keys(table, tuple(sorted(more - table.keys.seen.keys())), config)
 
@@ -245,8 +244,8 @@ class _FileReader:
         bucket.add(pa.RecordBatch.from_arrays(arrays, schema=bucket_schema()).filter(kept))
         self._reject(batch.column("row"), reason, self._without_userinfo(value), pc.invert(kept), rejects)
         self._tally.read += batch.num_rows
-        found = np.bincount(batch.column("impossible").to_numpy(), minlength=1 << len(CHECKED)).tolist()
-        self._tally.impossible = [old + new for old, new in zip(self._tally.impossible, found, strict=True)]
+        counts = np.bincount(batch.column("impossible").to_numpy(), minlength=1 << len(CHECKED)).tolist()
+        self._tally.impossible = [old + new for old, new in zip(self._tally.impossible, counts, strict=True)]
 
     def _without_userinfo(self, urls: pa.Array) -> pa.Array:
         """URLs without user names and passwords: a picture is fetched without them, so that no download is lost."""

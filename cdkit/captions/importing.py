@@ -107,16 +107,16 @@ def _phase_one(
 ) -> list[dict[str, Any]]:
     """Facts of every source file, in input order; groups that are not done yet are read."""
     job = BucketingJob(config, out.path, fingerprint, shards, 1, 0)
-    found = {group: job.finished(group, buckets_needed=buckets_needed) for group in groups}
-    pending = [group for group, facts in found.items() if facts is None]
+    file_facts = {group: job.finished(group, buckets_needed=buckets_needed) for group in groups}
+    pending = [group for group, facts in file_facts.items() if facts is None]
     if pending:
         _check_layouts(pending, config, context)
         job = replace(
             job, threads=max(1, context.engine.workers // len(pending)), memory=_worker_memory(config, context)
         )
         sizes = [float(sum(source.size for _, _, source in group.files)) for group in pending]
-        found.update(_run(context, partial(bucket_group, job=job), pending, "reading", sizes, "bytes"))
-    return [facts for group in groups for facts in found[group] or []]
+        file_facts.update(_run(context, partial(bucket_group, job=job), pending, "reading", sizes, "bytes"))
+    return [facts for group in groups for facts in file_facts[group] or []]
 
 
 def _worker_memory(config: ImportConfig, context: Context) -> int:

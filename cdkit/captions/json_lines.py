@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # Objects looked at before the layout is decided on; all of them where none of these has a caption.
 SAMPLE_ROWS = 1000
-_NEEDED = frozenset(known for names in KNOWN_NAMES.values() for known in names)
+_NEEDED = frozenset(name for names in KNOWN_NAMES.values() for name in names)
 
 
 class Pairs(list[tuple[str, Any]]):
@@ -88,17 +88,17 @@ class KeySample:
 def sampled_keys(lines: Iterable[str], config: ImportConfig) -> KeySample:
     """The keys of the first objects, of more where none of them has a caption."""
     wanted = KNOWN_NAMES["caption"] if config.caption_column is None else (folded(config.caption_column),)
-    found = KeySample()
+    sample = KeySample()
     for line in lines:
         if not line.strip(_BLANKS):
             continue
-        found.lines += 1
+        sample.lines += 1
         value = parse_line(line)
         if isinstance(value, Pairs):
-            found.add(value)
-        if found.objects >= SAMPLE_ROWS and any(name in found.names for name in wanted):
+            sample.add(value)
+        if sample.objects >= SAMPLE_ROWS and any(name in sample.names for name in wanted):
             break
-    return found
+    return sample
 
 
 def needed_keys(keys: Iterable[str], config: ImportConfig) -> set[str]:
@@ -157,9 +157,9 @@ def json_rows(lines: Iterable[str], names: Sequence[str], layout: Layout) -> Ite
         if isinstance(value, str):
             yield broken(value, line, len(wanted))
             continue
-        known = [(places[key], item) for key, item in value if key in places and item is not None]
-        row = dict(known)
-        if len(row) < len(known) or any(len(group & row.keys()) > 1 for group in alone):
+        pairs = [(places[key], item) for key, item in value if key in places and item is not None]
+        row = dict(pairs)
+        if len(row) < len(pairs) or any(len(group & row.keys()) > 1 for group in alone):
             yield broken(AMBIGUOUS, line, len(wanted))
         elif any(isinstance(row.get(place), list) for place in captions):
             yield broken(NOT_TEXT, line, len(wanted))

@@ -193,9 +193,9 @@ def _positions(
             hint="Leave --pool out to have the layout detected, or name --caption-column and --url-column.",
         )
     if meaning in SAFETY:
-        return tuple(sorted({position for known in KNOWN_NAMES[meaning] for position in table.positions(known)}))
+        return tuple(sorted({position for name in KNOWN_NAMES[meaning] for position in table.positions(name)}))
     candidates = (exact, *KNOWN_NAMES[meaning]) if exact is not None else KNOWN_NAMES[meaning]
-    name = next((known for known in candidates if table.positions(known)), None)
+    name = next((candidate for candidate in candidates if table.positions(candidate)), None)
     if name is None or spellings:
         return table.positions(name) if name is not None else ()
     position = table.position(name, hint=choice_hint(meaning))

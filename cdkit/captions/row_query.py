@@ -103,13 +103,13 @@ def any_of(conditions: Sequence[str]) -> str:
     return f"({' OR '.join(conditions)})" if conditions else "false"
 
 
-def worst_rating(found: Sequence[Cell]) -> str:
+def worst_rating(columns: Sequence[Cell]) -> str:
     """The worst of several ratings; null when none is one."""
-    if not found:
+    if not columns:
         return "NULL::VARCHAR"
-    if len(found) == 1:
-        return found[0].rating
-    ratings = f"({', '.join(cell.rating for cell in found)})"
+    if len(columns) == 1:
+        return columns[0].rating
+    ratings = f"({', '.join(cell.rating for cell in columns)})"
     cases = " ".join(f"WHEN coalesce('{rating}' IN {ratings}, false) THEN '{rating}'" for rating in NSFW_RATINGS[::-1])
     return f"CASE {cases} END"
 
@@ -174,8 +174,8 @@ _NESTED = "a caption that may be a list"
 
 def rated_sql(table: SourceTable) -> str | None:
     """A query that yields a row when at least one rating of the file is given; None when it has no ratings."""
-    given = [cell.is_given for cell in rating_cells(table)]
-    return f"SELECT 1 FROM {relation_sql(table)} WHERE {any_of(given)} LIMIT 1" if given else None
+    rated = [cell.is_given for cell in rating_cells(table)]
+    return f"SELECT 1 FROM {relation_sql(table)} WHERE {any_of(rated)} LIMIT 1" if rated else None
 
 
 def rows_sql(table: SourceTable, config: ImportConfig, *, rated: bool) -> str:
@@ -246,9 +246,9 @@ def _is_unrated(table: SourceTable) -> str:
     return f"(nsfw IS NULL AND punsafe IS NULL) OR {any_of(unclear)}"
 
 
-def _is_unclear(given: str, *readings: str) -> str:
+def _is_unclear(is_given: str, *readings: str) -> str:
     # What is read needs no look at whether it is there, which costs more.
-    return f"CASE WHEN {any_of([f'({reading}) IS NOT NULL' for reading in readings])} THEN false ELSE {given} END"
+    return f"CASE WHEN {any_of([f'({reading}) IS NOT NULL' for reading in readings])} THEN false ELSE {is_given} END"
 
 
 def _shown() -> str:
@@ -270,11 +270,9 @@ def _caption(table: SourceTable) -> str:
 
 
 def _text(table: SourceTable, name: str, *, trimmed: bool = True) -> str:
-    found = [cell.text for cell in cells(table, name)]
-    if not found:
-        return "NULL::VARCHAR"
-    text = found[0] if len(found) == 1 else f"coalesce({', '.join(found)})"
-    if not trimmed:
+    columns = cells(table, name)
+    text = _first_known([cell.text for cell in columns], "VARCHAR")
+    if not trimmed or not columns:
         return text
     # The cheap test comes first: trimming a set of characters costs DuckDB ten times as much.
     return f"CASE WHEN regexp_full_match({text}, '[!-~]+') THEN {text} ELSE nullif(trim({text}, {BLANKS}), '') END"
@@ -293,8 +291,14 @@ def _values(table: SourceTable) -> dict[str, str]:
 
 
 def _number(table: SourceTable, name: str) -> str:
-    found = [cell.number for cell in cells(table, name)]
-    return "NULL::DOUBLE" if not found else found[0] if len(found) == 1 else f"coalesce({', '.join(found)})"
+    return _first_known([cell.number for cell in cells(table, name)], "DOUBLE")
+
+
+def _first_known(values: Sequence[str], kind: str) -> str:
+    """The first of several values that is not null; a null of the SQL type `kind` when there are none."""
+    if not values:
+        return f"NULL::{kind}"
+    return values[0] if len(values) == 1 else f"coalesce({', '.join(values)})"
 
 
 def _bounded(value: str, name: str) -> str:
@@ -308,10 +312,10 @@ def _impossible(table: SourceTable) -> list[str]:
     """For every field of CHECKED, whether the table says something that cannot be."""
     conditions = []
     for name in CHECKED:
-        found = cells(table, name)
+        columns = cells(table, name)
         if name in ("nsfw", "punsafe"):
-            unclear = [_is_unclear(cell.is_given, cell.rating, cell.probability) for cell in found]
+            unclear = [_is_unclear(cell.is_given, cell.rating, cell.probability) for cell in columns]
             conditions.append(any_of(unclear))
         else:
-            conditions.append(_is_unclear(any_of([cell.is_given for cell in found]), name))
+            conditions.append(_is_unclear(any_of([cell.is_given for cell in columns]), name))
     return conditions

@@ -31,8 +31,8 @@ def parse_spec(spec: str) -> tuple[Library, str]:
     Raises ConfigError when the spec is malformed, InputError when it names a folder that is not there.
     """
     library, separator, location = spec.partition(":")
-    known: dict[str, Library] = {name: name for name in LIBRARIES}
-    if library not in known:
+    libraries: dict[str, Library] = {name: name for name in LIBRARIES}
+    if library not in libraries:
         raise ConfigError(f"There is no encoder {spec!r}{did_you_mean(library, LIBRARIES)}.", hint=_FORMS)
     if library == "embedded":
         if separator:
@@ -54,7 +54,7 @@ def parse_spec(spec: str) -> tuple[Library, str]:
             raise InputError(f"The model folder {location} does not exist.", hint="Check the path.")
         if library == "transformers" and not _HUB_ID.fullmatch(location):
             raise ConfigError(f"{location!r} is neither a folder nor a hub id.", hint=_FORMS)
-    return known[library], location
+    return libraries[library], location
 
 
 _FORMS = "Write embedded, open_clip:ViT-L-14/openai, open_clip:FOLDER, or transformers:HUB_ID_OR_FOLDER."

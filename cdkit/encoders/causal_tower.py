@@ -54,17 +54,17 @@ class CausalBlock(nn.Module):
     def at_ends(self, x: Tensor, ends: Tensor) -> Tensor:
         """The block's output at one position per row only, [rows, width]: all that the last block is asked for."""
         rows, length, width = x.shape
-        every = torch.arange(rows, device=x.device)
+        rows_in_order = torch.arange(rows, device=x.device)
         normed = self.norm_1(x)
         weight, bias = self.qkv.weight, self.qkv.bias
         # Keys and values of all positions, the query of the end token alone.
         key, value = self._split(F.linear(normed, weight[width:], None if bias is None else bias[width:]), 2)
-        query = F.linear(normed[every, ends], weight[:width], None if bias is None else bias[:width])
+        query = F.linear(normed[rows_in_order, ends], weight[:width], None if bias is None else bias[:width])
         visible = torch.arange(length, device=x.device) <= ends[:, None]
         mixed = F.scaled_dot_product_attention(
             query.view(rows, self.heads, 1, width // self.heads), key, value, attn_mask=visible[:, None, None, :]
         )
-        pooled = x[every, ends] + self.scale_1(self.output(mixed.reshape(rows, width)))
+        pooled = x[rows_in_order, ends] + self.scale_1(self.output(mixed.reshape(rows, width)))
         mapped: Tensor = pooled + self.scale_2(self.mlp(self.norm_2(pooled)))
         return mapped
 
@@ -137,12 +137,12 @@ def same_without_padding(
     Also true when the weights are broken in the same way on both sides: NaN is reported where captions are encoded.
     """
     tokens = tokenizer(PROBES)
-    every = np.arange(len(PROBES))
+    probes = np.arange(len(PROBES))
 
     def embed(tower: Callable[[Tensor], Tensor], rows: np.ndarray, width: int | None = None) -> Tensor:
         return F.normalize(tower(torch.from_numpy(tokens.padded(rows, pad_id, width))).float(), dim=-1)
 
-    expected = embed(padded, every, context_length)
-    together = embed(trimmed, every)
-    alone = torch.cat([embed(trimmed, every[row : row + 1]) for row in every])
-    return all(torch.allclose(found, expected, rtol=0, atol=TOLERANCE, equal_nan=True) for found in (together, alone))
+    expected = embed(padded, probes, context_length)
+    together = embed(trimmed, probes)
+    alone = torch.cat([embed(trimmed, probes[row : row + 1]) for row in probes])
+    return all(torch.allclose(rows, expected, rtol=0, atol=TOLERANCE, equal_nan=True) for rows in (together, alone))

@@ -15,8 +15,8 @@ from cdkit.embedded.models import TEXT_CONFIG, VISION_CONFIG, picture_tensors, t
 from cdkit.embedded.tokenizer import CONTEXT, END_ID, END_TOKEN, START_TOKEN, load_tokenizer
 from cdkit.embedded.weight_files import default_threshold
 from cdkit.encoders.causal_tower import CausalBlock, CausalTower, linear
-from cdkit.encoders.open_clip_imports import simple_tokenizer
 from cdkit.encoders.text_tower import TextTower
+from cdkit.encoders.tokenizing import simple_tokenizer
 from cdkit.encoders.transformers import FastClipTokenizer
 
 HEADS = TEXT_CONFIG["num_attention_heads"]
@@ -94,9 +94,9 @@ def _causal_tower(tensors: Mapping[str, Tensor]) -> CausalTower:
         return linear(tensors[f"{name}.weight"], tensors.get(f"{name}.bias"))
 
     def norm(name: str) -> nn.LayerNorm:
-        found = nn.LayerNorm(tensors[f"{name}.weight"].shape)
-        found.load_state_dict({part: tensors[f"{name}.{part}"] for part in ("weight", "bias")})
-        return found
+        layer_norm = nn.LayerNorm(tensors[f"{name}.weight"].shape)
+        layer_norm.load_state_dict({part: tensors[f"{name}.{part}"] for part in ("weight", "bias")})
+        return layer_norm
 
     blocks = []
     for number in range(TEXT_CONFIG["num_hidden_layers"]):
@@ -106,7 +106,7 @@ def _causal_tower(tensors: Mapping[str, Tensor]) -> CausalTower:
             CausalBlock(
                 heads=HEADS,
                 norm_1=norm(f"{block}.layer_norm1"),
-                qkv=linear(torch.cat([each.weight for each in maps]), torch.cat([each.bias for each in maps])),
+                qkv=linear(torch.cat([m.weight for m in maps]), torch.cat([m.bias for m in maps])),
                 output=layer(f"{block}.self_attn.out_proj"),
                 norm_2=norm(f"{block}.layer_norm2"),
                 mlp=nn.Sequential(layer(f"{block}.mlp.fc1"), QuickGelu(), layer(f"{block}.mlp.fc2")),

@@ -61,16 +61,16 @@ class TowerImageEncoder:
 
     def encode_images(self, images: Sequence[Image.Image]) -> np.ndarray:
         """float32 [n, dimension], rows of norm 1; raises InputError when some are not numbers."""
-        found = np.empty((len(images), self.dimension), dtype=np.float32)
+        vectors = np.empty((len(images), self.dimension), dtype=np.float32)
         for start in range(0, len(images), BATCH):
             batch = images[start : start + BATCH]
-            found[start : start + len(batch)] = self._embed(batch).cpu().numpy()
-        if not (np.abs(np.einsum("nd,nd->n", found, found) - 1) < 0.01).all():
+            vectors[start : start + len(batch)] = self._embed(batch).cpu().numpy()
+        if not (np.abs(np.einsum("nd,nd->n", vectors, vectors) - 1) < 0.01).all():
             raise InputError(
                 f"The image encoder {self.spec!r} gives NaN, infinite or zero embeddings.",
                 hint="Its checkpoint is broken; use another copy.",
             )
-        return found
+        return vectors
 
     @torch.inference_mode()
     def _embed(self, images: Sequence[Image.Image]) -> Tensor:
@@ -120,11 +120,11 @@ def clip_picture_tower(model: Any, prepare: Callable[..., Tensor], facts: Mappin
 
 
 def _open_clip_tower(location: str) -> ImageTower:
-    from cdkit.encoders.open_clip import _quiet, find_source
-    from cdkit.encoders.open_clip_imports import open_clip_library
+    from cdkit.encoders.open_clip import find_source, quietly
+    from cdkit.encoders.tokenizing import open_clip_library
 
     open_clip = open_clip_library()
-    with _quiet():
+    with quietly():
         source = find_source(location)
         options: dict[str, Any] = {} if source.quick_gelu is None else {"quick_gelu": source.quick_gelu}
         tag = None if source.name.startswith(("local-dir:", "hf-hub:")) else location.partition("/")[2]
@@ -147,12 +147,12 @@ def _open_clip_tower(location: str) -> ImageTower:
 
 
 def _transformers_tower(location: str) -> ImageTower:
-    from cdkit.encoders.transformers import _quiet
+    from cdkit.encoders.transformers import quietly
 
     local = Path(location).expanduser().is_dir()
     source = str(Path(location).expanduser()) if local else location
     try:
-        with _quiet():
+        with quietly():
             return _load_transformers(source, location)
     except CdkitError:
         raise

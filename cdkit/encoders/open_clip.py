@@ -15,9 +15,15 @@ from cdkit.core.config import did_you_mean
 from cdkit.core.errors import CdkitError, ConfigError, InputError
 from cdkit.core.storage import read_json
 from cdkit.encoders.causal_tower import CausalBlock, CausalTower, linear
-from cdkit.encoders.open_clip_imports import open_clip_library
 from cdkit.encoders.text_tower import TextTower
-from cdkit.encoders.tokenizing import ClipTokenizer, Counting, LibraryTokenizer, Tokenizer, pooled_positions
+from cdkit.encoders.tokenizing import (
+    ClipTokenizer,
+    Counting,
+    LibraryTokenizer,
+    Tokenizer,
+    open_clip_library,
+    pooled_positions,
+)
 from cdkit.encoders.transformers import counting, loading_error
 
 CONFIG_NAME = "open_clip_config.json"
@@ -55,7 +61,7 @@ def load_tower(location: str) -> TextTower:
     fails.
     """
     open_clip = open_clip_library()
-    with _quiet():
+    with quietly():
         source = find_source(location)
         try:
             config = open_clip.get_model_config(source.name)
@@ -120,7 +126,7 @@ def _listed(location: str) -> tuple[str, str]:
             hint="Write open_clip:NAME/TAG such as open_clip:ViT-L-14/openai, open_clip:hf-hub:ORG/MODEL or a folder.",
         )
     tags = open_clip.list_pretrained_tags_by_model(name)
-    if tag.lower().replace("-", "_") not in [known.lower().replace("-", "_") for known in tags]:
+    if tag.lower().replace("-", "_") not in [listed.lower().replace("-", "_") for listed in tags]:
         what = f"has no weights called {tag!r}{_closest(tag, tags)}" if tag else "needs the name of its weights."
         raise ConfigError(
             f"open_clip's {name} {what}", hint=f"open_clip:{name}/TAG with one of {', '.join(tags) or 'none'}."
@@ -128,8 +134,8 @@ def _listed(location: str) -> tuple[str, str]:
     return name, tag
 
 
-def _closest(word: str, known: list[str]) -> str:
-    suggestion = did_you_mean(word, known)
+def _closest(word: str, names: list[str]) -> str:
+    suggestion = did_you_mean(word, names)
     return suggestion if suggestion.startswith(";") else "."
 
 
@@ -241,7 +247,7 @@ def _pad_id(tokenizer: Any) -> int:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """open_clip warns on the root logger that the model has no weights yet: here they come right after."""
     root = logging.getLogger()
     before = root.level

@@ -135,15 +135,15 @@ class TowerTextEncoder:
 
     def encode_tokens(self, tokens: Tokens, *, advance: Callable[[int], None] | None = None) -> np.ndarray:
         """float32 [n, dimension], rows of norm 1; raises InputError when some are not numbers."""
-        found = np.empty((len(tokens.full_lengths), self.dimension), dtype=np.float32)
-        widths = tokens.lengths if self.trims else np.full(len(found), self.context_length)
+        vectors = np.empty((len(tokens.full_lengths), self.dimension), dtype=np.float32)
+        widths = tokens.lengths if self.trims else np.full(len(vectors), self.context_length)
         batches = list(length_sorted_batches(widths))
         for rows, embedded in zip(batches, self._embed_all(tokens, batches), strict=True):
-            found[rows] = embedded.numpy()
+            vectors[rows] = embedded.numpy()
             if advance is not None:
                 advance(len(rows))
-        self._check(found)
-        return found
+        self._check(vectors)
+        return vectors
 
     def _embed_all(self, tokens: Tokens, batches: Sequence[np.ndarray]) -> Iterator[Tensor]:
         """Each batch's embeddings, on the CPU, in order."""
@@ -165,13 +165,13 @@ class TowerTextEncoder:
         table = tokens.padded(rows, self._pad_id, None if self.trims else self.context_length)
         return F.normalize(self._forward(torch.from_numpy(table).to(self.device)).float(), dim=-1)
 
-    def _check(self, found: np.ndarray) -> None:
+    def _check(self, vectors: np.ndarray) -> None:
         # A row of zeros has no direction; NaN compares false.
-        broken = int((~(np.abs(np.einsum("nd,nd->n", found, found) - 1) < 0.01)).sum())
+        broken = int((~(np.abs(np.einsum("nd,nd->n", vectors, vectors) - 1) < 0.01)).sum())
         if broken:
             raise InputError(
                 f"The encoder {self.spec!r} ({self.precision}) gives NaN, infinite or zero embeddings "
-                f"for {broken} of {len(found)} captions.",
+                f"for {broken} of {len(vectors)} captions.",
                 hint="Its checkpoint is broken; use another copy."
                 if self.precision == "fp32"
                 else "Try --precision fp32; if that fails too, its checkpoint is broken.",

@@ -6,9 +6,14 @@ is not idempotent (`&amp;amp;lt;` unescapes further each time), so whoever calls
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
@@ -87,10 +92,10 @@ class ClipTokenizer:
 
     def row(self, cleaned: str) -> list[int]:
         """Token ids of one cleaned caption with start and end, not truncated."""
-        known = self.words
+        words = self.words
         ids = [self.tokenizer.sot_token_id]
         for word in self.tokenizer.pat.findall(cleaned):
-            ids += known.get(word) or self._tokenise(word)
+            ids += words.get(word) or self._tokenise(word)
         ids.append(self.tokenizer.eot_token_id)
         return ids
 
@@ -155,3 +160,50 @@ def is_standard_clip(vocabulary: dict[str, int], clip: dict[str, int]) -> bool:
     return {word: index for word, index in vocabulary.items() if index not in specials} == {
         word: index for word, index in clip.items() if index not in specials
     }
+
+
+# timm, which open_clip builds some image towers with, imports it for the logs of its own training.
+UNUSED = ("wandb",)
+_TOKENIZER = "open_clip.tokenizer"
+
+
+def open_clip_library() -> ModuleType:
+    """The whole library; takes seconds, and has timm for the towers that need it."""
+    with _absent(UNUSED):
+        import open_clip
+
+    return open_clip  # type: ignore[no-any-return]
+
+
+def simple_tokenizer(context_length: int) -> Any:
+    """CLIP's own tokenizer as open_clip has it; its file needs nothing else of open_clip."""
+    module = sys.modules.get(_TOKENIZER) or _tokenizer_alone()
+    return module.SimpleTokenizer(context_length=context_length)
+
+
+def _tokenizer_alone() -> ModuleType:
+    name = f"{__package__}._{_TOKENIZER.replace('.', '_')}"
+    if name not in sys.modules:
+        package = importlib.util.find_spec(_TOKENIZER.partition(".")[0])
+        file = Path(package.origin).with_name("tokenizer.py") if package and package.origin else Path()
+        spec = importlib.util.spec_from_file_location(name, file)
+        if spec is None or spec.loader is None or not file.is_file():
+            raise ImportError(f"open_clip has no file {file.name}")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        sys.modules[name] = module
+    return sys.modules[name]
+
+
+@contextmanager
+def _absent(names: tuple[str, ...]) -> Iterator[None]:
+    """While it lasts, these modules cannot be imported, unless they have been; their importers are prepared for it."""
+    kept_out = [name for name in names if name not in sys.modules]
+    # An entry of None makes the import an ImportError.
+    for name in kept_out:
+        sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for name in kept_out:
+            del sys.modules[name]

@@ -21,7 +21,6 @@ from cdkit.core.errors import CdkitError, ConfigError, InputError, NetworkError
 from cdkit.core.startup import import_clip
 from cdkit.core.text import clean_caption
 from cdkit.encoders.causal_tower import CausalBlock, CausalTower, linear
-from cdkit.encoders.open_clip_imports import simple_tokenizer
 from cdkit.encoders.text_tower import TextTower
 from cdkit.encoders.tokenizing import (
     ClipTokenizer,
@@ -30,6 +29,7 @@ from cdkit.encoders.tokenizing import (
     Tokenizer,
     is_standard_clip,
     pooled_positions,
+    simple_tokenizer,
 )
 
 # Configurations from before transformers 4.32 say 2 and mean "the highest id".
@@ -50,7 +50,7 @@ def load_tower(location: str) -> TextTower:
     local = Path(location).expanduser().is_dir()
     source = str(Path(location).expanduser()) if local else location
     try:
-        with _quiet():
+        with quietly():
             config, model, report, tokenizer = _load(source, location)
     except CdkitError:
         raise
@@ -81,7 +81,7 @@ def _load(source: str, location: str) -> tuple[Any, Any, dict[str, Any], Any]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """The library draws a bar and lists the vision tower's weights as unexpected; both are meant to be."""
     from transformers.utils import logging
 

@@ -86,8 +86,6 @@ def test_no_encoder_imports_what_logs_trainings(
 
 
 def test_what_was_kept_out_can_be_imported_afterwards() -> None:
-    code = (
-        "from cdkit.encoders.open_clip_imports import open_clip_library as o; o(); import wandb; print(wandb.__name__)"
-    )
+    code = "from cdkit.encoders.tokenizing import open_clip_library as o; o(); import wandb; print(wandb.__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "wandb"

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 
 from cdkit.core.errors import ConfigError
 from cdkit.embedded.rendering import render
-from cdkit.embedded.world import BACKGROUNDS, NOVEL_BACKGROUNDS, compose, generator
+from cdkit.embedded.world import BACKGROUNDS, compose, generator
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
 PREFIX = "embedded:"
-PHOTO_BACKGROUNDS = (*BACKGROUNDS, *NOVEL_BACKGROUNDS)
+PHOTO_BACKGROUNDS = (*BACKGROUNDS, "wood")
 PHOTO_SCALE = 8
 PHOTO_SEED = 77_000
 

@@ -173,10 +173,14 @@ class PoolRequests(BaseHTTPRequestHandler):
 
     def answer(self, *, with_body: bool) -> None:
         """Sends a picture or 404."""
-        found = ADDRESS.fullmatch(self.path.partition("?")[0])
-        size = int(found[2]) if found else 0
-        if found and IMAGE_SIZE <= size <= LARGEST_SIZE:
-            status, media_type, content = 200, MEDIA_TYPES[found[3]], picture_bytes(int(found[1]), size, found[3])
+        address = ADDRESS.fullmatch(self.path.partition("?")[0])
+        size = int(address[2]) if address else 0
+        if address and IMAGE_SIZE <= size <= LARGEST_SIZE:
+            status, media_type, content = (
+                200,
+                MEDIA_TYPES[address[3]],
+                picture_bytes(int(address[1]), size, address[3]),
+            )
         else:
             status, media_type, content = 404, "text/plain; charset=utf-8", b"no such picture\n"
         self.send_response(status)

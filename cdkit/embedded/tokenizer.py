@@ -26,8 +26,8 @@ ROW_SEED = 20231
 
 def bpe_file() -> Path:
     """Where open_clip keeps CLIP's merges (found without importing it, which takes seconds)."""
-    found = importlib.util.find_spec("open_clip")
-    folder = Path(found.origin).parent if found and found.origin else Path()
+    package = importlib.util.find_spec("open_clip")
+    folder = Path(package.origin).parent if package and package.origin else Path()
     path = folder / "bpe_simple_vocab_16e6.txt.gz"
     if not path.is_file():
         raise InputError(

@@ -20,12 +20,6 @@ PATTERNS = ("plain", "striped", "checkered")
 BACKGROUNDS = ("gray", "grass", "sea", "night")
 SIZES = ("small", "medium", "large")
 
-# Only held-out concepts show these; the sampler below never draws them.
-NOVEL_SHAPES = ("crescent",)
-NOVEL_COLOURS = ("pink",)
-NOVEL_PATTERNS = ("dotted", "framed", "split")
-NOVEL_BACKGROUNDS = ("wood",)
-
 # Combinations of known attributes that pre-training never shows: they are concepts (concepts.py).
 HELD_OUT_COMBINATIONS = frozenset(
     {

@@ -21,19 +21,16 @@ from cdkit.embedded.world import (
     BACKGROUNDS,
     COLOURS,
     IMAGE_SIZE,
-    NOVEL_BACKGROUNDS,
-    NOVEL_COLOURS,
-    NOVEL_PATTERNS,
-    NOVEL_SHAPES,
     PATTERNS,
     SHAPES,
 )
 
 WEIGHTS = Path(__file__).with_suffix(".safetensors")
-ALL_SHAPES = (*SHAPES, *NOVEL_SHAPES)
-ALL_PATTERNS = (*PATTERNS, *NOVEL_PATTERNS)
-ALL_COLOURS = (*COLOURS, *NOVEL_COLOURS)
-ALL_BACKGROUNDS = (*BACKGROUNDS, *NOVEL_BACKGROUNDS)
+# The world's own, then what only held-out concepts and their photos show.
+ALL_SHAPES = (*SHAPES, "crescent")
+ALL_PATTERNS = (*PATTERNS, "dotted", "framed", "split")
+ALL_COLOURS = (*COLOURS, "pink")
+ALL_BACKGROUNDS = (*BACKGROUNDS, "wood")
 Look = tuple[str, str, tuple[str, ...]]
 
 

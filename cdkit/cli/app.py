@@ -23,9 +23,8 @@ from cdkit.cli.options import SESSION
 from cdkit.cli.output import Format, Output
 from cdkit.cli.standard_streams import ReaderGoneError, guard_streams
 from cdkit.cli.watched import memory_is_limited, run_watched
-from cdkit.core.errors import EXIT_INTERRUPTED, CdkitError, ConfigError, OutputError
+from cdkit.core.errors import EXIT_INTERRUPTED, CdkitError, ConfigError, OutputError, system_problem
 from cdkit.core.startup import claim_process
-from cdkit.core.system_errors import system_problem
 
 # Set by the shell's completion script, which needs every command's options.
 COMPLETING = "_CDKIT_COMPLETE"

@@ -18,10 +18,9 @@ from rich.console import Console
 import cdkit
 from cdkit.cli.options import command
 from cdkit.cli.output import Output, size, table
-from cdkit.core.cache_file import cache_folder
-from cdkit.core.devices import choose_device
 from cdkit.core.errors import InputError, pip_install
-from cdkit.core.threads import cpu_count
+from cdkit.core.fingerprints import cache_folder
+from cdkit.core.machine import choose_device, cpu_count
 
 PACKAGES = [
     "torch",

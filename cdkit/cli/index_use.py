@@ -15,8 +15,8 @@ from cdkit.cli.output import Output, progress_for, size, table
 from cdkit.core.config import StageConfig
 from cdkit.core.errors import ConfigError
 from cdkit.core.formatting import command_line
+from cdkit.core.machine import threads
 from cdkit.core.protocols import Context
-from cdkit.core.threads import threads
 from cdkit.engines import create_engine
 from cdkit.stages import STAGES
 

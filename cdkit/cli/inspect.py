@@ -11,9 +11,9 @@ import typer
 from cdkit.cli.options import FORCE, OUT, command, config_command, report_result, stage_command
 from cdkit.cli.output import Output, data_console, progress_for, table
 from cdkit.core.config import StageConfig
+from cdkit.core.errors import writing
 from cdkit.core.formatting import command_line
 from cdkit.core.storage import write_text
-from cdkit.core.system_errors import writing
 from cdkit.evaluation.config import WeightChangeConfig
 from cdkit.evaluation.weight_change import compare_weights
 from cdkit.execute import Result, execute

@@ -12,10 +12,9 @@ from rich.console import Console
 
 from cdkit.cli.options import command, end_short
 from cdkit.cli.output import Output, duration, progress_for, size, table
-from cdkit.core.errors import ConfigError, OutputError
+from cdkit.core.errors import ConfigError, OutputError, writing
 from cdkit.core.formatting import command_line, json_text
 from cdkit.core.storage import atomic_path
-from cdkit.core.system_errors import writing
 from cdkit.core.yaml_files import parse_yaml, read_yaml_text
 from cdkit.pipeline import spec
 from cdkit.pipeline.plan import Planned, plan

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cdkit.core.errors import CdkitError, InputError, NetworkError, OutputError
+from cdkit.core.errors import CdkitError, InputError, NetworkError, OutputError, shortage, writing
 from cdkit.core.file_kinds import require_file
 from cdkit.core.formatting import json_text
-from cdkit.core.system_errors import shortage, writing
 
 TEMPORARY_PREFIX = ".tmp-"
 LOCK_NAME = ".lock"

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cdkit.core.cache_file import CacheFile
 from cdkit.core.errors import InputError
+from cdkit.core.fingerprints import CacheFile
 from cdkit.core.protocols import ImageEncoder, Progress
 from cdkit.pictures.picture import Picture
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdkit.core.devices import choose_device
 from cdkit.core.errors import InputError
 from cdkit.core.fingerprints import EMBEDDED, Input
 from cdkit.core.formatting import markdown_text
+from cdkit.core.machine import choose_device
 from cdkit.core.manifest import Counts
 from cdkit.core.protocols import Context, ImageEncoder, Progress, TextEncoder
 from cdkit.core.shards import Dataset, write_shard, write_tensors

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from cdkit.core.devices import choose_device
 from cdkit.core.errors import ConfigError
+from cdkit.core.machine import choose_device
 from cdkit.core.protocols import Progress
 from cdkit.core.shards import read_tensor_header
 from cdkit.deltas.base_model import load_base_model

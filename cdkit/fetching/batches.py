@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 import cdkit
-from cdkit.core.errors import CdkitError
+from cdkit.core.errors import CdkitError, shortage, write_problem
 from cdkit.core.protocols import Engine
 from cdkit.core.storage import atomic_path, write_json
-from cdkit.core.system_errors import shortage, write_problem
 from cdkit.fetching.job import ENDED_NAME, IMAGES_NAME, LOG_NAME, PROXY_VARIABLE, SHARD_NAME, Job, journal_events
 from cdkit.fetching.urls import host_of
 

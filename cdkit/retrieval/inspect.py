@@ -15,10 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from cdkit.core.errors import CdkitError, InputError
-from cdkit.core.system_errors import write_problem
-from cdkit.core.threads import limit_memory, limit_time
-from cdkit.engines.main_guard import require_main_guard
+from cdkit.core.errors import CdkitError, InputError, write_problem
+from cdkit.core.machine import limit_memory, limit_time
+from cdkit.engines.local import require_main_guard
 from cdkit.fetching.blocklist import BLOCKLISTED, Blocklist, digests
 from cdkit.pictures.hashing import NEAR, NearHashes, perceptual_hash
 from cdkit.pictures.picture import Content, FileContent

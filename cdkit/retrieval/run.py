@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdkit.core.fingerprints import EMBEDDED
+from cdkit.core.machine import cpu_count
 from cdkit.core.protocols import Context
 from cdkit.core.storage import Folder
-from cdkit.core.threads import cpu_count
 from cdkit.fetching.blocklist import Blocklist, read_blocklist
 from cdkit.fetching.job import FetchSettings
 from cdkit.fetching.outcomes import FailedFetch, FetchedImage

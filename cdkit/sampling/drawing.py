@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdkit.core.devices import choose_device
 from cdkit.core.errors import ConfigError, InputError
+from cdkit.core.machine import choose_device
 from cdkit.core.protocols import Context
 from cdkit.core.storage import atomic_path
 from cdkit.core.text import same_word, whole_words

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 
 from cdkit.core.config import parse_config
 from cdkit.core.errors import InputError
-from cdkit.core.fingerprints import Input
+from cdkit.core.fingerprints import GOLDEN, Input, splitmix64
 from cdkit.core.manifest import STARTED_NAME, read_manifest
 from cdkit.core.protocols import Context
 from cdkit.core.shards import parts, read_parts
-from cdkit.core.splitmix64 import GOLDEN, splitmix64
 from cdkit.core.storage import Folder
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cdkit.core.devices import choose_device
 from cdkit.core.errors import InputError
+from cdkit.core.machine import choose_device
 from cdkit.deltas.apply import apply_deltas
 from cdkit.deltas.base_model import load_base_model
 from cdkit.deltas.delta import Delta

@@ -1,16 +1,24 @@
-"""How many threads libraries take, that idle ones sleep, and what a process may take of memory and time."""
+"""This machine: its CPUs and threads, the device a model runs on, what a process may take and what it took."""
 
 from __future__ import annotations
 
 import math
 import os
+import re
 import resource
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from types import ModuleType
+from types import ModuleType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+from cdkit.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 # OpenMP's threads wait for each other awake unless told otherwise. Beside other busy processes, those they wait for
 # have no CPU to run on: a training takes forty times as long. Asleep, one costs microseconds per operation.
@@ -159,3 +167,108 @@ def limit_time(seconds: int) -> None:
     # Counted in whole seconds of the process.
     resource.setrlimit(resource.RLIMIT_CPU, (int(used) + seconds + 1, hard))
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+
+
+def choose_device(device: str | None = None) -> torch.device:
+    """The device named; for None or `auto` CUDA, else Apple's, else the CPU.
+
+    Raises ConfigError for one that is not there, or on which nothing can be computed.
+    """
+    import torch
+
+    if device in (None, "auto"):
+        return torch.device(
+            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        )
+    try:
+        chosen = torch.device(str(device))
+        # `meta` is a device to torch, but has no numbers.
+        torch.zeros(1, device=chosen).item()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ConfigError(
+            f"There is no device {device!r} here: {reason}",
+            hint="Write cpu, cuda, cuda:0 or mps, or leave it out; cdkit doctor lists what this machine has.",
+        ) from error
+    return chosen
+
+
+SAMPLE_SECONDS = 1.0
+PROC = Path("/proc")
+_HIGH_WATER = re.compile(rb"^VmHWM:\s+(\d+) kB$", re.MULTILINE)
+
+
+class PeakMemory:
+    """Measures what is done inside `with`; `bytes` is then the peak of one process, None where it cannot be known.
+
+    Linux keeps a high-water mark for every process; this one's is set back at the start, and those of the processes
+    that are started meanwhile are looked at every second. Elsewhere resident memory is looked at instead.
+    """
+
+    def __init__(self) -> None:
+        self.bytes: int | None = None
+        self._own_mark = False
+        self._before: set[int] = set()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True, name="peak-memory")
+        self._children_before = 0
+
+    def __enter__(self) -> PeakMemory:
+        with suppress(OSError):
+            (PROC / "self" / "clear_refs").write_text("5")
+            self._own_mark = _high_water("self") is not None
+        self._children_before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+        with suppress(Exception):
+            self._before = {child.pid for child in _children()}
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._sample()
+        # The mark of the largest child that has ended: only when it rose, it rose here.
+        children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+        if children > self._children_before:
+            self._note(children * (1 if sys.platform == "darwin" else 1024))
+
+    def _watch(self) -> None:
+        while not self._ended.wait(SAMPLE_SECONDS):
+            self._sample()
+
+    def _sample(self) -> None:
+        # Whatever cannot be looked at (no psutil, a child that has just ended) is not counted.
+        with suppress(Exception):
+            self._note(_high_water("self") if self._own_mark else _resident())
+        with suppress(Exception):
+            for child in _children():
+                with suppress(Exception):
+                    mark = None if child.pid in self._before else _high_water(str(child.pid))
+                    self._note(mark if mark is not None else child.memory_info().rss)
+
+    def _note(self, number: int | None) -> None:
+        if number is not None:
+            self.bytes = max(self.bytes or 0, number)
+
+
+def _children() -> list[Any]:
+    import psutil
+
+    return list(psutil.Process().children(recursive=True))
+
+
+def _resident() -> int:
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
+def _high_water(process: str) -> int | None:
+    """VmHWM in bytes; None where there is no such thing."""
+    try:
+        found = _HIGH_WATER.search((PROC / process / "status").read_bytes())
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None

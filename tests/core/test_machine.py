@@ -6,14 +6,31 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import typer
 
 from cdkit.cli.app import app
 from cdkit.core.config import ModelConfig, ThreadedConfig, field_settings
-from cdkit.core.threads import NUMBERS, WAITING, cgroup_quota, cpu_count, set_threads, thread_count, threads
+from cdkit.core.errors import ConfigError
+from cdkit.core.machine import (
+    NUMBERS,
+    WAITING,
+    cgroup_quota,
+    choose_device,
+    cpu_count,
+    set_threads,
+    thread_count,
+    threads,
+)
+from cdkit.deltas.base_model import load_base_model
+from cdkit.encoders import load_text_encoder
+from cdkit.encoders.image_towers import load_image_encoder
 from cdkit.engines import create_engine
 from cdkit.stages import STAGES
 
@@ -101,7 +118,7 @@ def test_a_machine_without_cgroups_has_no_quota(tmp_path: Path) -> None:
 def test_cpus_are_those_of_affinity_and_quota(
     quota: float | None, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cdkit.core.threads.cgroup_quota", lambda: quota)
+    monkeypatch.setattr("cdkit.core.machine.cgroup_quota", lambda: quota)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS")
     assert (cpu_count(), thread_count(), thread_count(small=True)) == (expected, expected, 1)
@@ -145,7 +162,7 @@ def test_threads_wait_passively_unless_the_user_said_otherwise(
 
 LIBRARIES = """
 import json
-from cdkit.core.threads import threads
+from cdkit.core.machine import threads
 {before}
 with threads(1):
     import torch, faiss, pyarrow
@@ -200,7 +217,7 @@ def test_heavy_commands_take_threads(name: str) -> None:
 
 def test_threads_stay_out_of_fingerprints_and_are_few_for_the_embedded_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS")
-    monkeypatch.setattr("cdkit.core.threads.cpu_count", lambda: 8)
+    monkeypatch.setattr("cdkit.core.machine.cpu_count", lambda: 8)
     threaded = [
         kind for kind in (stage.config_class() for stage in STAGES.values()) if issubclass(kind, ThreadedConfig)
     ]
@@ -220,3 +237,37 @@ def test_set_threads_reaches_what_is_started_later(monkeypatch: pytest.MonkeyPat
         assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "2"
     finally:
         set_threads(1)
+
+
+LOADING: dict[str, Callable[[str | None], Any]] = {
+    "text encoder": lambda device: load_text_encoder("embedded", device=device),
+    "image encoder": lambda device: load_image_encoder("embedded", device=device),
+    "base model": lambda device: load_base_model("embedded", device=choose_device(device)),
+}
+
+
+@pytest.mark.parametrize("device", [None, "auto"])
+@pytest.mark.parametrize("kind", LOADING)
+def test_apples_gpu_is_chosen_by_all(monkeypatch: pytest.MonkeyPatch, kind: str, device: str | None) -> None:
+    assert LOADING[kind]("cpu").device.type == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    # Cached, as torch's own is: torch looks behind the cache.
+    monkeypatch.setattr(torch.backends.mps, "is_available", cache(lambda: True))
+    # This torch is built without it, and says so when a model is sent there.
+    with pytest.raises((RuntimeError, AssertionError), match=r"mps|MPS"):
+        LOADING[kind](device)
+
+
+def test_cuda_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert choose_device().type == "cuda"
+    assert choose_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("device", ["cdua", "cuda:99", "meta", "", "cpu:x", "-1"])
+@pytest.mark.parametrize("kind", LOADING)
+def test_a_device_that_is_not_there_is_one_mistake_everywhere(kind: str, device: str) -> None:
+    with pytest.raises(ConfigError, match=f"There is no device '{device}' here") as caught:
+        LOADING[kind](device)
+    assert "cdkit doctor" in caught.value.hint

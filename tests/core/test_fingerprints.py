@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from cdkit.core import fingerprints
-from cdkit.core.cache_file import CacheFile
-from cdkit.core.fingerprints import content_fingerprint, sha256_file
+from cdkit.core.fingerprints import CacheFile, content_fingerprint, sha256_file
 from cdkit.core.storage import SourceFile
 
 KEYS = [number.to_bytes(32, "big") for number in range(1000)]
@@ -121,13 +120,13 @@ def test_only_the_last_used_are_kept(cache: Path) -> None:
 )  # fmt: skip
 def test_a_damaged_file_costs_only_time(cache: Path, damage: object) -> None:
     values = {key: key * 30 for key in KEYS}
-    program = "import sys; from cdkit.core.cache_file import CacheFile; " \
+    program = "import sys; from cdkit.core.fingerprints import CacheFile; " \
         "keys = [n.to_bytes(32, 'big') for n in range(1000)]; cache = CacheFile('some.sqlite', 5000); "  # fmt: skip
     checks = "found = cache.get(keys); assert all(v == k * 30 for k, v in found.items()), found; "
     put = "cache.put({key: key * 30 for key in keys}); "
     subprocess.run([sys.executable, "-c", program + put], check=True)
     assert CacheFile("some.sqlite", 5000).get(KEYS) == values
-    from cdkit.core.cache_file import _forget
+    from cdkit.core.fingerprints import _forget
 
     _forget(cache / "some.sqlite")
     damage(cache / "some.sqlite")  # type: ignore[operator]
@@ -142,7 +141,7 @@ def test_without_a_cache_all_goes_on(kind: str, cache: Path, file: Path, monkeyp
         monkeypatch.setenv("CDKIT_CACHE", "/proc/nowhere")
     else:
         _fingerprint(file)
-        monkeypatch.setattr("cdkit.core.cache_file.TIMEOUT_SECONDS", 0.1)
+        monkeypatch.setattr("cdkit.core.fingerprints.TIMEOUT_SECONDS", 0.1)
         holder = sqlite3.connect(cache / "fingerprints.sqlite", isolation_level=None)
         holder.execute("BEGIN EXCLUSIVE")
     other = file.with_name("other")

@@ -183,6 +183,7 @@ ENTRIES = (
     Entry("pipeline", "run", "List, show, check and copy pipelines."),
     Entry("index", "index", "Build, search, look into and change caption indexes."),
     Entry("retrieve", "retrieve", "Find, download and curate images whose captions are like a prompt."),
+    Entry("serve", "serve", "Serve caption indexes: a search page, JSON, and clip-retrieval's protocol."),
     Entry("class-images", "class_images", "Draw a regularization set with the base model."),
     Entry("tokens", "tokens", "Count vocabulary tokens, pick rare ones, explain a word."),
     Entry("train", "train", "Teach a base model concepts from 4 to 20 photos each."),

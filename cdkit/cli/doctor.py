@@ -45,6 +45,7 @@ EXTRAS = {
     "tensorboard": "tensorboard",
     "peft": "peft",
     "datasets": "datasets",
+    "serve": "uvicorn",
     "docs": "zensical",
     "test": "pytest",
 }

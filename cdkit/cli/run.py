@@ -76,7 +76,7 @@ def _run(  # noqa: PLR0917 - Typer's options
 
 def parse_overrides(entries: Sequence[str]) -> dict[str, Any]:
     """`key=value` options as a mapping; values are read as YAML, so that numbers are numbers; else they are texts."""
-    found: dict[str, Any] = {}
+    overrides: dict[str, Any] = {}
     for entry in entries:
         key, separator, text = entry.partition("=")
         if not separator or not key:
@@ -84,10 +84,10 @@ def parse_overrides(entries: Sequence[str]) -> dict[str, Any]:
         if any("\ud800" <= character <= "\udfff" for character in entry):
             raise ConfigError(f"--set {entry!r} holds bytes that are not UTF-8.", hint="Give text in UTF-8.")
         try:
-            found[key] = parse_yaml(text).value
+            overrides[key] = parse_yaml(text).value
         except ConfigError:
-            found[key] = text
-    return found
+            overrides[key] = text
+    return overrides
 
 
 def _print_plan(output: Output, planned: Sequence[Planned]) -> None:
@@ -117,12 +117,12 @@ def _print_run(console: Console, result: RunResult) -> None:
 
 
 def _list(output: Output) -> None:
-    found = spec.shipped("pipelines")
-    described = [(name, _description(path), str(path)) for name, path in found.items()]
+    pipelines = spec.shipped("pipelines")
+    described = [(name, _description(path), str(path)) for name, path in pipelines.items()]
     output.result(
         {"pipelines": [{"name": name, "description": text, "path": path} for name, text, path in described]},
         human=lambda console: console.print(table(["pipeline", "what it does"], [entry[:2] for entry in described])),
-        quiet="\n".join(found),
+        quiet="\n".join(pipelines),
     )
     output.hint("cdkit pipeline show NAME prints one with its variables.")
 

@@ -70,15 +70,15 @@ def _picks_of(result: Result) -> dict[str, Any]:
     return {**result.manifest.details, "out": str(result.out)}
 
 
-def _draw_picks(console: Console, found: Mapping[str, Any]) -> None:
+def _draw_picks(console: Console, picks: Mapping[str, Any]) -> None:
     rows = []
-    for pick in found["picks"]:
+    for pick in picks["picks"]:
         near = ", ".join(
             f"{neighbour['token']} {neighbour['similarity']:.2f}" for neighbour in pick.get("neighbours", ())
         )
         rows.append((pick["token"], pick["token_id"], pick["count"], near))
     console.print(table(["token", "id", "count", "nearest"], rows))
-    passed = sorted(found["rejected"].items(), key=lambda item: -item[1])
+    passed = sorted(picks["rejected"].items(), key=lambda item: -item[1])
     console.print("passed over: " + ", ".join(f"{number:,} {reason.replace('_', ' ')}" for reason, number in passed))
 
 
@@ -111,13 +111,13 @@ def _explain(
 ) -> None:
     from cdkit.tokens.explain import explain_words
 
-    found = explain_words(words, tokenizer, counts)
+    explanations = explain_words(words, tokenizer, counts)
 
     def draw(_: Console) -> None:
-        for explanation in found:
+        for explanation in explanations:
             print(explanation.sentence())
 
-    output.result({"words": [explanation.as_json() for explanation in found]}, human=draw)
+    output.result({"words": [explanation.as_json() for explanation in explanations]}, human=draw)
 
 
 command(

@@ -63,19 +63,19 @@ def _dry_run(output: Output, config: StageConfig) -> None:
     from cdkit.training.feasibility import dry_run
 
     assert isinstance(config, TrainConfig), "the config of the train stage"
-    found = dry_run(config, output.note)
+    estimate = dry_run(config, output.note)
 
     def draw(console: Console) -> None:
         shown = ("method", "steps", "batch_size", "learning_rate", "resolution", "photos", "regularization")
-        rows = [(name.replace("_", " "), found[name]) for name in (*shown, "parameters")]
-        rows += [("prompt", prompt) for prompt in found["prompts"]]
-        memory = [(f"memory for {name}", size(number)) for name, number in found["memory"].items()]
-        free = [] if found["free"] is None else [(f"free on {found['device']}", size(found["free"]))]
+        rows = [(name.replace("_", " "), estimate[name]) for name in (*shown, "parameters")]
+        rows += [("prompt", prompt) for prompt in estimate["prompts"]]
+        memory = [(f"memory for {name}", size(number)) for name, number in estimate["memory"].items()]
+        free = [] if estimate["free"] is None else [(f"free on {estimate['device']}", size(estimate["free"]))]
         console.print(table(["", ""], [(name, str(value)) for name, value in (*rows, *memory, *free)]))
 
-    output.result(found, human=draw, quiet=found["fits"])
-    if found["lower"]:
-        output.hint(found["lower"])
+    output.result(estimate, human=draw, quiet=estimate["fits"])
+    if estimate["lower"]:
+        output.hint(estimate["lower"])
 
 
 def _human(output: Output, result: Result) -> None:

@@ -63,19 +63,19 @@ class CacheFile:
     def _get(self, connection: Connection, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         import sqlite3
 
-        found: dict[bytes, bytes] = {}
+        values: dict[bytes, bytes] = {}
         old: list[tuple[int, bytes]] = []
         now = int(time.time())
         for start in range(0, len(keys), AT_ONCE):
             some = keys[start : start + AT_ONCE]
             marks = ", ".join("?" * len(some))
             rows = connection.execute(f"SELECT key, value, used FROM entries WHERE key IN ({marks})", some).fetchall()
-            found |= {key: value[4:] for key, value, _ in rows if value[:4] == _check(key, value[4:])}
+            values |= {key: value[4:] for key, value, _ in rows if value[:4] == _check(key, value[4:])}
             old += [(now, key) for key, _, used in rows if abs(now - used) > DAY]
         if old:
             with suppress(sqlite3.OperationalError), connection:
                 connection.executemany("UPDATE entries SET used = ? WHERE key = ?", old)
-        return found
+        return values
 
     def _put(self, connection: Connection, values: Mapping[bytes, bytes]) -> None:
         now = int(time.time())

@@ -268,7 +268,7 @@ def _resident() -> int:
 def _high_water(process: str) -> int | None:
     """VmHWM in bytes; None where there is no such thing."""
     try:
-        found = _HIGH_WATER.search((PROC / process / "status").read_bytes())
+        mark = _HIGH_WATER.search((PROC / process / "status").read_bytes())
     except OSError:
         return None
-    return int(found[1]) * 1024 if found else None
+    return int(mark[1]) * 1024 if mark else None

@@ -198,8 +198,8 @@ def run_record(
 
 def _library_versions() -> dict[str, str]:
     """Versions of the libraries whose arithmetic decides results, without importing them."""
-    found = {}
+    versions = {}
     for name in RECORDED_LIBRARIES:
         with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            versions[name] = version(name)
+    return versions

@@ -186,11 +186,11 @@ def _wrong_columns(fields: pa.Schema, kind: str) -> str:
     for field_ in schema(kind):
         if field_.name not in fields.names:
             return f"there is no column {field_.name!r}"
-        found = fields.field(field_.name).type
+        kind_held = fields.field(field_.name).type
         # Vectors are of any dimension, which their encoder decides.
-        is_vector = pa.types.is_fixed_size_list(field_.type) and pa.types.is_fixed_size_list(found)
-        if found != field_.type and not (is_vector and found.value_type == field_.type.value_type):
-            return f"column {field_.name!r} holds {found} values, not {field_.type}"
+        is_vector = pa.types.is_fixed_size_list(field_.type) and pa.types.is_fixed_size_list(kind_held)
+        if kind_held != field_.type and not (is_vector and kind_held.value_type == field_.type.value_type):
+            return f"column {field_.name!r} holds {kind_held} values, not {field_.type}"
     return ""
 
 
@@ -286,10 +286,10 @@ def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    mapping = dict(pairs)
+    if len(mapping) != len(pairs):
         raise ValueError("it names something twice")
-    return found
+    return mapping
 
 
 def _shape(name: str, entry: Any) -> tuple[int, ...]:

@@ -73,10 +73,10 @@ DETAILS: dict[str, dict[str, Any]] = {
         ("train", train._human, ["--base", "models/my base", "--delta", "OUT", "--prompt", PROMPT]),
         (
             "merge",
-            delta._human,
+            delta._merged,
             ["--base", "models/my base", "--delta", "OUT", "--prompt", PROMPT, "--prompt", "a cat"],
         ),
-        ("class-images", sample._human, ["--regularization", "NAME=OUT"]),
+        ("class-images", sample._drawn_set, ["--regularization", "NAME=OUT"]),
         ("index", index._print_result, ["index", "search", "OUT", "a photo of a dog"]),
     ],
 )

@@ -9,9 +9,9 @@ from typing import Any
 import typer
 
 from cdkit.cli.options import command, stage_command
-from cdkit.cli.output import Output, data_console, duration, size, table
+from cdkit.cli.output import Output, data_console, table
 from cdkit.core.fingerprints import EMBEDDED
-from cdkit.core.formatting import command_line
+from cdkit.core.formatting import command_line, duration_text, size_text
 from cdkit.execute import Result
 
 app = typer.Typer(help="Look into delta files, import other tools' files, and compress.", no_args_is_help=True)
@@ -57,8 +57,7 @@ def register(root: typer.Typer) -> None:
 def _inspect(
     output: Output, delta: Path = typer.Argument(..., help="The delta: a folder or file.", show_default=False)
 ) -> None:
-    from cdkit.deltas.delta import delta_path, load_delta
-    from cdkit.deltas.inspection import describe
+    from cdkit.deltas.delta import delta_path, describe, load_delta
 
     file = delta_path(delta)
     description = {"delta": str(delta), "bytes": file.stat().st_size, **describe(load_delta(file))}
@@ -68,7 +67,7 @@ def _inspect(
 def _draw(description: Mapping[str, Any]) -> None:
     console = data_console()
     method, base = description["method"], description["base"]
-    console.print(f"{method} on {base}, {size(description['bytes'])}, by cdkit {description['made_by']}")
+    console.print(f"{method} on {base}, {size_text(description['bytes'])}, by cdkit {description['made_by']}")
     for token in description["tokens"]:
         rows = ", ".join(f"{name} {rows}" for name, rows in token["rows"].items())
         start = f" from {token['initializer']}" if token["initializer"] else ""
@@ -100,7 +99,7 @@ def _imported(output: Output, result: Result) -> None:
 def _compressed(output: Output, result: Result) -> None:
     details = result.manifest.details
     data_console().print(
-        f"{size(details['bytes_before'])} → {size(details['bytes'])}, largest rank {details['rank']}, "
+        f"{size_text(details['bytes_before'])} → {size_text(details['bytes'])}, largest rank {details['rank']}, "
         f"largest error of a matrix {details['error']:.2%}: {result.out}",
         markup=False,
     )
@@ -143,7 +142,7 @@ def _merged(output: Output, result: Result) -> None:
         console.print(table(["token", "from", "was"], rows))
     console.print(
         f"constraint residual {details['constraint_residual']:.1e}, drift {details['drift']:.2%} on "
-        f"{details['captions']:,} captions, rank {details['rank']}, {duration(details['seconds'])}: {result.out}",
+        f"{details['captions']:,} captions, rank {details['rank']}, {duration_text(details['seconds'])}: {result.out}",
         markup=False,
     )
     prompts = details["prompts"]
@@ -160,11 +159,11 @@ def _exported(output: Output, result: Result) -> None:
     details = result.manifest.details
     console = data_console()
     if details["to"] != "diffusers-pipeline":
-        rows = [[name, size((result.out / name).stat().st_size)] for name in details["files"]]
+        rows = [[name, size_text((result.out / name).stat().st_size)] for name in details["files"]]
         console.print(table(["file", "size"], rows))
     rank = f", rank {details['rank']}" if details["rank"] else ""
     console.print(
-        f"{details['to']}: {size(details['bytes'])}{rank}, largest error of a matrix {details['error']:.2%}",
+        f"{details['to']}: {size_text(details['bytes'])}{rank}, largest error of a matrix {details['error']:.2%}",
         markup=False,
     )
     for hint in loading_hints(details["to"], result.out, details["tokens"]):

@@ -11,9 +11,9 @@ import typer
 from rich.console import Console
 
 from cdkit.cli.options import command, end_short
-from cdkit.cli.output import Output, duration, progress_for, size, table
+from cdkit.cli.output import Output, progress_for, table
 from cdkit.core.errors import ConfigError, OutputError, writing
-from cdkit.core.formatting import command_line, json_text
+from cdkit.core.formatting import command_line, duration_text, json_text, size_text
 from cdkit.core.storage import atomic_path
 from cdkit.core.yaml_files import parse_yaml, read_yaml_text
 from cdkit.pipeline import spec
@@ -97,8 +97,8 @@ def _print_plan(output: Output, planned: Sequence[Planned]) -> None:
                 entry.step.name,
                 entry.step.stage,
                 {"cached": "cached", "stale": "stale, will run", "run": "will run"}[entry.state],
-                size(entry.input_bytes) if entry.input_bytes is not None else "",
-                size(entry.output_bytes) if entry.output_bytes is not None else "",
+                size_text(entry.input_bytes) if entry.input_bytes is not None else "",
+                size_text(entry.output_bytes) if entry.output_bytes is not None else "",
                 entry.reason,
             )
             for entry in planned
@@ -110,7 +110,7 @@ def _print_plan(output: Output, planned: Sequence[Planned]) -> None:
 
 def _print_run(console: Console, result: RunResult) -> None:
     rows = [
-        (name, entry.state, duration(entry.seconds), str(entry.out))
+        (name, entry.state, duration_text(entry.seconds), str(entry.out))
         for name, entry in zip(result.names, result.results, strict=True)
     ]
     console.print(table(["stage", "state", "time", "folder"], rows))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import typer
 
 from cdkit.cli.options import stage_command
-from cdkit.cli.output import Output, data_console, duration
-from cdkit.core.formatting import command_line
+from cdkit.cli.output import Output, data_console
+from cdkit.core.formatting import command_line, duration_text
 from cdkit.execute import Result
 
 
@@ -51,14 +51,14 @@ def register(app: typer.Typer) -> None:
 
 def _sampled(output: Output, result: Result) -> None:
     number = result.manifest.details["samples"]
-    data_console().print(f"{number} images in {duration(result.seconds)}: {result.out / 'images'}", markup=False)
+    data_console().print(f"{number} images in {duration_text(result.seconds)}: {result.out / 'images'}", markup=False)
     output.hint(f"Look at {result.out / 'grid.png'}")
 
 
 def _drawn_set(output: Output, result: Result) -> None:
     details = result.manifest.details
     data_console().print(
-        f"{details['accepted']:,} images drawn in {duration(result.seconds)}: {result.out}", markup=False
+        f"{details['accepted']:,} images drawn in {duration_text(result.seconds)}: {result.out}", markup=False
     )
     output.hint(f"Look at {result.out / 'contact_sheet.png'}")
     output.hint(f"{command_line('cdkit', 'train', '--regularization', f'NAME={result.out}')} …")

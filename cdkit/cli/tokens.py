@@ -11,9 +11,9 @@ import typer
 from rich.console import Console
 
 from cdkit.cli.options import FORCE, OUT, command, config_command, end_short, report_result, stage_command
-from cdkit.cli.output import Output, data_console, duration, progress_for, table
+from cdkit.cli.output import Output, data_console, progress_for, table
 from cdkit.core.config import StageConfig
-from cdkit.core.formatting import command_line
+from cdkit.core.formatting import command_line, duration_text
 from cdkit.execute import Result, execute
 from cdkit.stages import STAGES
 
@@ -35,7 +35,9 @@ def _print_counted(output: Output, result: Result) -> None:
     ]
     console = data_console()
     console.print(table(["tokenizer", "tokens", "distinct", "vocabulary"], rows))
-    console.print(f"over {details['rows']:,} of {details['available']:,} caption rows in {duration(result.seconds)}")
+    console.print(
+        f"over {details['rows']:,} of {details['available']:,} caption rows in {duration_text(result.seconds)}"
+    )
     output.hint(command_line("cdkit", "tokens", "rare", "--counts", result.out))
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from cdkit.core.errors import InputError
 from cdkit.core.file_kinds import check_weight_file, is_safetensors, require_file
-from cdkit.core.formatting import json_text
+from cdkit.core.formatting import first_line, json_text
 from cdkit.core.manifest import Counts
 from cdkit.core.storage import atomic_path
 from cdkit.core.text import is_text
@@ -260,7 +260,7 @@ def read_tensor_header(path: Path) -> tuple[dict[str, str], dict[str, tuple[int,
         shapes = {name: _shape(name, entry) for name, entry in header.items()}
         end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-        raise InputError(f"{path} has a damaged header: {_first_line(error)}", hint=_DAMAGED) from error
+        raise InputError(f"{path} has a damaged header: {first_line(error)}", hint=_DAMAGED) from error
     if end > size:
         raise InputError(f"{path} is cut short: {size:,} of {end:,} bytes are there.", hint="Download it again.")
     if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
@@ -282,7 +282,7 @@ def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
         raise
     # Whatever a damaged or hostile file makes the library raise, it is the file's fault.
     except Exception as error:
-        raise InputError(f"{path} cannot be read: {_first_line(error)}", hint=_DAMAGED) from error
+        raise InputError(f"{path} cannot be read: {first_line(error)}", hint=_DAMAGED) from error
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -298,10 +298,6 @@ def _shape(name: str, entry: Any) -> tuple[int, ...]:
     if not sound or not all(isinstance(side, int) and 0 <= side < 1 << 40 for side in shape):
         raise ValueError(f"{name[:80]!r} has an impossible shape")
     return tuple(shape)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def write_tensors(

@@ -10,11 +10,10 @@ from pathlib import Path
 
 from cdkit.core.errors import ConfigError
 from cdkit.core.protocols import Context
-from cdkit.core.storage import Folder, atomic_path
+from cdkit.core.storage import Folder
 from cdkit.core.text import caption_id, clean_caption
-from cdkit.fetching.outcomes import FetchedImage
-from cdkit.pictures.hashing import perceptual_hash
-from cdkit.pictures.picture import Content, FileContent, open_file
+from cdkit.fetching.job import FetchedImage
+from cdkit.pictures.picture import Content, FileContent, open_file, perceptual_hash, save_png
 from cdkit.pictures.regularization_set import GENERATED, SetRow
 from cdkit.retrieval.accept import Downloaded, Judge, Limits, select
 from cdkit.retrieval.candidates import Candidate
@@ -165,8 +164,6 @@ def _large_enough(path: Path, least: int, folder: Path) -> Path:
     factor = -(-least // min(picture.size))
     if factor <= 1:
         return path
-    target = folder / path.name
-    with atomic_path(target) as temporary:
-        size = (picture.width * factor, picture.height * factor)
-        picture.resize(size, Image.Resampling.NEAREST).save(temporary, format="PNG")
-    return target
+    size = (picture.width * factor, picture.height * factor)
+    save_png(picture.resize(size, Image.Resampling.NEAREST), folder / path.name)
+    return folder / path.name

@@ -9,18 +9,17 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from cdkit.core.errors import InputError
 from cdkit.core.formatting import json_text
 from cdkit.core.protocols import Progress, SilentProgress
-from cdkit.fetching.outcomes import FetchedImage
+from cdkit.fetching.job import FetchedImage
 from cdkit.index.search import encode_queries
 from cdkit.pictures.folder import shown
-from cdkit.pictures.hashing import NEAR, NearHashes, mirrored_hash, perceptual_hash
-from cdkit.pictures.picture import Picture
+from cdkit.pictures.picture import NEAR, NearHashes, Picture, mirrored_hash, perceptual_hash
 from cdkit.pictures.reading import read_pictures
 from cdkit.pictures.regularization_set import GENERATED
 from cdkit.retrieval.candidates import DIGITS, Candidate
@@ -84,7 +83,7 @@ class Curator:
         ):
             for place, inspection in self._inspectors.inspect(contents):
                 self._inspections[names[place]] = inspection
-                journal.write(json_text({"image": names[place]} | inspection.as_json()) + "\n")
+                journal.write(json_text({"image": names[place]} | asdict(inspection)) + "\n")
                 journal.flush()
                 task.advance()
 

@@ -16,10 +16,9 @@ from cdkit.core.protocols import Context
 from cdkit.core.storage import atomic_path
 from cdkit.core.text import same_word, whole_words
 from cdkit.deltas.apply import apply_deltas
-from cdkit.deltas.base_model import load_base_model
+from cdkit.deltas.base_model import load_base_model, pipeline_resolution
 from cdkit.deltas.delta import delta_tokens, load_delta
 from cdkit.deltas.pipeline_folder import library_errors
-from cdkit.deltas.resolution import pipeline_resolution
 from cdkit.deltas.text_features import text_towers
 from cdkit.pictures.grid import Block, Cell
 from cdkit.sampling.config import SampleConfig

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdkit.fetching.outcomes import FailedFetch, FetchedImage
+from cdkit.fetching.job import FailedFetch, FetchedImage
 from cdkit.pictures.picture import Content, FileContent
 from cdkit.retrieval.accept import Limits, Standing, select, stand
 from cdkit.retrieval.candidates import Candidate

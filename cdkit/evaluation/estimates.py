@@ -1,8 +1,9 @@
-"""KID: the squared maximum mean discrepancy between two sets of features under the cubic kernel, in float64.
+"""Estimates from images and how far to trust them: means with bootstrap intervals over prompts, and KID.
 
-Binkowski et al. 2018 (arXiv 1801.01401), section 4: k(x, y) = (x·y / d + 1)³ and the unbiased estimate of MMD², which
-may be negative. The standard error is a block bootstrap: blocks (images of one prompt) are drawn with replacement, and
-a pair of an image with itself, or with a second draw of its block, never counts.
+Images of one prompt are alike, so prompts are what is resampled. KID is the squared maximum mean discrepancy between
+two sets of features under the cubic kernel (Binkowski et al. 2018, arXiv 1801.01401, section 4), in float64:
+k(x, y) = (x·y / d + 1)³ and the unbiased estimate of MMD², which may be negative. Its standard error is a block
+bootstrap: a pair of an image with itself, or with a second draw of its block, never counts.
 """
 
 from __future__ import annotations
@@ -10,27 +11,88 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from cdkit.evaluation.intervals import block_numbers, draw_weights, percentile_interval
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its 95 % interval; low and high are None where one image, or one of a kind, allows none.
+
+    resampled: what the bootstrap drew: `prompts`, `images` (when all have one prompt), or nothing.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+    resampled: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        return {"value": self.value, "low": self.low, "high": self.high, "n": self.n, "resampled": self.resampled}
+
+
+def mean_with_interval(values: Tensor, blocks: Sequence[Hashable], *, resamples: int, seed: int) -> Estimate:
+    """The mean of float64 [n] values with its percentile interval; `blocks` names each value's prompt.
+
+    Prompts are drawn with replacement, with all their images (a cluster bootstrap). Raises ValueError for no value.
+    """
+    number = len(values)
+    if number == 0:
+        raise ValueError("an estimate needs at least one value")
+    mean = float(values.double().mean())
+    if number == 1:
+        return Estimate(mean, None, None, 1)
+    groups, resampled = block_numbers(blocks)
+    size = int(groups.max()) + 1
+    sums = torch.zeros(size, dtype=torch.float64).index_add_(0, groups, values.double())
+    sizes = torch.zeros(size, dtype=torch.float64).index_add_(0, groups, torch.ones(number, dtype=torch.float64))
+    weights = draw_weights(size, resamples, seed)
+    means = (weights @ sums) / (weights @ sizes)
+    low, high = percentile_interval(means)
+    return Estimate(mean, low, high, number, resampled)
+
+
+def block_numbers(blocks: Sequence[Hashable]) -> tuple[Tensor, str]:
+    """The number of each item's block, in order of appearance; every item its own block when there is only one."""
+    places = {block: place for place, block in enumerate(dict.fromkeys(blocks))}
+    if len(places) == 1:
+        return torch.arange(len(blocks)), "images"
+    return torch.tensor([places[block] for block in blocks]), "prompts"
+
+
+def draw_weights(size: int, resamples: int, seed: int) -> Tensor:
+    """How often each of `size` blocks is drawn in each resample: float64 [resamples, size], rows sum to size."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(size, (resamples, size), generator=generator)
+    weights = torch.zeros(resamples, size, dtype=torch.float64)
+    return weights.scatter_add_(1, drawn, torch.ones(resamples, size, dtype=torch.float64))
+
+
+def percentile_interval(replicates: Tensor) -> tuple[float, float]:
+    """The middle 95 % of bootstrap replicates."""
+    tail = (1 - CONFIDENCE) / 2
+    bounds = torch.quantile(replicates.double(), torch.tensor([tail, 1 - tail], dtype=torch.float64))
+    return float(bounds[0]), float(bounds[1])
+
 
 ROWS_AT_ONCE = 1024
 LARGEST_BLOCKS = 1000
 
 
 @dataclass(frozen=True)
-class KernelDistance:
-    """KID with its bootstrap standard error and 95 % interval; sizes of the two sets. None where none can be had."""
+class KernelDistance(Estimate):
+    """KID, n of one set and reference_n of the other; standard_error: of the bootstrap, None where none can be had."""
 
-    value: float
-    standard_error: float | None
-    low: float | None
-    high: float | None
-    n: int
-    reference_n: int
-    resampled: str = ""
+    standard_error: float | None = None
+    reference_n: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        return super().as_json() | {"standard_error": self.standard_error, "reference_n": self.reference_n}
 
 
 @dataclass(frozen=True)
@@ -84,23 +146,24 @@ def kernel_distance(
     groups, resampled = block_numbers(list(blocks) if blocks is not None else list(range(len(features))))
     # Prompts with the same number of images make resamples comparable; the reference has no prompts.
     others = torch.arange(len(reference)) % min(len(reference), LARGEST_BLOCKS)
-    own = _sums(features, features, groups, groups, distinct=True)
+    ours = _sums(features, features, groups, groups, distinct=True)
     theirs = _sums(reference, reference, others, others, distinct=True)
     cross = _sums(features, reference, groups, others, distinct=False)
-    value = float(own.mean() + theirs.mean() - 2 * cross.mean())
-    if resamples == 0 or len(own.values) < 2:
-        return KernelDistance(value, None, None, None, len(features), len(reference))
-    left = draw_weights(len(own.values), resamples, seed)
+    value = float(ours.mean() + theirs.mean() - 2 * cross.mean())
+    without_interval = KernelDistance(value, None, None, len(features), reference_n=len(reference))
+    if resamples == 0 or len(ours.values) < 2:
+        return without_interval
+    left = draw_weights(len(ours.values), resamples, seed)
     right = draw_weights(len(theirs.values), resamples, seed + 1)
     replicates = (
-        own.resampled_own_mean(left) + theirs.resampled_own_mean(right) - 2 * cross.resampled_mean(left, right)
+        ours.resampled_own_mean(left) + theirs.resampled_own_mean(right) - 2 * cross.resampled_mean(left, right)
     )
     replicates = replicates[torch.isfinite(replicates)]
     if len(replicates) < 2:
-        return KernelDistance(value, None, None, None, len(features), len(reference))
+        return without_interval
     low, high = percentile_interval(replicates)
     error = float(replicates.std())
-    return KernelDistance(value, error, low, high, len(features), len(reference), resampled)
+    return KernelDistance(value, low, high, len(features), resampled, error, len(reference))
 
 
 def cubic_kernel(left: Tensor, right: Tensor) -> Tensor:

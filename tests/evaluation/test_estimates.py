@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cdkit.evaluation.kernel_distance import kernel_distance, unit_features
+from cdkit.evaluation.estimates import kernel_distance, unit_features
 
 
 def _textbook(x: np.ndarray, y: np.ndarray) -> float:
@@ -34,7 +34,7 @@ def test_it_equals_the_textbook_sum_for_unequal_sizes(n: int, m: int) -> None:
 
 
 def test_many_rows_are_summed_in_bands(monkeypatch: pytest.MonkeyPatch) -> None:
-    from cdkit.evaluation import kernel_distance as module
+    from cdkit.evaluation import estimates as module
 
     x, y = torch.from_numpy(_features(50, 1)), torch.from_numpy(_features(33, 2))
     whole = kernel_distance(x, y, resamples=0).value

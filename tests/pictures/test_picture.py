@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
-from cdkit.pictures.hashing import NEAR, NearHashes, mirrored_hash, perceptual_hash
+from cdkit.pictures.picture import NEAR, NearHashes, mirrored_hash, perceptual_hash
 from tests.support.photo_pool import picture, real_photos
 
 HASHES = st.integers(0, 2**64 - 1)

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cdkit.evaluation import alignment
-from cdkit.evaluation.intervals import mean_with_interval
+from cdkit.evaluation import scoring
+from cdkit.evaluation.estimates import mean_with_interval
 
 
 def _rows(n: int, seed: int = 0, width: int = 8) -> Tensor:
@@ -18,7 +18,7 @@ def _rows(n: int, seed: int = 0, width: int = 8) -> Tensor:
 
 def test_text_alignment_is_of_each_image_and_its_own_prompt() -> None:
     images, texts = _rows(3), _rows(3, 1)
-    found = alignment.text_alignment(images, texts)
+    found = scoring.text_alignment(images, texts)
     expected = [
         float(np.dot(i.numpy().astype(float), t.numpy().astype(float))) for i, t in zip(images, texts, strict=True)
     ]
@@ -26,19 +26,19 @@ def test_text_alignment_is_of_each_image_and_its_own_prompt() -> None:
 
 
 def test_clip_score_is_scaled_and_never_negative() -> None:
-    assert alignment.clip_score(torch.tensor([0.3, -0.2])).tolist() == pytest.approx([0.75, 0.0])
+    assert scoring.clip_score(torch.tensor([0.3, -0.2])).tolist() == pytest.approx([0.75, 0.0])
 
 
 def test_image_alignment_is_the_mean_over_all_pairs() -> None:
     images, photos = _rows(4), _rows(3, 1)
     pairs = [float(i.double() @ p.double()) for i in images for p in photos]
-    assert float(alignment.image_alignment(images, photos).mean()) == pytest.approx(np.mean(pairs), abs=1e-12)
+    assert float(scoring.image_alignment(images, photos).mean()) == pytest.approx(np.mean(pairs), abs=1e-12)
 
 
 def test_a_copied_photo_is_the_nearest() -> None:
     photos = _rows(5, 1)
-    assert alignment.nearest_photo(photos[2:3], photos).tolist() == pytest.approx([1.0], abs=1e-6)
-    assert alignment.drift(photos, photos).tolist() == pytest.approx([0.0] * 5, abs=1e-6)
+    assert scoring.nearest_photo(photos[2:3], photos).tolist() == pytest.approx([1.0], abs=1e-6)
+    assert scoring.drift(photos, photos).tolist() == pytest.approx([0.0] * 5, abs=1e-6)
 
 
 def test_one_value_has_no_interval() -> None:

@@ -11,12 +11,13 @@ import torch
 from cdkit.core.config import parse_config
 from cdkit.core.errors import ConfigError
 from cdkit.deltas.base_model import load_base_model
-from cdkit.deltas.delta import DELTA_NAME, Delta, LowRank, matrix, save_delta
+from cdkit.deltas.delta import DELTA_NAME, Delta, save_delta
+from cdkit.deltas.low_rank import LowRank, matrix
 from cdkit.execute import Result, execute
-from cdkit.merging.change_size import ChangeSize, change_size, check_size
 from cdkit.merging.config import MergeConfig
-from tests.merging.test_merge import Notes
+from cdkit.merging.problem import ChangeSize, change_size, check_size
 from tests.support.made_deltas import made_delta
+from tests.support.progress import Notes
 from tests.support.small_index import grammar_captions
 
 

@@ -109,7 +109,7 @@ STAGES: dict[str, Stage] = {
             summary="teach a base model concepts from a few photos each; makes a delta",
             config="cdkit.training.config:TrainConfig",
             function="cdkit.training.stage:train",
-            version=3,
+            version=4,
             owns=("delta.safetensors", "metrics.csv", "checkpoints", "samples", "tensorboard"),
         ),
         Stage(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,17 +39,18 @@ class PictureBox:
         """The picture in a file, at most `side` pixels wide or high."""
         from cdkit.pictures.picture import open_file
 
-        return self._opened(lambda: open_file(path), side)
+        try:
+            return self.image(open_file(path), side)
+        except InputError:
+            self.unreadable += 1
+            return None
 
     def content(self, content: bytes, side: int) -> Shown | None:
         """The picture that some bytes are."""
         from cdkit.pictures.decoding import open_bytes
 
-        return self._opened(lambda: open_bytes(content, "a picture of a set"), side)
-
-    def _opened(self, opening: Callable[[], Image.Image], side: int) -> Shown | None:
         try:
-            return self.image(opening(), side)
+            return self.image(open_bytes(content, "a picture of a set"), side)
         except InputError:
             self.unreadable += 1
             return None

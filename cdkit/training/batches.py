@@ -13,8 +13,12 @@ import numpy as np
 import torch
 
 from cdkit.training.augmentation import Placement, draw_placement, place, valid_region, with_words
-from cdkit.training.latents import PictureEncoder, Pictures
+from cdkit.training.latents import Moments, PictureEncoder, Pictures
 from cdkit.training.processes import send
+
+# Photos that are placed anew are encoded together for several steps: so many for each sample of a batch, and pictures
+# of so many pixels in all.
+AHEAD, AHEAD_PIXELS = 2, 16 * 512**2
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ class _Sample:
 
 @dataclass
 class Batches:
-    """Makes the batches of a run. samples_per_step: of all processes and accumulation steps together."""
+    """Makes the batches of a run of `steps`. samples_per_step: of all processes and accumulation steps together."""
 
     targets: Sequence[Pictures]
     regularization: Sequence[Pictures | None]
@@ -102,9 +106,12 @@ class Batches:
     timesteps: int
     samples_per_step: int
     seed: int
+    steps: int
     flip: bool = False
     prior_weight: float = 1.0
     _order: Order = field(init=False)
+    # By the first sample of a batch: the block of steps whose photos were encoded last, and their moments.
+    _ahead: dict[int, tuple[int, Moments]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         images = [0 if entry is None else len(entry.captions) for entry in self.regularization]
@@ -121,7 +128,7 @@ class Batches:
         kinds = torch.tensor([entry.is_regularization for entry in drawn])
         masks = [valid_region(entry.placement, self.resolution, self.cells) for entry in drawn]
         return Batch(
-            latents=self._latents(drawn),
+            latents=self._latents(step, samples, drawn),
             noise=self._on_device(_stacked([entry.noise for entry in drawn])),
             mask=self._on_device(torch.stack(masks)),
             timesteps=self._on_device(torch.tensor([entry.timestep for entry in drawn])),
@@ -152,19 +159,37 @@ class Batches:
                 placement = replace(draw_placement(rng, self.resolution), flipped=flipped)
         return _Sample(pictures, choice.item, choice.is_regularization, timestep, noise, spread, placement, sizes)
 
-    def _latents(self, drawn: Sequence[_Sample]) -> torch.Tensor:
-        """Latents (n, C, h, w): kept moments sampled, augmented photos encoded together first."""
+    def _latents(self, step: int, samples: range, drawn: Sequence[_Sample]) -> torch.Tensor:
+        """Latents (n, C, h, w): moments, kept ones or those of freshly placed photos, sampled."""
         spread = self._on_device(_stacked([entry.spread for entry in drawn]))
+        fresh = [index for index, entry in enumerate(drawn) if entry.pictures.moments is None]
         latents: dict[int, torch.Tensor] = {}
+        if fresh:
+            moments, begin = self._fresh_moments(step, samples)
+            latents = {index: moments.sample(begin + number, spread[index]) for number, index in enumerate(fresh)}
         for index, entry in enumerate(drawn):
             if entry.pictures.moments is not None:
                 number = 2 * entry.item + int(entry.placement.flipped) if self.flip else entry.item
                 latents[index] = entry.pictures.moments.sample(number, spread[index])
-        fresh = [index for index in range(len(drawn)) if index not in latents]
-        if fresh:
-            encoded = self.encoder.encode(torch.stack([self._placed(drawn[index]) for index in fresh]))
-            latents |= {index: encoded.sample(number, spread[index]) for number, index in enumerate(fresh)}
         return torch.stack([latents[index] for index in range(len(drawn))])
+
+    def _fresh_moments(self, step: int, samples: range) -> tuple[Moments, int]:
+        """Moments of the placed photos of a block of steps, and where those of this step begin.
+
+        Photos of several steps are encoded together, each placed anew. Where a block begins follows from the step
+        alone, so that a run that goes on encodes the same photos together, and gets the same bits.
+        """
+        most = len(samples) if all(entry is None for entry in self.regularization) else (len(samples) + 1) // 2
+        together = max(1, min(len(samples) * AHEAD, AHEAD_PIXELS // self.resolution**2) // most)
+        block, before = divmod(step, together)
+        steps = range(step - before, min(step - before + together, max(self.steps, step + 1)))
+        if samples.start not in self._ahead or self._ahead[samples.start][0] != block:
+            entries = [self._draw(each, sample) for each in steps for sample in samples]
+            placed = [self._placed(entry) for entry in entries if entry.pictures.moments is None]
+            self._ahead[samples.start] = block, self.encoder.encode(torch.stack(placed))
+        positions = (each * self.samples_per_step + sample for each in steps[:before] for sample in samples)
+        begin = sum(not self._order.choice(position).is_regularization for position in positions)
+        return self._ahead[samples.start][1], begin
 
     def _placed(self, entry: _Sample) -> torch.Tensor:
         return place(self._on_device(entry.pictures.squares[entry.item]), entry.placement, self.resolution)

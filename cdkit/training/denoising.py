@@ -41,11 +41,14 @@ class Denoising:
 
     def losses(self, batch: Batch) -> torch.Tensor:
         """One loss per sample (n,), before weights; differentiable."""
+        return self.losses_given(self.conditioning.features(batch.prompts), batch)
+
+    def losses_given(self, features: TextFeatures, batch: Batch) -> torch.Tensor:
+        """The same with the features of the batch's prompts given: from here on all is tensors of fixed shapes."""
         noisy = add_noise(batch.latents, batch.noise, batch.timesteps, self.alphas_cumprod)
         wanted = wanted_prediction(
             batch.latents, batch.noise, batch.timesteps, self.alphas_cumprod, self.prediction_type
         )
-        features = self.conditioning.features(batch.prompts)
         prediction = self.unet(
             noisy.to(self.unet.conv_in.weight.dtype),
             batch.timesteps,

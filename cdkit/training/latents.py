@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from cdkit.core.protocols import Task
-from cdkit.deltas.base_model import latent_factor
+from cdkit.deltas.resolution import latent_factor
 from cdkit.pictures.picture import Picture
 from cdkit.training.augmentation import Placement, place
 from cdkit.training.photos import Frame, Square, centre_square
@@ -76,9 +76,7 @@ class PictureEncoder:
     @torch.no_grad()
     def encode(self, pixels: torch.Tensor) -> Moments:
         """Pictures (n, 3, s, s) in [-1, 1] to moments on the device."""
-        # Not under autocast, which would run an fp32 autoencoder in fp16 after all.
-        with torch.autocast(self.device.type, enabled=False):
-            posterior = self.vae.encode(pixels.to(self.device, self.dtype)).latent_dist
+        posterior = self.vae.encode(pixels.to(self.device, self.dtype)).latent_dist
         scale, shift = self.vae.config.scaling_factor, self.vae.config.get("shift_factor") or 0.0
         return Moments((posterior.mean.float() - shift) * scale, posterior.std.float() * scale)
 

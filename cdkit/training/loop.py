@@ -11,6 +11,7 @@ from cdkit.core.protocols import Context
 from cdkit.core.storage import Folder
 from cdkit.training.checkpoint import CHECKPOINTS, Checkpoints
 from cdkit.training.metrics import Metrics
+from cdkit.training.passes import EagerPass, GraphedPass
 from cdkit.training.processes import average_gradients, check_whole, total
 from cdkit.training.setup import Setup
 
@@ -21,23 +22,41 @@ if TYPE_CHECKING:
 
 METRICS_NAME = "metrics.csv"
 WEIGHT_DECAY = 1e-2
-STEPS_BETWEEN_QUESTIONS = 10  # how many steps a GPU may run ahead of the losses that are read
+STEPS_BETWEEN_QUESTIONS = 25  # how many steps a GPU may run ahead of the losses that are read
 SPOKEN_SHARE = 10  # the loss is said so many times in a run
 
 
 class Loop:
     """One process' part of a training."""
 
-    def __init__(self, config: TrainConfig, setup: Setup, out: Folder, accelerator: Accelerator) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        setup: Setup,
+        out: Folder,
+        accelerator: Accelerator,
+        note: Callable[[str], None] = lambda message: None,
+    ) -> None:
         self.config, self.recipe = config, config.recipe()
-        self.trainables, self.losses, self.batches = setup.trainables, setup.denoising.losses, setup.batches
+        self.trainables, self.denoising, self.batches = setup.trainables, setup.denoising, setup.batches
         self.accelerator = accelerator
+        self.number = self.recipe.batch_size * config.gradient_accumulation
+        self.add_gradients = self._passes(note)
         rates = self.recipe.learning_rate, self.recipe.token_learning_rate
         self.optimizer = self.trainables.optimizer(*rates, WEIGHT_DECAY)
         self.checkpoints = Checkpoints(out.sub(CHECKPOINTS).path)
         interval = 1 if accelerator.device.type == "cpu" else STEPS_BETWEEN_QUESTIONS
         self.metrics = Metrics(out / METRICS_NAME, interval, lambda step, values: accelerator.log(dict(values), step))
         self._rates = [float(group["lr"]) for group in self.optimizer.param_groups]
+
+    def _passes(self, note: Callable[[str], None]) -> EagerPass | GraphedPass:
+        """How a batch goes through: as a CUDA graph where that can be, else kernel by kernel."""
+        eager = EagerPass(self.denoising, self.accelerator.backward, self.number)
+        if self.accelerator.device.type != "cuda" or self.config.compile or self.config.gradient_checkpointing:
+            return eager
+        scaler = self.accelerator.scaler
+        scale = (lambda loss: loss) if scaler is None else scaler.scale
+        return GraphedPass(eager, list(self.trainables.weights.values()), scale, note)
 
     def run(self, context: Context, draw: Callable[[int], None]) -> None:
         """Train from the newest checkpoint, or from the start, to the end; `draw` is called with a step's number.
@@ -64,17 +83,14 @@ class Loop:
 
     def step(self, step: int, optimizer: Any, trained: list[torch.nn.Parameter]) -> torch.Tensor:
         """One optimizer step; returns the sums that Metrics.add takes."""
-        number = self.recipe.batch_size * self.config.gradient_accumulation
-        first = self.accelerator.process_index * number
+        first = self.accelerator.process_index * self.number
         sums = torch.zeros(5, device=self.accelerator.device)
-        optimizer.zero_grad(set_to_none=True)
-        for begin in range(first, first + number, self.recipe.batch_size):
+        # In place: a CUDA graph adds to the tensors it was captured with.
+        optimizer.zero_grad(set_to_none=False)
+        for begin in range(first, first + self.number, self.recipe.batch_size):
             batch = self.batches.make(step, range(begin, begin + self.recipe.batch_size))
-            with self.accelerator.autocast():
-                losses = self.losses(batch)
-            weighted = losses * batch.weights
-            self.accelerator.backward(weighted.sum() / number)
-            sums += _sums(losses.detach(), weighted.detach(), batch.is_regularization)
+            losses = self.add_gradients(batch)
+            sums += _sums(losses, losses * batch.weights, batch.is_regularization)
         average_gradients(trained)
         # Of the step alone, so that runs resume.
         share = 1.0 if self.recipe.schedule == "constant" else 1.0 - step / self.recipe.steps

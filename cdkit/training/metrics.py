@@ -55,7 +55,7 @@ class Metrics:
             return
         written: list[dict[str, float | None]] = []
         for step, sums, seconds in self._waiting:
-            loss, samples, target, targets, regularization = (float(value) for value in sums)
+            loss, samples, target, targets, regularization = sums.tolist()
             if not math.isfinite(loss):
                 self._waiting.clear()
                 self._append(written)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from cdkit.core.protocols import Context
 from cdkit.deltas.base_model import compute_type
@@ -17,7 +19,7 @@ from cdkit.training.batches import Batches
 from cdkit.training.denoising import Conditioning, Denoising
 from cdkit.training.latents import PictureEncoder
 from cdkit.training.plan import Plan
-from cdkit.training.trainables import Trainables, detach_first_token, install_tokens, move, select_weights
+from cdkit.training.trainables import Trainables, detach_first_token, install_tokens, select_weights
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -50,22 +52,27 @@ def set_up(
     names = selected_names(pipeline.unet, plan.method)
     rows = install_tokens(pipeline, plan.tokens) if plan.tokens else {}
     weights, base = select_weights(pipeline.unet, names, device=device, dtype=dtype)
+    starts = {tower: module.rows.detach().clone() for tower, module in rows.items()}
     for tower in text_towers(pipeline):
-        move(tower.model.requires_grad_(False).eval(), device, dtype)
-    for module in rows.values():
-        module.rows.data = module.rows.data.float()
+        tower.model.requires_grad_(False).eval().to(device=device, dtype=dtype)
+    for name, module in rows.items():
+        # From the exact values, which moving the tower has rounded.
+        module.rows.data = starts[name].to(device)
         module.rows.requires_grad_(True)
     if plan.method.detaches_first_token:
         detach_first_token(pipeline.unet)
     if config.gradient_checkpointing:
-        pipeline.unet.enable_gradient_checkpointing()
-    pipeline.unet.to(memory_format=torch.channels_last)
+        # Nothing in the U-Net is random in training, and asking a GPU for its generator's state makes it wait.
+        again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+        pipeline.unet.enable_gradient_checkpointing(again)
+    if device.type == "cpu":
+        # On a GPU every group norm would turn the layout round.
+        pipeline.unet.to(memory_format=torch.channels_last)
     encoder = PictureEncoder(pipeline.vae, device=device, dtype=dtype)
     conditioning = Conditioning(text_towers(pipeline), rows)
     denoising = Denoising.of(pipeline, conditioning, device)
-    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        batches = _batches(config, plan, encoder, len(denoising.alphas_cumprod), context)
-        conditioning.prepare(_all_prompts(plan, augmented=config.recipe().augmentation))
+    batches = _batches(config, plan, encoder, len(denoising.alphas_cumprod), context)
+    conditioning.prepare(_all_prompts(plan, augmented=config.recipe().augmentation))
     for prompt in too_long(plan.prompts, pipeline.tokenizer):
         context.progress.note(f"Longer than the text encoder's context, its end is not seen: {prompt[:60]}…")
     if config.compile:
@@ -100,6 +107,7 @@ def _batches(config: TrainConfig, plan: Plan, encoder: PictureEncoder, timesteps
         timesteps=timesteps,
         samples_per_step=recipe.batch_size * config.gradient_accumulation * config.processes,
         seed=config.seed,
+        steps=recipe.steps,
         flip=config.flip,
         prior_weight=recipe.prior_weight,
     )

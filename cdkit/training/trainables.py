@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.utils import parametrize
 
 from cdkit.deltas.apply import extended_tokenizer, mend_legacy_end
 from cdkit.deltas.delta import ModifierToken
-from cdkit.deltas.text_features import text_towers, tokenizer_name
+from cdkit.deltas.text_features import text_towers
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -38,11 +39,11 @@ class RowsBesideTable(nn.Module):
         self.register_buffer("ids", torch.tensor(list(ids), dtype=torch.long), persistent=False)
 
     def forward(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """Token ids (n, positions) to fp32 embeddings (n, positions, width)."""
+        """Token ids (n, positions) to embeddings (n, positions, width) in the table's type."""
         matches = token_ids.unsqueeze(-1) == self.ids
         is_new = matches.any(dim=-1)
-        old = self.table(token_ids.masked_fill(is_new, 0)).float()
-        new = functional.embedding(matches.int().argmax(dim=-1), self.rows)
+        old = self.table(token_ids.masked_fill(is_new, 0))
+        new = functional.embedding(matches.int().argmax(dim=-1), self.rows).to(old.dtype)
         return torch.where(is_new.unsqueeze(-1), new, old)
 
 
@@ -69,7 +70,7 @@ def install_tokens(pipeline: DiffusionPipeline, tokens: Sequence[NewToken]) -> d
         rows = RowsBesideTable(table, ids, table.weight.detach()[starts])
         tower.model.set_input_embeddings(rows)
         mend_legacy_end(tower.model, tokenizer.eos_token_id)
-        setattr(pipeline, tokenizer_name(tower.name), tokenizer)
+        setattr(pipeline, tower.name.replace("text_encoder", "tokenizer"), tokenizer)
         installed[tower.name] = rows
     return installed
 
@@ -115,35 +116,53 @@ class Trainables:
         return torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8, fused=fused)
 
 
+class _Rounded(nn.Module):
+    """What a module computes with, of a parameter that stays fp32: its value in the compute type."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, master: torch.Tensor) -> torch.Tensor:
+        return master.to(self.dtype)
+
+
 def select_weights(
     unet: Any, names: Sequence[str], *, device: torch.device, dtype: torch.dtype
 ) -> tuple[dict[str, nn.Parameter], dict[str, torch.Tensor]]:
-    """Move a U-Net to the device, the named parameters fp32 and trainable, all others in `dtype` and frozen.
+    """Move a U-Net to the device in `dtype`, frozen but for the named parameters, which stay fp32 and train.
 
-    Returns the named parameters, and their fp32 values on the CPU. They start from the fp32 weights the U-Net has
-    now, not from rounded ones.
+    Where they are used, they are rounded to `dtype`; no other weight is kept in fp32. Returns them, and their fp32
+    values on the CPU. They start from the fp32 weights the U-Net has now, not from rounded ones.
     """
     parameters = dict(unet.named_parameters())
     base = {name: parameters[name].detach().float().cpu().clone() for name in names}
-    unet.requires_grad_(False).eval()
-    move(unet, device, dtype)
-    parameters = dict(unet.named_parameters())
+    # Not diffusers' own `to`, which warns of every change of type.
+    nn.Module.to(unet.requires_grad_(False).eval(), device=device, dtype=dtype)
+    trained = {}
     for name in names:
-        parameters[name].data = base[name].to(device, copy=True)
-        parameters[name].requires_grad_(True)
-    return {name: parameters[name] for name in names}, base
+        owner, _, part = name.rpartition(".")
+        module = unet.get_submodule(owner)
+        master = nn.Parameter(base[name].to(device, copy=True))
+        trained[name] = master
+        setattr(module, part, master)
+        if dtype != torch.float32:
+            parametrize.register_parametrization(module, part, _Rounded(dtype), unsafe=True)
+    return trained, base
 
 
-def move(model: Any, device: torch.device, dtype: torch.dtype) -> None:
-    """Move a model that will run under autocast, and cast its frozen weights to `dtype`.
+class _WithoutFirstGradient(torch.autograd.Function):
+    """Leaves (n, positions, width) as it is; the gradient of position 0 is zero."""
 
-    Norms stay fp32: autocast computes them so, and on a CPU takes no other weights.
-    """
-    model.to(device)
-    for module in model.modules():
-        if not isinstance(module, nn.LayerNorm | nn.GroupNorm):
-            for parameter in module.parameters(recurse=False):
-                parameter.data = parameter.data.to(dtype)
+    @staticmethod
+    def forward(context: Any, output: torch.Tensor) -> torch.Tensor:
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(context: Any, gradient: torch.Tensor) -> torch.Tensor:
+        kept = gradient.clone()
+        kept[:, :1] = 0
+        return kept
 
 
 def detach_first_token(unet: Any) -> list[RemovableHandle]:
@@ -160,4 +179,4 @@ def detach_first_token(unet: Any) -> list[RemovableHandle]:
 
 
 def _detach(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-    return torch.cat([output[:, :1].detach(), output[:, 1:]], dim=1)
+    return _WithoutFirstGradient.apply(output)  # type: ignore[no-any-return]

@@ -25,7 +25,7 @@ class UsualTraining:
         (planned,) = plan.concepts
         side = plan.resolution
         self.photos = [square.pixels.to(self.device) for square in planned.squares]
-        self.images = [_resized(picture.load(), side).to(self.device) for picture in planned.regularization]
+        self.images = [_resized(picture.open(), side).to(self.device) for picture in planned.regularization]
         self.captions, self.image_captions = planned.captions, planned.regularization_captions
         self.order = Order([len(self.photos)], [len(self.images)], batches.seed)
         scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)

@@ -9,16 +9,25 @@ from pathlib import Path
 
 import pytest
 
-from cdkit.core.protocols import Context
+from cdkit.core.protocols import Context, SilentProgress
 from cdkit.engines.local import LocalEngine
 from cdkit.retrieval.candidates import Candidate
 from tests.support.hostile_server import HostileServer
-from tests.support.progress import Notes
+
+
+class NotingProgress(SilentProgress):
+    """Progress that keeps the notes."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
 
 
 @pytest.fixture
 def context() -> Context:
-    return Context(LocalEngine(1), Notes())
+    return Context(LocalEngine(1), NotingProgress())
 
 
 @pytest.fixture

@@ -39,6 +39,7 @@ def _batches(encoder: PictureEncoder, *, augmented: bool, flip: bool = False) ->
         timesteps=1000,
         samples_per_step=8,
         seed=4,
+        steps=9,
         flip=flip,
         prior_weight=0.25,
     )

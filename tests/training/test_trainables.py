@@ -34,9 +34,11 @@ def test_only_the_rows_get_gradients() -> None:
 def test_rows_stay_fp32_over_a_half_precision_table() -> None:
     table = nn.Embedding(6, 3).requires_grad_(False).to(torch.bfloat16)
     fine = torch.full((1, 3), 1.0001)
-    found = RowsBesideTable(table, [6], fine)(torch.tensor([[6, 1]]))
-    assert found.dtype == torch.float32
-    assert found[0, :1].equal(fine)
+    module = RowsBesideTable(table, [6], fine)
+    found = module(torch.tensor([[6, 1]]))
+    assert found.dtype == torch.bfloat16, "what the tower computes in"
+    assert module.rows.equal(fine)
+    assert found[0, 0].equal(fine[0].bfloat16())
 
 
 def test_installed_tokens_encode_as_applied_ones_do(tmp_path: Path) -> None:

@@ -1,0 +1,183 @@
+"""Training at Stable Diffusion 1.5's and XL's shapes with random weights: seconds, memory, operations.
+
+Stable Diffusion 1.5: 512 px, batch 8 (4 photos with augmentation, 4 regularization), bf16. XL: 1024 px, batch 4.
+`share` is what a step reaches of a large bf16 matrix product's FLOP/s.
+"""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.bench.bench_training import PAPER_STEPS, training, write_scenes
+from tests.bench.gpu.shapes import Shape, sd15, sdxl, tiny_sd, tiny_xl
+from tests.bench.usual_training import UsualTraining
+
+Figures = Iterator[tuple[str, dict[str, Any]]]
+WARM_STEPS = 3
+
+
+def measure(*, tiny: bool, seconds: float) -> Figures:
+    """Figures in order of worth; what would begin after `seconds` is left out, and said."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    ends = time.monotonic() + seconds
+    top = matrix_product(device, 64 if tiny else 8192)
+    yield "matrix_product", {"tflops": round(top / 1e12, 3)}
+    small, large = (tiny_sd(), tiny_xl()) if tiny else (sd15(), sdxl())
+    with tempfile.TemporaryDirectory() as folder:
+        images = Path(folder) / "images"
+        write_scenes(images, small.regularization)
+        parts: list[tuple[str, Callable[[], dict[str, Any]]]] = [
+            ("sd15", lambda: trained(small, images, device, top)),
+            ("sd15_usual", lambda: usual(small, images, device)),
+            ("sdxl", lambda: trained(large, images, device, top)),
+        ]
+        for name, part in parts:
+            if time.monotonic() > ends:
+                yield name, {"skipped": "no time left"}
+                continue
+            try:
+                yield name, part()
+            except Exception as error:  # the next part is worth as much
+                yield name, {"failed": f"{type(error).__name__}: {error}"[:400]}
+            free()
+
+
+def trained(shape: Shape, images: Path, device: torch.device, top: float) -> dict[str, Any]:
+    """Our training: all its steps, then a few kernel by kernel, one counted and one taken apart."""
+    pipeline, built = seconds_of(lambda: shape.pipeline(device), device)
+    reset_peak(device)
+    notes: list[str] = []
+    with training(pipeline, images, device, note=notes.append, **shape.settings) as (loop, _, accelerator, setup):
+        trained = list(loop.trainables.named().values())
+        optimizer = accelerator.prepare_optimizer(loop.optimizer)
+
+        def step(number: int) -> None:
+            loop.step(number, optimizer, trained)
+
+        _, first = seconds_of(lambda: [step(number) for number in range(WARM_STEPS)], device)
+        _, measured = seconds_of(lambda: [step(number + WARM_STEPS) for number in range(shape.steps)], device)
+        each = measured / shape.steps
+        whole = setup + first + (PAPER_STEPS - WARM_STEPS) * each
+        found = {
+            "seconds_per_step": round(each, 4),
+            "seconds_for_250_steps": round(PAPER_STEPS * each, 2),
+            "setup_seconds": round(setup + first - WARM_STEPS * each, 2),
+            "seconds_for_250_steps_with_setup": round(whole, 2),
+            "peak_gb": peak(device),
+            "steps_timed": shape.steps,
+            "pipeline_built_seconds": round(built, 1),
+            "notes": notes,
+        }
+        found["make_ms"] = milliseconds(lambda: loop.batches.make(0, range(loop.number)), device)
+        batch = loop.batches.make(0, range(loop.number))
+        found["encode_ms_per_photo"] = encoding(loop, device)
+        found["text_ms"] = milliseconds(lambda: loop.denoising.conditioning.features(batch.prompts), device)
+        if hasattr(loop.add_gradients, "eager"):
+            found["graph_ms"] = milliseconds(lambda: loop.add_gradients(batch), device)
+            loop.add_gradients = loop.add_gradients.eager
+        found["eager_ms"] = milliseconds(lambda: loop.add_gradients(batch), device)
+        found["tflop_per_step"] = round(operations(lambda: loop.add_gradients(batch)) / 1e12, 4)
+        found["share"] = round(found["tflop_per_step"] * 1e12 / each / top, 3)
+        if device.type == "cuda":
+            found["kernels_ms"] = kernels(lambda: loop.add_gradients(batch))
+    return found
+
+
+def usual(shape: Shape, images: Path, device: torch.device) -> dict[str, Any]:
+    """The usual way: diffusers' processors, everything on every sample of every step, under autocast."""
+    few = max(1, shape.steps // 12)
+    # Only the order of the samples and the plan are taken from ours.
+    settings = shape.settings | {"regularization_count": min(16, shape.regularization)}
+    with training(shape.pipeline(device), images, device, **settings) as (loop, plan, accelerator, _):
+        pipeline = shape.pipeline(device).to(device)
+        steps = UsualTraining(pipeline, plan, loop.batches, accelerator)
+        for number in range(2):
+            steps.step(number)
+        _, measured = seconds_of(lambda: [steps.step(number) for number in range(few)], device)
+    each = measured / few
+    return {
+        "seconds_per_step": round(each, 4),
+        "seconds_for_250_steps": round(PAPER_STEPS * each, 2),
+        "steps_timed": few,
+    }
+
+
+def encoding(loop: Any, device: torch.device) -> float:
+    """Milliseconds that one of the photos takes that are encoded together for several steps."""
+    batches = loop.batches
+    photos = torch.zeros(loop.number, 3, batches.resolution, batches.resolution, device=device)
+    return round(milliseconds(lambda: batches.encoder.encode(photos), device) / loop.number, 3)
+
+
+def matrix_product(device: torch.device, size: int, rounds: int = 20) -> float:
+    """FLOP/s of a bf16 matrix product of this size."""
+    left, right = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    for _ in range(3):
+        left @ right
+    _, measured = seconds_of(lambda: [left @ right for _ in range(rounds)], device)
+    return 2 * size**3 * rounds / measured
+
+
+def operations(work: Callable[[], Any]) -> int:
+    """Floating-point operations of products, convolutions and attention, backward included."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return int(counter.get_total_flops())
+
+
+def kernels(work: Callable[[], Any], most: int = 25) -> dict[str, float]:
+    """Milliseconds on the GPU by kernel, the dearest first, and all of them together."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        work()
+        torch.cuda.synchronize()
+    rows = [(entry.key[:70], entry.self_device_time_total / 1e3) for entry in profiled.key_averages()]
+    rows.sort(key=lambda row: -row[1])
+    return {"all": round(sum(time for _, time in rows), 2), **{name: round(time, 2) for name, time in rows[:most]}}
+
+
+def seconds_of(work: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
+    """What it returns, and its seconds with the device's work."""
+    synchronize(device)
+    clock = time.perf_counter()
+    result = work()
+    synchronize(device)
+    return result, time.perf_counter() - clock
+
+
+def milliseconds(work: Callable[[], Any], device: torch.device, rounds: int = 5) -> float:
+    """Of one round, after one to warm up."""
+    work()
+    return round(1e3 * seconds_of(lambda: [work() for _ in range(rounds)], device)[1] / rounds, 2)
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak(device: torch.device) -> float | None:
+    """GB that were taken from the device at most; None on a CPU."""
+    return round(torch.cuda.max_memory_reserved() / 1e9, 2) if device.type == "cuda" else None
+
+
+def free() -> None:
+    """Give back what the part before held."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,6 +1,6 @@
 """cdkit: teach a text-to-image model a new concept from a few photos, the Custom Diffusion way."""
 
-from cdkit.core.threads import wait_passively
+from cdkit.core.machine import wait_passively
 
 __version__ = "0.1.0"
 

@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import cdkit
-from cdkit.core.cache_file import cache_folder
 from cdkit.core.config import InputKind, StageConfig, field_settings
-from cdkit.core.errors import CdkitError, InputError, OutputError
+from cdkit.core.errors import CdkitError, InputError, OutputError, writing
 from cdkit.core.file_kinds import require_file
-from cdkit.core.fingerprints import EMBEDDED, REPORT_STAGE, Input, content_fingerprint
+from cdkit.core.fingerprints import EMBEDDED, REPORT_STAGE, Input, cache_folder, content_fingerprint
 from cdkit.core.formatting import json_text
 from cdkit.core.manifest import STARTED_NAME, read_manifest
 from cdkit.core.storage import SourceFile, atomic_path, find_files
-from cdkit.core.system_errors import writing
 from cdkit.core.text import is_text
 
 POOL_SUFFIXES = tuple(

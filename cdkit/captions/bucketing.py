@@ -24,11 +24,10 @@ from cdkit.captions.lines import check_whole
 from cdkit.captions.reading import SourceTable, inspect, local_copy, with_keys
 from cdkit.captions.relation import NeedsRepairError, keys_sql, reading_error, repaired_copy
 from cdkit.captions.row_query import CHECKED, digests_of, impossible_counts, rated_sql, rows_sql
-from cdkit.core.errors import CdkitError, InputError, ResourceError
+from cdkit.core.errors import CdkitError, InputError, ResourceError, shortage, write_problem, writing
 from cdkit.core.formatting import URL_USERINFO
 from cdkit.core.shards import finished_facts, part_name, schema
 from cdkit.core.storage import TEMPORARY_PREFIX, SourceFile
-from cdkit.core.system_errors import shortage, write_problem, writing
 
 if TYPE_CHECKING:
     import duckdb

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from cdkit.captions.bucket_files import ShardReader
 from cdkit.captions.row_query import VALUE_CHARACTERS
+from cdkit.core.errors import writing
 from cdkit.core.shards import finished_facts, part_name, schema, shard_metadata, write_shard
 from cdkit.core.storage import atomic_path
-from cdkit.core.system_errors import writing
 
 if TYPE_CHECKING:
     import numpy as np

@@ -25,10 +25,9 @@ from cdkit.captions.lines import (
     separated_reader,
 )
 from cdkit.captions.pools import Layout, find_layout, headerless_preset, preset_named
-from cdkit.core.errors import CdkitError, InputError, NetworkError
+from cdkit.core.errors import CdkitError, InputError, NetworkError, system_problem
 from cdkit.core.file_kinds import wrong_download
 from cdkit.core.storage import SourceFile
-from cdkit.core.system_errors import system_problem
 
 if TYPE_CHECKING:
     from cdkit.captions.config import ImportConfig

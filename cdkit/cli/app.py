@@ -21,11 +21,9 @@ from pydantic import ValidationError
 import cdkit
 from cdkit.cli.options import SESSION
 from cdkit.cli.output import Format, Output
-from cdkit.cli.standard_streams import ReaderGoneError, guard_streams
-from cdkit.cli.watched import memory_is_limited, run_watched
-from cdkit.core.errors import EXIT_INTERRUPTED, CdkitError, ConfigError, OutputError
+from cdkit.cli.process import ReaderGoneError, guard_streams, memory_is_limited, run_watched
+from cdkit.core.errors import EXIT_INTERRUPTED, CdkitError, ConfigError, OutputError, system_problem
 from cdkit.core.startup import claim_process
-from cdkit.core.system_errors import system_problem
 
 # Set by the shell's completion script, which needs every command's options.
 COMPLETING = "_CDKIT_COMPLETE"
@@ -134,8 +132,8 @@ def _format(arguments: Sequence[str]) -> Format:
 def _out_folder(arguments: Sequence[str]) -> Path | None:
     """The output that the command line names."""
     following = dict(itertools.pairwise(arguments))
-    given = [argument.partition("=")[2] for argument in arguments if argument.startswith("--out=")]
-    named = following.get("--out") or next(iter(given), None)
+    joined = [argument.partition("=")[2] for argument in arguments if argument.startswith("--out=")]
+    named = following.get("--out") or next(iter(joined), None)
     return Path(named) if named else None
 
 
@@ -145,14 +143,14 @@ def _first_word(arguments: Sequence[str]) -> str:
 
 def _command_words(arguments: Sequence[str]) -> str:
     """`index build ` of `index build --captoins x`: the words that name a command."""
-    found: Any = typer.main.get_command(globals().get("app") or _whole())
-    known = ""
+    current: Any = typer.main.get_command(globals().get("app") or _whole())
+    words = ""
     for argument in arguments:
-        found = getattr(found, "commands", {}).get(argument)
-        if found is None:
+        current = getattr(current, "commands", {}).get(argument)
+        if current is None:
             break
-        known += f"{argument} "
-    return known
+        words += f"{argument} "
+    return words
 
 
 def main() -> None:
@@ -184,16 +182,17 @@ ENTRIES = (
     Entry("pipeline", "run", "List, show, check and copy pipelines."),
     Entry("index", "index", "Build, search, look into and change caption indexes."),
     Entry("retrieve", "retrieve", "Find, download and curate images whose captions are like a prompt."),
-    Entry("class-images", "class_images", "Draw a regularization set with the base model."),
+    Entry("serve", "serve", "Serve caption indexes: a search page, JSON, and clip-retrieval's protocol."),
+    Entry("class-images", "sample", "Draw a regularization set with the base model."),
     Entry("tokens", "tokens", "Count vocabulary tokens, pick rare ones, explain a word."),
     Entry("train", "train", "Teach a base model concepts from 4 to 20 photos each."),
-    Entry("merge", "merge", "Merge deltas that were trained one by one, in closed form."),
+    Entry("merge", "delta", "Merge deltas that were trained one by one, in closed form."),
     Entry("sample", "sample", "Draw images: every prompt with every seed."),
     Entry("evaluate", "evaluate", "Score samples: alignment, KID, drift, overfitting, with intervals."),
     Entry("compare", "evaluate", "Put the scores of several methods in a table, the paper's beside them."),
-    Entry("report", "report", "Make the report of a run: one self-contained HTML page."),
+    Entry("report", "evaluate", "Make the report of a run: one self-contained HTML page."),
     Entry("delta", "delta", "Look into delta files, import other tools' files, and compress."),
-    Entry("export", "export", "Write a delta as files that diffusers, A1111, Forge or ComfyUI load."),
+    Entry("export", "delta", "Write a delta as files that diffusers, A1111, Forge or ComfyUI load."),
     Entry("inspect", "inspect", "Look into weights, attention and benchmarks."),
     Entry("doctor", "doctor", "Check versions, device, memory, disk and extras, and say what to install."),
 )

@@ -1,4 +1,4 @@
-"""`cdkit delta`: look into delta files, import other tools' files as one, and make them smaller."""
+"""`cdkit merge`, `export` and `delta`: what becomes of deltas, and what is in them."""
 
 from __future__ import annotations
 
@@ -9,16 +9,43 @@ from typing import Any
 import typer
 
 from cdkit.cli.options import command, stage_command
-from cdkit.cli.output import Output, data_console, size, table
-from cdkit.core.formatting import command_line
+from cdkit.cli.output import Output, data_console, table
+from cdkit.core.fingerprints import EMBEDDED
+from cdkit.core.formatting import command_line, duration_text, size_text
 from cdkit.execute import Result
 
 app = typer.Typer(help="Look into delta files, import other tools' files, and compress.", no_args_is_help=True)
 
 
 def register(root: typer.Typer) -> None:
-    """Add the `delta` group."""
+    """Add `merge`, `export` and the `delta` group."""
     root.add_typer(app, name="delta")
+    stage_command(
+        root,
+        "merge",
+        "merge",
+        help="Merge deltas that were trained one by one into a single one, in closed form and without training.",
+        examples=[
+            "cdkit merge runs/dog/tuned runs/cat/tuned --base models/sd-v1-5 --index indexes/laion --out merged",
+            "cdkit merge star heart --captions embedded --out merged",
+            "cdkit merge star heart --captions captions.parquet --soft 1 --out merged",
+        ],
+        human=_merged,
+        data=_data,
+    )
+    stage_command(
+        root,
+        "export",
+        "export",
+        help="Write a delta as files that diffusers, A1111, Forge, ComfyUI or sd-scripts load, with its tokens.",
+        examples=[
+            "cdkit export runs/dog/tuned --to diffusers-lora --max-error 0.05 --out exported/dog",
+            "cdkit export runs/dog/tuned --to kohya-lora --rank 32 --precision fp16 --out exported/dog-webui",
+            "cdkit export merged --to diffusers-pipeline --base models/sd-v1-5 --out models/sd-with-my-pets",
+        ],
+        human=_exported,
+        data=_data,
+    )
 
 
 @command(
@@ -30,27 +57,30 @@ def register(root: typer.Typer) -> None:
 def _inspect(
     output: Output, delta: Path = typer.Argument(..., help="The delta: a folder or file.", show_default=False)
 ) -> None:
-    from cdkit.deltas.delta import delta_path, load_delta
-    from cdkit.deltas.inspection import describe
+    from cdkit.deltas.delta import delta_path, describe, load_delta
 
     file = delta_path(delta)
-    found = {"delta": str(delta), "bytes": file.stat().st_size, **describe(load_delta(file))}
-    output.result(found, human=lambda console: _draw(found), quiet=found["norm"])
+    description = {"delta": str(delta), "bytes": file.stat().st_size, **describe(load_delta(file))}
+    output.result(description, human=lambda console: _draw(description), quiet=description["norm"])
 
 
-def _draw(found: Mapping[str, Any]) -> None:
+def _draw(description: Mapping[str, Any]) -> None:
     console = data_console()
-    console.print(f"{found['method']} on {found['base']}, {size(found['bytes'])}, by cdkit {found['made_by']}")
-    for token in found["tokens"]:
+    method, base = description["method"], description["base"]
+    console.print(f"{method} on {base}, {size_text(description['bytes'])}, by cdkit {description['made_by']}")
+    for token in description["tokens"]:
         rows = ", ".join(f"{name} {rows}" for name, rows in token["rows"].items())
         start = f" from {token['initializer']}" if token["initializer"] else ""
         console.print(f"token {token['token']}{start}: rows in {rows}", markup=False)
-    for prompt in found["prompts"]:
+    for prompt in description["prompts"]:
         console.print(f"prompt {prompt!r}", markup=False)
-    layers = [[one["layer"], one["norm"], one["rank"], " × ".join(map(str, one["shape"]))] for one in found["layers"]]
+    layers = [
+        (layer["layer"], layer["norm"], layer["rank"], " × ".join(map(str, layer["shape"])))
+        for layer in description["layers"]
+    ]
     if layers:
         console.print(table(["layer", "norm of the change", "rank", "shape"], layers))
-    console.print(f"norm of all changes {found['norm']:.4g}")
+    console.print(f"norm of all changes {description['norm']:.4g}")
 
 
 def _data(result: Result) -> Mapping[str, Any]:
@@ -69,7 +99,7 @@ def _imported(output: Output, result: Result) -> None:
 def _compressed(output: Output, result: Result) -> None:
     details = result.manifest.details
     data_console().print(
-        f"{size(details['bytes_before'])} → {size(details['bytes'])}, largest rank {details['rank']}, "
+        f"{size_text(details['bytes_before'])} → {size_text(details['bytes'])}, largest rank {details['rank']}, "
         f"largest error of a matrix {details['error']:.2%}: {result.out}",
         markup=False,
     )
@@ -102,3 +132,39 @@ stage_command(
     human=_compressed,
     data=_data,
 )
+
+
+def _merged(output: Output, result: Result) -> None:
+    details = result.manifest.details
+    console = data_console()
+    if details["tokens"]:
+        rows = [[entry["token"], entry["delta"], entry["was"]] for entry in details["tokens"]]
+        console.print(table(["token", "from", "was"], rows))
+    console.print(
+        f"constraint residual {details['constraint_residual']:.1e}, drift {details['drift']:.2%} on "
+        f"{details['captions']:,} captions, rank {details['rank']}, {duration_text(details['seconds'])}: {result.out}",
+        markup=False,
+    )
+    prompts = details["prompts"]
+    if prompts:
+        options = [word for prompt in prompts[:2] for word in ("--prompt", prompt)]
+        base = details.get("base", EMBEDDED)
+        options = ["--base", base, "--delta", result.out, *options, "--out", "samples"]
+        output.hint(command_line("cdkit", "sample", *options))
+
+
+def _exported(output: Output, result: Result) -> None:
+    from cdkit.deltas.formats.names import loading_hints
+
+    details = result.manifest.details
+    console = data_console()
+    if details["to"] != "diffusers-pipeline":
+        rows = [[name, size_text((result.out / name).stat().st_size)] for name in details["files"]]
+        console.print(table(["file", "size"], rows))
+    rank = f", rank {details['rank']}" if details["rank"] else ""
+    console.print(
+        f"{details['to']}: {size_text(details['bytes'])}{rank}, largest error of a matrix {details['error']:.2%}",
+        markup=False,
+    )
+    for hint in loading_hints(details["to"], result.out, details["tokens"]):
+        output.hint(hint)

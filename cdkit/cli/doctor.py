@@ -17,11 +17,11 @@ from rich.console import Console
 
 import cdkit
 from cdkit.cli.options import command
-from cdkit.cli.output import Output, size, table
-from cdkit.core.cache_file import cache_folder
-from cdkit.core.devices import choose_device
+from cdkit.cli.output import Output, table
 from cdkit.core.errors import InputError, pip_install
-from cdkit.core.threads import cpu_count
+from cdkit.core.fingerprints import cache_folder
+from cdkit.core.formatting import size_text
+from cdkit.core.machine import choose_device, cpu_count
 
 PACKAGES = [
     "torch",
@@ -46,6 +46,7 @@ EXTRAS = {
     "tensorboard": "tensorboard",
     "peft": "peft",
     "datasets": "datasets",
+    "serve": "uvicorn",
     "docs": "zensical",
     "test": "pytest",
 }
@@ -118,7 +119,7 @@ def _torch() -> list[Check]:
         if kind == "cuda":
             names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
             free, total = torch.cuda.mem_get_info()
-            return Check("device", "ok", f"{', '.join(names)}: {size(free)} of {size(total)} free")
+            return Check("device", "ok", f"{', '.join(names)}: {size_text(free)} of {size_text(total)} free")
         if kind == "mps":
             return Check("device", "ok", "Apple GPU (mps)")
         return Check(
@@ -171,13 +172,13 @@ def _machine() -> list[Check]:
         Check(
             "memory",
             "note" if low_memory else "ok",
-            f"{size(memory.available)} of {size(memory.total)} free",
+            f"{size_text(memory.available)} of {size_text(memory.total)} free",
             "Little memory is free: use fewer --workers." if low_memory else "",
         ),
         Check(
             "disk here",
             "note" if low_disk else "ok",
-            f"{size(disk.free)} of {size(disk.total)} free",
+            f"{size_text(disk.free)} of {size_text(disk.total)} free",
             "Little disk is free: see cdkit index plan for what an index needs." if low_disk else "",
         ),
         Check(

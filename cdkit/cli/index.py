@@ -10,9 +10,9 @@ from rich.console import Console
 
 from cdkit.cli.index_use import print_index, register_use
 from cdkit.cli.options import FORCE, OUT, command, config_command, report_result, stage_command
-from cdkit.cli.output import Output, data_console, duration, progress_for, size, table
+from cdkit.cli.output import Output, data_console, progress_for, table
 from cdkit.core.config import StageConfig
-from cdkit.core.formatting import command_line
+from cdkit.core.formatting import command_line, duration_text, size_text
 from cdkit.execute import Result, execute, project
 from cdkit.pipeline.spec import find
 from cdkit.stages import STAGES
@@ -47,7 +47,7 @@ def _print_result(output: Output, result: Result) -> None:
     console.print(table(["", "rows"], rows))
     if "captions" in details:
         console.print(
-            f"{details['captions']:,} distinct captions in {duration(result.seconds)}: {result.out}", markup=False
+            f"{details['captions']:,} distinct captions in {duration_text(result.seconds)}: {result.out}", markup=False
         )
     if "index" in details:
         print_index(console, details)
@@ -130,7 +130,7 @@ config_command(
 
 
 def _query_time(seconds: float) -> str:
-    return f"{1000 * seconds:.3g} ms" if seconds < 1 else duration(seconds)
+    return f"{1000 * seconds:.3g} ms" if seconds < 1 else duration_text(seconds)
 
 
 def _plan(
@@ -161,12 +161,12 @@ def _plan(
                 "→" if choice.chosen else "",
                 choice.factory,
                 choice.bytes_per_caption.value,
-                size(choice.disk.value),
-                size(choice.build_memory.value),
-                size(choice.serve_memory.value),
+                size_text(choice.disk.value),
+                size_text(choice.build_memory.value),
+                size_text(choice.serve_memory.value),
                 int(choice.training_points.value),
-                duration(choice.train_seconds.value),
-                duration(choice.add_seconds.value),
+                duration_text(choice.train_seconds.value),
+                duration_text(choice.add_seconds.value),
                 _query_time(choice.query_seconds.value),
             )
             for choice in plan.choices

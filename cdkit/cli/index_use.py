@@ -11,12 +11,12 @@ import typer
 from rich.console import Console
 
 from cdkit.cli.options import OUT, command, config_command
-from cdkit.cli.output import Output, progress_for, size, table
+from cdkit.cli.output import Output, progress_for, table
 from cdkit.core.config import StageConfig
 from cdkit.core.errors import ConfigError
-from cdkit.core.formatting import command_line
+from cdkit.core.formatting import command_line, size_text
+from cdkit.core.machine import threads
 from cdkit.core.protocols import Context
-from cdkit.core.threads import threads
 from cdkit.engines import create_engine
 from cdkit.stages import STAGES
 
@@ -80,7 +80,7 @@ def print_index(console: Console, details: Mapping[str, Any]) -> None:
         *((f"removed {name.replace('rows', 'image rows')}", number) for name, number in removed.items() if number),
         ("index", facts["factory"]),
         ("vectors", facts["vectors"]),
-        ("size", f"{size(facts['bytes'])}, {facts['bytes_per_caption']} bytes per caption"),
+        ("size", f"{size_text(facts['bytes'])}, {facts['bytes_per_caption']} bytes per caption"),
         ("encoder", f"{encoder['spec']}, {encoder['dimension']} dimensions"),
         ("threshold", encoder["default_threshold"]),
         *(

@@ -11,9 +11,9 @@ import typer
 from cdkit.cli.options import FORCE, OUT, command, config_command, report_result, stage_command
 from cdkit.cli.output import Output, data_console, progress_for, table
 from cdkit.core.config import StageConfig
+from cdkit.core.errors import writing
 from cdkit.core.formatting import command_line
 from cdkit.core.storage import write_text
-from cdkit.core.system_errors import writing
 from cdkit.evaluation.config import WeightChangeConfig
 from cdkit.evaluation.weight_change import compare_weights
 from cdkit.execute import Result, execute
@@ -42,8 +42,8 @@ def _weights(output: Output, config: StageConfig, further: Mapping[str, Any]) ->
         return
     assert isinstance(config, WeightChangeConfig)
     _, groups = compare_weights(config, progress_for(output))
-    found = [group.as_json() for group in groups]
-    output.result({"base": config.base, "tuned": config.tuned, "groups": found}, human=lambda _: _print_groups(found))
+    rows = [group.as_json() for group in groups]
+    output.result({"base": config.base, "tuned": config.tuned, "groups": rows}, human=lambda _: _print_groups(rows))
     output.hint("Add --out DIR for a plot and a table of every parameter.")
 
 
@@ -117,17 +117,17 @@ def _benchmark(
     if out is not None:
         with writing(out):
             write_text(out, "\n".join(prompts) + "\n")
-    found = {
+    benchmark = {
         "name": entry.name,
         "concepts": [
-            {"category": one.category, "photos": str(one.photos), "prompt": one.training_prompt}
-            for one in entry.concepts
+            {"category": concept.category, "photos": str(concept.photos), "prompt": concept.training_prompt}
+            for concept in entry.concepts
         ],
         "prompts": prompts,
         "out": str(out) if out else None,
     }
-    output.result(found, human=lambda _: print("\n".join(prompts)), quiet="\n".join(prompts))
-    concepts = [word for one in entry.concepts for word in ("--concept", f"{one.category}={one.photos}")]
+    output.result(benchmark, human=lambda _: print("\n".join(prompts)), quiet="\n".join(prompts))
+    concepts = [word for item in entry.concepts for word in ("--concept", f"{item.category}={item.photos}")]
     output.hint(f"{command_line('cdkit', 'train', *concepts)} …")
     output.hint("then cdkit sample --prompts FILE …")
     output.hint(f"then {command_line('cdkit', 'evaluate', *concepts, '--preset', 'paper')} …")

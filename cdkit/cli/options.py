@@ -17,11 +17,10 @@ import typer
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from cdkit.cli.help import NarrowHelpCommand
 from cdkit.cli.output import Format, Output, progress_for
+from cdkit.cli.parsing import ManyValuesCommand
 from cdkit.core.config import Setting, StageConfig, field_settings, parse_config
 from cdkit.core.errors import ConfigError, InputError, PartialError
-from cdkit.core.formatting import command_line
 from cdkit.core.manifest import MANIFEST_NAME
 from cdkit.execute import Result, execute
 from cdkit.stages import STAGES
@@ -39,48 +38,6 @@ class Session:
 
 SESSION: ContextVar[Session | None] = ContextVar("session", default=None)
 LONGEST_CHOICES = 40
-TEXTS = ("prompts",)  # positional arguments that are never paths, beside options that take some
-
-
-class ManyValuesCommand(NarrowHelpCommand):
-    """Lets a repeatable option take several values at once, as shells expand globs: `--captions a.csv b.csv`.
-
-    Only where they can be nothing else: behind all positional arguments that the command takes. A command that takes
-    any number of those, such as merge, has one value per option.
-    """
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, list(_spread(args, self.params)))
-
-
-def _spread(arguments: Sequence[str], parameters: Sequence[Any]) -> Iterator[str]:
-    options = {name: option for option in parameters for name in (*option.opts, *option.secondary_opts)}
-    positional = [parameter for parameter in parameters if parameter.param_type_name == "argument"]
-    fixed = sum(parameter.nargs for parameter in positional if parameter.nargs > 0)
-    open_ended = next((parameter for parameter in positional if parameter.nargs < 0), None)
-    current, wants_value, taken = "", False, 0
-    for place, argument in enumerate(arguments):
-        if wants_value:
-            wants_value = False
-        elif argument == "--":
-            yield from arguments[place:]
-            return
-        elif argument.startswith("-") and argument != "-":
-            name, _, value = argument.partition("=")
-            option = options.get(name)
-            wants_value = option is not None and not value and not getattr(option, "is_flag", False)
-            current = name if getattr(option, "multiple", False) else ""
-        elif current and taken >= fixed:
-            if open_ended is None:
-                yield current
-            elif open_ended.name in TEXTS and Path(argument).exists():
-                raise ConfigError(
-                    f"{argument!r} would be one of {open_ended.name.upper()}: here each option takes one value.",
-                    hint=f"Repeat the option: {command_line(current, argument)}",
-                )
-        else:
-            taken += 1
-        yield argument
 
 
 def common_parameters() -> list[Parameter]:
@@ -108,13 +65,13 @@ def command(
     """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
-        own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+        parameters = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
 
         def run(**values: Any) -> None:
             with session(values.pop("format"), values.pop("debug")) as output:
                 function(output, **values)
 
-        _register(app, name, run, [*own, *common_parameters()], help, examples)
+        _register(app, name, run, [*parameters, *common_parameters()], help, examples)
         return function
 
     return register
@@ -141,10 +98,10 @@ def config_command(
     def invoke(**values: Any) -> None:
         with session(values.pop("format"), values.pop("debug")) as output:
             further = {key: values.pop(key) for key in names}
-            given = given_values(config_class, values)
+            chosen = given_values(config_class, values)
             if complete is not None:
-                given = complete(output, given, further)
-            run(output, parse_config(config_class, given), further)
+                chosen = complete(output, chosen, further)
+            run(output, parse_config(config_class, chosen), further)
 
     parameters = [*config_parameters(config_class), *extra, *common_parameters()]
     _register(app, name, invoke, parameters, help, examples)
@@ -211,14 +168,14 @@ def config_parameters(config: type[StageConfig]) -> list[Parameter]:
 
 def given_values(config: type[StageConfig], values: Mapping[str, Any]) -> dict[str, Any]:
     """What the command line sets of a config; options left at their default are left to the config's own."""
-    given: dict[str, Any] = {}
+    chosen: dict[str, Any] = {}
     settings = field_settings(config)
     for name, value in values.items():
         info = config.model_fields[name]
         if value is None or value == [] or (not info.is_required() and value == info.default):
             continue
-        given[name] = _pairs(_flag(name, settings[name]), value) if _kind(info.annotation) is dict else value
-    return given
+        chosen[name] = _pairs(_flag(name, settings[name]), value) if _kind(info.annotation) is dict else value
+    return chosen
 
 
 def _flag(name: str, extra: Setting) -> str:

@@ -16,7 +16,7 @@ from rich.progress import Progress as Bars
 from rich.table import Column, Table
 
 from cdkit.core.errors import CdkitError
-from cdkit.core.formatting import json_text, without_credentials
+from cdkit.core.formatting import duration_text, json_text, without_credentials
 from cdkit.core.protocols import Progress, Task
 
 Format = Literal["human", "json", "quiet"]
@@ -93,24 +93,6 @@ def _cell(value: object) -> str:
     return str(value).replace("[", r"\[")
 
 
-def size(number: float) -> str:
-    """A byte count for people: `12.3 MB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(number) < 1000:
-            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
-        number /= 1000
-    return f"{number:.1f} TB"
-
-
-def duration(seconds: float) -> str:
-    """A time for people: `3.2 s`, `4 min 10 s`, `2 h 5 min`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    if seconds < 3600:
-        return f"{int(seconds // 60)} min {int(seconds % 60)} s"
-    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
-
-
 QUIET_SECONDS = 2.0  # nothing is said about work that is over sooner
 LINE_SECONDS = 10.0
 LABEL_SHARE = 3  # of a terminal's width, a bar's label takes so many parts in one at most
@@ -142,11 +124,11 @@ class _Rate:
         of = f" of {self.total:,.0f}" if self.total else ""
         left = ""
         if self.total and 0 < self.done < self.total:
-            left = f", {duration(self.elapsed * (self.total - self.done) / self.done)} left"
+            left = f", {duration_text(self.elapsed * (self.total - self.done) / self.done)} left"
         return f"{self.label}: {self.done:,.0f}{of} {self.unit}, {self.rate()}{left}".replace("  ", " ")
 
     def summary(self) -> str:
-        return f"{self.label}: {self.done:,.0f} {self.unit} in {duration(self.elapsed)}".replace("  ", " ")
+        return f"{self.label}: {self.done:,.0f} {self.unit} in {duration_text(self.elapsed)}".replace("  ", " ")
 
 
 @dataclass

@@ -5,7 +5,8 @@ from __future__ import annotations
 import typer
 
 from cdkit.cli.options import stage_command
-from cdkit.cli.output import Output, data_console, duration, table
+from cdkit.cli.output import Output, data_console, table
+from cdkit.core.formatting import duration_text
 from cdkit.execute import Result
 
 
@@ -37,7 +38,7 @@ def _human(output: Output, result: Result) -> None:
     rows += [(f"left out: {reason}", number) for reason, number in details["rejected"].items()]
     console.print(table(["", "images"], rows))
     console.print(
-        f"{details['accepted']:,} of {details['asked']:,} images in {duration(result.seconds)}, with captions of "
+        f"{details['accepted']:,} of {details['asked']:,} images in {duration_text(result.seconds)}, with captions of "
         f"similarity {details['threshold']:g} or more: {result.out}",
         markup=False,
     )

@@ -11,11 +11,10 @@ import typer
 from rich.console import Console
 
 from cdkit.cli.options import command, end_short
-from cdkit.cli.output import Output, duration, progress_for, size, table
-from cdkit.core.errors import ConfigError, OutputError
-from cdkit.core.formatting import command_line, json_text
+from cdkit.cli.output import Output, progress_for, table
+from cdkit.core.errors import ConfigError, OutputError, writing
+from cdkit.core.formatting import command_line, duration_text, json_text, size_text
 from cdkit.core.storage import atomic_path
-from cdkit.core.system_errors import writing
 from cdkit.core.yaml_files import parse_yaml, read_yaml_text
 from cdkit.pipeline import spec
 from cdkit.pipeline.plan import Planned, plan
@@ -77,7 +76,7 @@ def _run(  # noqa: PLR0917 - Typer's options
 
 def parse_overrides(entries: Sequence[str]) -> dict[str, Any]:
     """`key=value` options as a mapping; values are read as YAML, so that numbers are numbers; else they are texts."""
-    found: dict[str, Any] = {}
+    overrides: dict[str, Any] = {}
     for entry in entries:
         key, separator, text = entry.partition("=")
         if not separator or not key:
@@ -85,10 +84,10 @@ def parse_overrides(entries: Sequence[str]) -> dict[str, Any]:
         if any("\ud800" <= character <= "\udfff" for character in entry):
             raise ConfigError(f"--set {entry!r} holds bytes that are not UTF-8.", hint="Give text in UTF-8.")
         try:
-            found[key] = parse_yaml(text).value
+            overrides[key] = parse_yaml(text).value
         except ConfigError:
-            found[key] = text
-    return found
+            overrides[key] = text
+    return overrides
 
 
 def _print_plan(output: Output, planned: Sequence[Planned]) -> None:
@@ -98,8 +97,8 @@ def _print_plan(output: Output, planned: Sequence[Planned]) -> None:
                 entry.step.name,
                 entry.step.stage,
                 {"cached": "cached", "stale": "stale, will run", "run": "will run"}[entry.state],
-                size(entry.input_bytes) if entry.input_bytes is not None else "",
-                size(entry.output_bytes) if entry.output_bytes is not None else "",
+                size_text(entry.input_bytes) if entry.input_bytes is not None else "",
+                size_text(entry.output_bytes) if entry.output_bytes is not None else "",
                 entry.reason,
             )
             for entry in planned
@@ -111,19 +110,19 @@ def _print_plan(output: Output, planned: Sequence[Planned]) -> None:
 
 def _print_run(console: Console, result: RunResult) -> None:
     rows = [
-        (name, entry.state, duration(entry.seconds), str(entry.out))
+        (name, entry.state, duration_text(entry.seconds), str(entry.out))
         for name, entry in zip(result.names, result.results, strict=True)
     ]
     console.print(table(["stage", "state", "time", "folder"], rows))
 
 
 def _list(output: Output) -> None:
-    found = spec.shipped("pipelines")
-    described = [(name, _description(path), str(path)) for name, path in found.items()]
+    pipelines = spec.shipped("pipelines")
+    described = [(name, _description(path), str(path)) for name, path in pipelines.items()]
     output.result(
         {"pipelines": [{"name": name, "description": text, "path": path} for name, text, path in described]},
         human=lambda console: console.print(table(["pipeline", "what it does"], [entry[:2] for entry in described])),
-        quiet="\n".join(found),
+        quiet="\n".join(pipelines),
     )
     output.hint("cdkit pipeline show NAME prints one with its variables.")
 

@@ -11,9 +11,9 @@ import typer
 from rich.console import Console
 
 from cdkit.cli.options import FORCE, OUT, command, config_command, end_short, report_result, stage_command
-from cdkit.cli.output import Output, data_console, duration, progress_for, table
+from cdkit.cli.output import Output, data_console, progress_for, table
 from cdkit.core.config import StageConfig
-from cdkit.core.formatting import command_line
+from cdkit.core.formatting import command_line, duration_text
 from cdkit.execute import Result, execute
 from cdkit.stages import STAGES
 
@@ -35,7 +35,9 @@ def _print_counted(output: Output, result: Result) -> None:
     ]
     console = data_console()
     console.print(table(["tokenizer", "tokens", "distinct", "vocabulary"], rows))
-    console.print(f"over {details['rows']:,} of {details['available']:,} caption rows in {duration(result.seconds)}")
+    console.print(
+        f"over {details['rows']:,} of {details['available']:,} caption rows in {duration_text(result.seconds)}"
+    )
     output.hint(command_line("cdkit", "tokens", "rare", "--counts", result.out))
 
 
@@ -70,15 +72,15 @@ def _picks_of(result: Result) -> dict[str, Any]:
     return {**result.manifest.details, "out": str(result.out)}
 
 
-def _draw_picks(console: Console, found: Mapping[str, Any]) -> None:
+def _draw_picks(console: Console, picks: Mapping[str, Any]) -> None:
     rows = []
-    for pick in found["picks"]:
+    for pick in picks["picks"]:
         near = ", ".join(
             f"{neighbour['token']} {neighbour['similarity']:.2f}" for neighbour in pick.get("neighbours", ())
         )
         rows.append((pick["token"], pick["token_id"], pick["count"], near))
     console.print(table(["token", "id", "count", "nearest"], rows))
-    passed = sorted(found["rejected"].items(), key=lambda item: -item[1])
+    passed = sorted(picks["rejected"].items(), key=lambda item: -item[1])
     console.print("passed over: " + ", ".join(f"{number:,} {reason.replace('_', ' ')}" for reason, number in passed))
 
 
@@ -111,13 +113,13 @@ def _explain(
 ) -> None:
     from cdkit.tokens.explain import explain_words
 
-    found = explain_words(words, tokenizer, counts)
+    explanations = explain_words(words, tokenizer, counts)
 
     def draw(_: Console) -> None:
-        for explanation in found:
+        for explanation in explanations:
             print(explanation.sentence())
 
-    output.result({"words": [explanation.as_json() for explanation in found]}, human=draw)
+    output.result({"words": [explanation.as_json() for explanation in explanations]}, human=draw)
 
 
 command(

@@ -9,10 +9,10 @@ import typer
 from rich.console import Console
 
 from cdkit.cli.options import FORCE, OUT, config_command, report_result
-from cdkit.cli.output import Output, data_console, duration, progress_for, size, table
+from cdkit.cli.output import Output, data_console, progress_for, table
 from cdkit.core.config import StageConfig
 from cdkit.core.errors import ConfigError
-from cdkit.core.formatting import command_line
+from cdkit.core.formatting import command_line, duration_text, size_text
 from cdkit.execute import Result, execute
 from cdkit.stages import STAGES
 
@@ -63,26 +63,26 @@ def _dry_run(output: Output, config: StageConfig) -> None:
     from cdkit.training.feasibility import dry_run
 
     assert isinstance(config, TrainConfig), "the config of the train stage"
-    found = dry_run(config, output.note)
+    estimate = dry_run(config, output.note)
 
     def draw(console: Console) -> None:
         shown = ("method", "steps", "batch_size", "learning_rate", "resolution", "photos", "regularization")
-        rows = [(name.replace("_", " "), found[name]) for name in (*shown, "parameters")]
-        rows += [("prompt", prompt) for prompt in found["prompts"]]
-        memory = [(f"memory for {name}", size(number)) for name, number in found["memory"].items()]
-        free = [] if found["free"] is None else [(f"free on {found['device']}", size(found["free"]))]
+        rows = [(name.replace("_", " "), estimate[name]) for name in (*shown, "parameters")]
+        rows += [("prompt", prompt) for prompt in estimate["prompts"]]
+        memory = [(f"memory for {name}", size_text(number)) for name, number in estimate["memory"].items()]
+        free = [] if estimate["free"] is None else [(f"free on {estimate['device']}", size_text(estimate["free"]))]
         console.print(table(["", ""], [(name, str(value)) for name, value in (*rows, *memory, *free)]))
 
-    output.result(found, human=draw, quiet=found["fits"])
-    if found["lower"]:
-        output.hint(found["lower"])
+    output.result(estimate, human=draw, quiet=estimate["fits"])
+    if estimate["lower"]:
+        output.hint(estimate["lower"])
 
 
 def _human(output: Output, result: Result) -> None:
     details = result.manifest.details
     words = ", ".join(f"{token['text']} {token['category']}" for token in details["tokens"])
     data_console().print(
-        f"{details['steps']} steps in {duration(details['seconds'])}, loss {details['final_loss']:.4f}: "
+        f"{details['steps']} steps in {duration_text(details['seconds'])}, loss {details['final_loss']:.4f}: "
         f"{result.out / 'delta.safetensors'}",
         markup=False,
     )

@@ -49,13 +49,15 @@ class ColumnNames:
 
         An exact match does not win: that a table has `url` and `URL` says nothing of which one is meant.
         """
-        found = self.positions(name)
-        if len({self.names[position] for position in found}) < len(found):
+        positions = self.positions(name)
+        if len({self.names[position] for position in positions}) < len(positions):
             hint = "Rename or remove all but one of them."
-        if len(found) > 1:
+        if len(positions) > 1:
             where = f"{self.where}: " if self.where else ""
-            raise InputError(f"{where}{self.shown(found)} have the same name, and only one can be meant", hint=hint)
-        return found[0] if found else None
+            raise InputError(
+                f"{where}{self.shown(positions)} have the same name, and only one can be meant", hint=hint
+            )
+        return positions[0] if positions else None
 
     def shown(self, positions: Sequence[int]) -> str:
         """`the columns 'url' and 'URL'`"""

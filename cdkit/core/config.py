@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import PydanticUndefined
 
 from cdkit.core.errors import ConfigError
+from cdkit.core.machine import thread_count
 from cdkit.core.text import is_text
-from cdkit.core.threads import thread_count
 
 InputKind = Literal["files", "folder", "model", "encoder", "run"]
 MOST_NAMES, LONGEST_NAME = 40, 100  # in suggestions
@@ -138,11 +138,11 @@ Config = TypeVar("Config", bound=StageConfig)
 
 def field_settings(config: type[StageConfig]) -> dict[str, Setting]:
     """The Setting of every field, by field name."""
-    found = {}
+    settings = {}
     for name, info in config.model_fields.items():
         extra = info.json_schema_extra
-        found[name] = Setting(**extra["setting"]) if isinstance(extra, dict) else Setting()  # type: ignore[arg-type]
-    return found
+        settings[name] = Setting(**extra["setting"]) if isinstance(extra, dict) else Setting()  # type: ignore[arg-type]
+    return settings
 
 
 def canonical(config: StageConfig) -> dict[str, Any]:
@@ -184,9 +184,9 @@ def describe_mistakes(error: ValidationError, config: type[BaseModel], *, where:
     return lines
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """`; did you mean 'x'?` for a close match, else the list of what is known."""
-    names = sorted(known)
+    names = sorted(choices)
     close = nearest(word, names)
     if close is not None:
         return f"; did you mean {close!r}?"
@@ -194,9 +194,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" (known: {', '.join(names[:MOST_NAMES])}{more})"
 
 
-def nearest(word: str, known: Iterable[str]) -> str | None:
+def nearest(word: str, choices: Iterable[str]) -> str | None:
     """The known name that `word` may have been meant to be, whatever its case."""
-    names = {name.lower(): name for name in known}
+    names = {name.lower(): name for name in choices}
     close = difflib.get_close_matches(word[:LONGEST_NAME].lower(), names, n=1, cutoff=0.6)
     return names[close[0]] if close else None
 

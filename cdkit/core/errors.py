@@ -1,8 +1,15 @@
-"""Typed errors: each carries what happened, what to do next, and the exit code the command line ends with."""
+"""Typed errors: what happened, what to do next, the exit code; and what a system's own errors mean for a run."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import errno
+import os
+import re
+import resource
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 # PyPI's `cdkit` is somebody else's library: what pip installs has another name than what Python imports.
 DISTRIBUTION = "custom-diffusion-kit"
@@ -100,3 +107,156 @@ class OutputError(CdkitError):
 
     code = "output"
     exit_code = 7
+
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_DENIED = {errno.EROFS, errno.EACCES, errno.EPERM}
+_FULL_TEXT = re.compile(r"no space left|disk quota|disk full|\(os error (28|122)\)", re.IGNORECASE)
+_DENIED_TEXT = re.compile(r"read-only file system|permission denied|\(os error (13|30)\)", re.IGNORECASE)
+_LARGE_TEXT = re.compile(r"file too large|\(os error 27\)", re.IGNORECASE)
+_OPEN_FILES_TEXT = re.compile(r"too many open files|\(os error (23|24)\)", re.IGNORECASE)
+_MEMORY_TEXT = re.compile(
+    r"\bMemoryError\b|(can'?t|cannot|could not|failed to|unable to) (allocate|map|mmap|reserve|start new thread)"
+    r"|(out of|not enough|insufficient) memory|std::bad_alloc|thread creation failed|pthread_create"
+    r"|failed to (create|start|spawn) (a )?(new )?thread|\(os error 12\)",
+    re.IGNORECASE,
+)
+# Their names, so that the libraries need not be there.
+_MEMORY_TYPES = frozenset({"OutOfMemoryException", "OutOfMemoryError", "ArrowMemoryError"})
+_LONGEST = 120
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the system refuses a run that writes under `path` into an error of ours."""
+    try:
+        yield
+    except CdkitError:
+        raise
+    except Exception as error:
+        problem = system_problem(error, path)
+        if problem is None:
+            raise
+        raise problem from error
+
+
+def system_problem(error: BaseException, path: Path | None) -> CdkitError | None:
+    """What `error`, or what it was raised from, means for a run that writes to `path`; None when it is no such thing.
+
+    path: None when nothing is known to be written.
+    """
+    for cause in _causes(error):
+        problem = shortage(cause) or write_problem(cause, path)
+        if problem is not None:
+            return problem
+    if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
+        near = error.object[max(0, error.start - 40) : error.end + 40]
+        return InputError(
+            f"A name or text has bytes that are not UTF-8: {near!a}.",
+            hint="Rename the file or folder, or give a link to it that has another name.",
+        )
+    if isinstance(error, ConnectionError | TimeoutError | socket.gaierror):
+        return NetworkError(f"The network failed: {error}", hint="Check the connection and run it again.")
+    return _file_problem(error, path) if isinstance(error, OSError) and error.errno is not None else None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and what it was raised from or while handling, outermost first."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+
+
+def shortage(error: BaseException) -> ResourceError | None:
+    """Too little memory, too many threads or open files, for this machine or for a limit set on it."""
+    code, text = getattr(error, "errno", None), _first_line(error)
+    if code in (errno.EMFILE, errno.ENFILE) or _OPEN_FILES_TEXT.search(text):
+        most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return ResourceError(
+            f"Too many files are open at once (ulimit -n is {most}).",
+            hint="Raise the limit, for example with ulimit -n 4096, or use fewer --workers; finished work is kept.",
+        )
+    is_memory = isinstance(error, MemoryError) or type(error).__name__ in _MEMORY_TYPES
+    # EAGAIN is what starting a process says; of a file it is never raised here.
+    if not (is_memory or code in (errno.ENOMEM, errno.EAGAIN) or _MEMORY_TEXT.search(text)):
+        return None
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    limited = f" (ulimit -v is {limit >> 10})" if limit != resource.RLIM_INFINITY else ""
+    said = f": {text}" if text else ""
+    return ResourceError(
+        f"There is not enough memory for this, or for another thread or process{limited}{said}.",
+        hint="Use fewer --workers or --threads, or what makes the work smaller (--batch-size, --resolution, "
+        "--memory-gib); raise ulimit -v where it is set. Finished work is kept.",
+    )
+
+
+def write_problem(error: BaseException, path: Path | None) -> OutputError | None:
+    """What stands in the way of writing: a full disk, a limit on the size of files, no permission."""
+    code, text = getattr(error, "errno", None), _first_line(error)
+    place = _place(error, path)
+    if code in _FULL or _FULL_TEXT.search(text):
+        return OutputError(
+            f"The disk is full while writing to {place}.",
+            hint="Free some space and run the same command again: finished shards are kept.",
+        )
+    if code == errno.EFBIG or _LARGE_TEXT.search(text):
+        most, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+        limit = f"ulimit -f is {most >> 10} kB" if most != resource.RLIM_INFINITY else "by its file system"
+        return OutputError(
+            f"A file became larger than it may ({limit}) while writing to {place}.",
+            hint="Raise the limit with ulimit -f unlimited, or write elsewhere; finished shards are kept.",
+        )
+    if code in _DENIED or _DENIED_TEXT.search(text):
+        # A file that may not be read raises the same; a file system that takes nothing does so in writing only.
+        if code != errno.EROFS and not _concerns(error, path):
+            return None
+        return OutputError(f"Cannot write to {place}: {text}.", hint="Check the permissions, or choose another --out.")
+    return None
+
+
+def _file_problem(error: OSError, path: Path | None) -> CdkitError | None:
+    """An error of one file: of the output where it lies there, else of something that was to be read."""
+    if error.filename is None:
+        hint = "Choose another --out."
+        return OutputError(f"Cannot write to {path}: {error.strerror}.", hint=hint) if path is not None else None
+    name, why = _shown(error.filename), error.strerror or os.strerror(error.errno or 0)
+    if path is not None and _concerns(error, path):
+        return OutputError(f"Cannot write to {name}: {why}.", hint="Choose another --out, or a shorter name for it.")
+    return InputError(f"{name} cannot be used: {why}.", hint="Check the path and the permissions.")
+
+
+def _concerns(error: BaseException, path: Path | None) -> bool:
+    """Whether an error is about the output folder: about itself, what is in it, or what it is to be made in."""
+    named = getattr(error, "filename", None)
+    if named is None or path is None or isinstance(named, int):
+        return True
+    file, folder = _absolute(os.fsdecode(named)), _absolute(path)
+    return file == folder or folder in file.parents or file in folder.parents
+
+
+def _place(error: BaseException, path: Path | None) -> str:
+    """Where writing failed: the output, or the file that the error names elsewhere."""
+    named = getattr(error, "filename", None)
+    if isinstance(named, str | bytes):
+        file = _absolute(os.fsdecode(named))
+        if path is None or _absolute(path) not in (file, *file.parents):
+            return _shown(named)
+    return str(path) if path is not None else "a file"
+
+
+def _absolute(path: Path | str) -> Path:
+    return Path(os.path.abspath(path))
+
+
+def _shown(name: str | bytes | int) -> str:
+    text = name if isinstance(name, str) else os.fsdecode(name) if isinstance(name, bytes) else f"file {name}"
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+
+
+def _first_line(error: BaseException) -> str:
+    """What the error says, without what a file said: a parser quotes that below its own words."""
+    line = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+    return line if len(line) <= 2 * _LONGEST else f"{line[: 2 * _LONGEST - 1]}…"

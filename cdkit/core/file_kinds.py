@@ -81,9 +81,9 @@ def check_weight_file(path: Path) -> bytes:
             size = os.fstat(handle.fileno()).st_size
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error}", hint="Check the path and the permissions.") from error
-    found = _impression(start, size)
-    if found is not None:
-        what, hint = found
+    impression = _impression(start, size)
+    if impression is not None:
+        what, hint = impression
         raise InputError(f"{path} is {what}.", hint=hint)
     return start
 

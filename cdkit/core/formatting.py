@@ -1,4 +1,4 @@
-"""How values are written down: JSON, shell commands, Markdown, printable names, and URLs without passwords."""
+"""How values are written down: JSON, sizes, times, shell commands, Markdown, names, and URLs without passwords."""
 
 from __future__ import annotations
 
@@ -83,6 +83,29 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(item) for item in value]
     return value
+
+
+def size_text(number: float) -> str:
+    """A byte count for people: `12.3 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(number) < 1000:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.1f} TB"
+
+
+def duration_text(seconds: float) -> str:
+    """A time for people: `3.2 s`, `4 min 10 s`, `2 h 5 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    if seconds < 3600:
+        return f"{int(seconds // 60)} min {int(seconds % 60)} s"
+    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says first, its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 _MARKUP = re.compile(r"([\\`*_\[\]|#~$])")

@@ -18,8 +18,8 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 import cdkit
 from cdkit.core.errors import InputError, pip_install
 from cdkit.core.formatting import json_text
+from cdkit.core.machine import thread_count
 from cdkit.core.storage import read_json, write_json
-from cdkit.core.threads import thread_count
 
 MANIFEST_NAME = "manifest.json"
 STARTED_NAME = "started.json"
@@ -198,8 +198,8 @@ def run_record(
 
 def _library_versions() -> dict[str, str]:
     """Versions of the libraries whose arithmetic decides results, without importing them."""
-    found = {}
+    versions = {}
     for name in RECORDED_LIBRARIES:
         with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            versions[name] = version(name)
+    return versions

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from cdkit.core.errors import InputError
 from cdkit.core.file_kinds import check_weight_file, is_safetensors, require_file
-from cdkit.core.formatting import json_text
+from cdkit.core.formatting import first_line, json_text
 from cdkit.core.manifest import Counts
 from cdkit.core.storage import atomic_path
 from cdkit.core.text import is_text
@@ -186,11 +186,11 @@ def _wrong_columns(fields: pa.Schema, kind: str) -> str:
     for field_ in schema(kind):
         if field_.name not in fields.names:
             return f"there is no column {field_.name!r}"
-        found = fields.field(field_.name).type
+        kind_held = fields.field(field_.name).type
         # Vectors are of any dimension, which their encoder decides.
-        is_vector = pa.types.is_fixed_size_list(field_.type) and pa.types.is_fixed_size_list(found)
-        if found != field_.type and not (is_vector and found.value_type == field_.type.value_type):
-            return f"column {field_.name!r} holds {found} values, not {field_.type}"
+        is_vector = pa.types.is_fixed_size_list(field_.type) and pa.types.is_fixed_size_list(kind_held)
+        if kind_held != field_.type and not (is_vector and kind_held.value_type == field_.type.value_type):
+            return f"column {field_.name!r} holds {kind_held} values, not {field_.type}"
     return ""
 
 
@@ -260,7 +260,7 @@ def read_tensor_header(path: Path) -> tuple[dict[str, str], dict[str, tuple[int,
         shapes = {name: _shape(name, entry) for name, entry in header.items()}
         end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-        raise InputError(f"{path} has a damaged header: {_first_line(error)}", hint=_DAMAGED) from error
+        raise InputError(f"{path} has a damaged header: {first_line(error)}", hint=_DAMAGED) from error
     if end > size:
         raise InputError(f"{path} is cut short: {size:,} of {end:,} bytes are there.", hint="Download it again.")
     if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
@@ -282,14 +282,14 @@ def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
         raise
     # Whatever a damaged or hostile file makes the library raise, it is the file's fault.
     except Exception as error:
-        raise InputError(f"{path} cannot be read: {_first_line(error)}", hint=_DAMAGED) from error
+        raise InputError(f"{path} cannot be read: {first_line(error)}", hint=_DAMAGED) from error
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    mapping = dict(pairs)
+    if len(mapping) != len(pairs):
         raise ValueError("it names something twice")
-    return found
+    return mapping
 
 
 def _shape(name: str, entry: Any) -> tuple[int, ...]:
@@ -298,10 +298,6 @@ def _shape(name: str, entry: Any) -> tuple[int, ...]:
     if not sound or not all(isinstance(side, int) and 0 <= side < 1 << 40 for side in shape):
         raise ValueError(f"{name[:80]!r} has an impossible shape")
     return tuple(shape)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def write_tensors(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import fcntl
 import hashlib
 import json
@@ -13,10 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cdkit.core.errors import CdkitError, InputError, NetworkError, OutputError
+from cdkit.core.errors import CdkitError, InputError, NetworkError, OutputError, shortage, writing
 from cdkit.core.file_kinds import require_file
 from cdkit.core.formatting import json_text
-from cdkit.core.system_errors import shortage, writing
 
 TEMPORARY_PREFIX = ".tmp-"
 LOCK_NAME = ".lock"
@@ -136,6 +136,20 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as JSON: {error}", hint="The file may be truncated.") from error
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file; raises InputError when it is missing or not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}", hint="It must be a UTF-8 text file.") from error
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a table as CSV atomically, the names of its columns first."""
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as handle:
+        csv.writer(handle).writerows([columns, *rows])
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from cdkit.core.errors import ConfigError
 from cdkit.core.text import same_word
 from cdkit.deltas.base_model import base_hash
-from cdkit.deltas.delta import Delta, ModifierToken, matrix
-from cdkit.deltas.text_features import TextTower, text_towers
+from cdkit.deltas.delta import Delta, ModifierToken
+from cdkit.deltas.low_rank import matrix
+from cdkit.deltas.text_features import TextTower, text_towers, tokenizer_name
 
 if TYPE_CHECKING:
     import torch
@@ -79,11 +80,11 @@ def _add_changes(applied: AppliedDeltas, deltas: Sequence[Delta], scale: float, 
     parameters = dict(applied.pipeline.unet.named_parameters())
     totals: dict[str, torch.Tensor] = {}
     # Of the base, and of what a later delta was trained on when it was trained on top of the earlier ones.
-    known = {base_hash(applied.pipeline)} if any(delta.base_hash for delta in deltas) else set()
+    hashes = {base_hash(applied.pipeline)} if any(delta.base_hash for delta in deltas) else set()
     for position, delta in enumerate(deltas):
-        if position and delta.base_hash and delta.base_hash not in known:
-            known.add(base_hash(applied.pipeline))
-        if delta.base_hash and delta.base_hash not in known:
+        if position and delta.base_hash and delta.base_hash not in hashes:
+            hashes.add(base_hash(applied.pipeline))
+        if delta.base_hash and delta.base_hash not in hashes:
             note(f"The delta of {delta.base!r} was made on other weights than these; the effect may differ.")
         for name, change in delta.changes.items():
             weight = parameters[name].data
@@ -122,20 +123,15 @@ def check_fit(pipeline: DiffusionPipeline, delta: Delta) -> None:
 
 
 def _distinct_tokens(deltas: Sequence[Delta]) -> list[ModifierToken]:
-    found: dict[str, ModifierToken] = {}
+    tokens: dict[str, ModifierToken] = {}
     for token in (token for delta in deltas for token in delta.tokens):
-        known = found.get(same_word(token.text))
-        if known is not None and not _same_rows(known, token):
+        if not tokens.setdefault(same_word(token.text), token).has_rows_of(token):
             raise ConfigError(
                 f"Two deltas bring the modifier token {token.text}.",
                 hint="cdkit merge renames colliding tokens; or train one with --token NAME='<new2>'.",
             )
-        found[same_word(token.text)] = token
-    return list(found.values())
-
-
-def _same_rows(one: ModifierToken, other: ModifierToken) -> bool:
-    return set(one.rows) == set(other.rows) and all(one.rows[name].equal(other.rows[name]) for name in one.rows)
+        tokens[same_word(token.text)] = token
+    return list(tokens.values())
 
 
 def row_texts(token: ModifierToken) -> list[str]:
@@ -152,7 +148,6 @@ def add_tokens(pipeline: DiffusionPipeline, tower: TextTower, tokens: Sequence[M
     """
     import torch
 
-    tokenizer_name = tower.name.replace("text_encoder", "tokenizer")
     tokenizer = extended_tokenizer(tower.tokenizer, [text for token in tokens for text in row_texts(token)])
     old = tower.model.get_input_embeddings()
     rows = torch.cat([token.rows[tower.name] for token in tokens]).to(old.weight)
@@ -165,11 +160,11 @@ def add_tokens(pipeline: DiffusionPipeline, tower: TextTower, tokens: Sequence[M
     table.weight.data[torch.tensor(ids)] = rows
     table.requires_grad_(old.weight.requires_grad)
     undo_end = mend_legacy_end(tower.model, tokenizer.eos_token_id)
-    _install(pipeline, tower, tokenizer_name, tokenizer, table)
+    _install(pipeline, tower, tokenizer, table)
 
     def undo() -> None:
         undo_end()
-        _install(pipeline, tower, tokenizer_name, tower.tokenizer, old)
+        _install(pipeline, tower, tower.tokenizer, old)
 
     return undo
 
@@ -180,11 +175,11 @@ def extended_tokenizer(tokenizer: Any, texts: Sequence[str]) -> Any:
     shared = {id(value): value for value in vars(tokenizer).values() if isinstance(value, list) and len(value) > 1000}
     extended = copy.deepcopy(tokenizer, shared)
     # add_tokens itself counts an entry of the vocabulary as new, and would let it share that entry's row.
-    known = tokenizer.get_vocab()
+    vocabulary = tokenizer.get_vocab()
     # And it would take <NEW1> beside <new1>, which no text could ever reach.
     added = {same_word(text) for text in tokenizer.get_added_vocab()}
     for text in texts:
-        if text in known or same_word(text) in added or extended.add_tokens([text]) != 1:
+        if text in vocabulary or same_word(text) in added or extended.add_tokens([text]) != 1:
             raise ConfigError(
                 f"The modifier token {text!r} is in the vocabulary already.",
                 hint="A new token takes a word that does not exist yet. If the delta was baked into this base model, "
@@ -211,7 +206,7 @@ def mend_legacy_end(model: Any, end_id: int) -> Callable[[], None]:
     return undo
 
 
-def _install(pipeline: DiffusionPipeline, tower: TextTower, tokenizer_name: str, tokenizer: Any, table: Any) -> None:
-    setattr(pipeline, tokenizer_name, tokenizer)
+def _install(pipeline: DiffusionPipeline, tower: TextTower, tokenizer: Any, table: Any) -> None:
+    setattr(pipeline, tokenizer_name(tower.name), tokenizer)
     tower.model.set_input_embeddings(table)
     tower.model.config.vocab_size = table.weight.shape[0]

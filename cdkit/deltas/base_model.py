@@ -1,22 +1,39 @@
-"""Base models: a diffusers pipeline from a folder, a hub id, or the one that ships with the package."""
+"""Base models: a pipeline from a folder, a hub id, one checkpoint file, or the package; the sides it draws at."""
 
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdkit.core.config import did_you_mean
 from cdkit.core.errors import ConfigError, InputError, NetworkError
+from cdkit.core.file_kinds import check_weight_file, is_safetensors
+from cdkit.core.fingerprints import EMBEDDED
+from cdkit.core.shards import read_tensor_header
 from cdkit.core.startup import import_pipelines
-from cdkit.deltas.pipeline_folder import MODEL_INDEX, is_pipeline_folder, load_folder, quiet
-from cdkit.deltas.single_file import load_single_file
+from cdkit.deltas.delta import DELTA_FORMATS
+from cdkit.deltas.formats import adobe
+from cdkit.deltas.formats.lora import lora_kind
+from cdkit.deltas.formats.reading import shown
+from cdkit.deltas.pipeline_folder import (
+    FAMILIES,
+    MODEL_INDEX,
+    check_pipeline,
+    is_pipeline_folder,
+    library_errors,
+    load_folder,
+    quiet,
+)
+from cdkit.deltas.torch_file import read_torch_outline
 
 if TYPE_CHECKING:
     import torch
     from diffusers import DiffusionPipeline
 
-EMBEDDED = "embedded"
 PRECISIONS = ("no", "bf16", "fp16")
 
 
@@ -106,3 +123,142 @@ def base_hash(pipeline: DiffusionPipeline) -> str:
         digest.update(name.encode())
         digest.update(parameters[name].detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+UNET_KEY = "model.diffusion_model."
+_PART_KEYS = ("down_blocks.", "encoder.down_blocks.", "text_model.", "conv_in.")
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family of checkpoints: how its text encoder's weights start, whose settings its models have.
+
+    Files come from CompVis, Stability AI, and sites that give models away.
+    """
+
+    name: str
+    text_key: str
+    settings: str
+
+
+FAMILIES_OF_FILES = (
+    Family("Stable Diffusion XL", "conditioner.embedders.1.", "stabilityai/stable-diffusion-xl-base-1.0"),
+    Family("Stable Diffusion 2", "cond_stage_model.model.", "stabilityai/stable-diffusion-2-1"),
+    Family("Stable Diffusion 1", "cond_stage_model.transformer.", "stable-diffusion-v1-5/stable-diffusion-v1-5"),
+)
+
+
+def load_single_file(path: Path, dtype: torch.dtype) -> DiffusionPipeline:
+    """Load a checkpoint with the settings and tokenizer that its family has in the hub's cache; nothing is fetched.
+
+    Raises InputError for a file that is damaged or something else, or when its family's settings are not on this
+    machine; ConfigError for a model of another family.
+    """
+    import diffusers
+
+    family = _family(path)
+    settings = _cached_settings(family)
+    if settings is None:
+        fetch = f"hf download {family.settings} --include '*.json' --include '*.txt'"
+        raise InputError(
+            f"{path} is one file with a whole {family.name} model. Its settings and tokenizer, which are those of "
+            f"{family.settings}, are not on this machine.",
+            hint=f"Fetch them once, without weights: {fetch}. Or give a pipeline's folder.",
+        )
+    is_xl = family.name.endswith("XL")
+    kind = diffusers.StableDiffusionXLPipeline if is_xl else diffusers.StableDiffusionPipeline
+    options: dict[str, Any] = {} if is_xl else {"safety_checker": None}
+    with library_errors(str(path)), quiet():
+        pipeline: DiffusionPipeline = kind.from_single_file(
+            str(path), config=str(settings), local_files_only=True, torch_dtype=dtype, **options
+        )
+    check_pipeline(pipeline, str(path))
+    return pipeline
+
+
+def _family(path: Path) -> Family:
+    """The family of a checkpoint, by the names of its tensors; raises an error that says what the file is instead."""
+    header: Mapping[str, str] = {}
+    names: Mapping[str, Any]
+    if is_safetensors(check_weight_file(path)):
+        header, names = read_tensor_header(path)
+    else:
+        values = read_torch_outline(path)
+        names = values.get("state_dict", values) if isinstance(values, dict) else values
+        if not isinstance(names, dict) or not all(isinstance(name, str) for name in names):
+            raise InputError(f"{path} holds no named tensors.", hint="It is no weight file.")
+    if header.get("format", "").startswith(DELTA_FORMATS):
+        raise ConfigError(f"{path} is a delta, not a base model.", hint="Give it as the delta, and its base model.")
+    for family in FAMILIES_OF_FILES:
+        starts = (UNET_KEY, family.text_key)
+        if all(any(name.startswith(start) for name in names) for start in starts):
+            return family
+    raise InputError(f"{path} {_impression(names)}.", hint=f"Base models are {FAMILIES}.")
+
+
+def _impression(names: Mapping[str, Any]) -> str:
+    kind = lora_kind(names)
+    if kind is not None:
+        return f"is a LoRA ({kind}), not a base model; cdkit delta import makes a delta of it"
+    if any(adobe.MARK in name for name in names):
+        return "holds Custom Diffusion weights, not a base model; cdkit delta import makes a delta of them"
+    if any(name.startswith(UNET_KEY) for name in names):
+        return "holds a U-Net without a text encoder of Stable Diffusion: a model of another family, or a part of one"
+    if any(name.startswith(_PART_KEYS) for name in names):
+        return "is one part of a model; give the folder that holds all of its parts"
+    held = ", ".join(shown(name) for name in list(names)[:3]) or "nothing"
+    return f"is no checkpoint of Stable Diffusion: it holds {held}"
+
+
+def _cached_settings(family: Family) -> Path | None:
+    """The family's configuration files in the hub's cache."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(family.settings, local_files_only=True))
+    except Exception:  # the hub's errors, a damaged cache: in either case there are none
+        return None
+    return folder if (folder / MODEL_INDEX).is_file() else None
+
+
+# diffusers' Stable Diffusion pipelines refuse sides that are no multiple of 8, whatever the autoencoder. Latents that
+# the U-Net cannot halve evenly are no obstacle: it keeps the odd sizes and comes back to them.
+PIPELINE_STEP = 8
+
+
+def latent_factor(vae: Mapping[str, Any]) -> int:
+    """Pixels per latent cell: an autoencoder halves between its blocks. Raises InputError for a broken config."""
+    blocks = vae.get("block_out_channels")
+    if not isinstance(blocks, list | tuple) or not blocks:
+        raise InputError("The autoencoder's config.json has no block_out_channels.", hint="Copy the model again.")
+    return int(2 ** (len(blocks) - 1))
+
+
+def own_resolution(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> int:
+    """The side of the pictures that a model was made for; raises InputError for a broken config."""
+    size = unet.get("sample_size")
+    side = size[0] if isinstance(size, list | tuple) and size else size
+    if not isinstance(side, int) or side < 1:
+        raise InputError("The U-Net's config.json has no sample_size.", hint="Copy the model again.")
+    return side * latent_factor(vae)
+
+
+def checked_resolution(asked: int | None, own: int, factor: int) -> int:
+    """The side to draw or train at: `asked`, or the model's own.
+
+    factor: pixels per latent cell. Raises ConfigError for a side that the pipeline does not take.
+    """
+    step = math.lcm(PIPELINE_STEP, factor)
+    side = own if asked is None else asked
+    if side % step:
+        raise ConfigError(
+            f"The resolution {side} is no multiple of {step}, which this model's pictures must be.",
+            hint=f"Use {max(1, round(side / step)) * step}; {own} is the model's own.",
+        )
+    return side
+
+
+def pipeline_resolution(pipeline: DiffusionPipeline, asked: int | None) -> int:
+    """`checked_resolution` of a loaded pipeline."""
+    unet, vae = pipeline.unet.config, pipeline.vae.config
+    return checked_resolution(asked, own_resolution(unet, vae), latent_factor(vae))

@@ -16,49 +16,22 @@ from cdkit.core.errors import InputError, pip_install
 from cdkit.core.file_kinds import require_file
 from cdkit.core.formatting import json_text
 from cdkit.core.shards import read_tensor_header, read_tensors, write_tensors
+from cdkit.deltas.low_rank import LowRank, norm
 
 if TYPE_CHECKING:
     import torch
-
 
 DELTA_NAME = "delta.safetensors"
 DELTA_FORMATS = "cdkit-delta-"
 DELTA_FORMAT = f"{DELTA_FORMATS}1"
 UP, DOWN = ".up", ".down"
-# A few bytes of factors can stand for any number of values. The largest matrix of SDXL's U-Net, a convolution, has
-# 29 million, the whole U-Net 2.6 thousand million.
-LARGEST_MATRIX, LARGEST_CHANGE = 1 << 26, 3 << 30
+# A few bytes of factors can stand for any number of values. SDXL's whole U-Net has 2.6 thousand million.
+LARGEST_CHANGE = 3 << 30
 MOST_TOKENS = 1000
 DEEPEST = 20
 _PARAMETER = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 # The setting of a delta that was trained with other deltas applied: without them it is not what was trained.
 ON_TOP_OF = "on_top_of"
-
-
-@dataclass(frozen=True)
-class LowRank:
-    """A change of a matrix as a product: up (outputs, rank) times down (rank, inputs).
-
-    Raises ValueError when the two do not fit, or stand for a matrix larger than any U-Net has.
-    """
-
-    up: torch.Tensor
-    down: torch.Tensor
-
-    def __post_init__(self) -> None:
-        up, down = tuple(self.up.shape), tuple(self.down.shape)
-        if len(up) != 2 or len(down) != 2 or up[1] != down[0] or 0 in (*up, *down):
-            raise ValueError(f"factors of the shapes {up} and {down} do not fit")
-        if up[0] * down[1] > LARGEST_MATRIX:
-            raise ValueError(f"factors of the shapes {up} and {down} stand for {up[0] * down[1]:,} values")
-
-    @property
-    def rank(self) -> int:
-        return int(self.down.shape[0])
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (int(self.up.shape[0]), int(self.down.shape[1]))
 
 
 @dataclass(frozen=True)
@@ -68,6 +41,11 @@ class ModifierToken:
     text: str
     initializer: str
     rows: Mapping[str, torch.Tensor]
+
+    def has_rows_of(self, other: ModifierToken) -> bool:
+        """Whether both have the same embeddings."""
+        same_towers = set(self.rows) == set(other.rows)
+        return same_towers and all(rows.equal(other.rows[tower]) for tower, rows in self.rows.items())
 
 
 @dataclass(frozen=True)
@@ -88,21 +66,6 @@ class Delta:
     made_by: str = cdkit.__version__
 
 
-def matrix(change: torch.Tensor | LowRank) -> torch.Tensor:
-    """The change as a full tensor."""
-    return change.up @ change.down if isinstance(change, LowRank) else change
-
-
-def norm(change: torch.Tensor | LowRank) -> float:
-    """‖ΔW‖ (Frobenius) in fp64; of a product from its factors: the trace of (UᵀU)(DDᵀ)."""
-    import torch
-
-    if isinstance(change, LowRank) and change.rank <= min(change.shape):
-        up, down = change.up.double(), change.down.double()
-        return math.sqrt(max(float(((up.T @ up) * (down @ down.T)).sum()), 0.0))
-    return float(torch.linalg.norm(matrix(change).double()))
-
-
 def check_changes(changes: Mapping[str, torch.Tensor | LowRank]) -> None:
     """Raise ValueError for a name or shape that no parameter has, or more values in all than any U-Net has."""
     for name, change in changes.items():
@@ -119,13 +82,13 @@ def delta_path(path: Path | str) -> Path:
 
     Raises InputError when there is none.
     """
-    given = Path(path)
-    found = given / DELTA_NAME if given.is_dir() else given
-    if not found.exists():
-        what = f"holds no {DELTA_NAME}" if given.is_dir() else "does not exist"
-        raise InputError(f"{given} {what}.", hint="Give a folder that cdkit train or cdkit merge made, or its file.")
-    require_file(found)
-    return found
+    path = Path(path)
+    file = path / DELTA_NAME if path.is_dir() else path
+    if not file.exists():
+        what = f"holds no {DELTA_NAME}" if path.is_dir() else "does not exist"
+        raise InputError(f"{path} {what}.", hint="Give a folder that cdkit train or cdkit merge made, or its file.")
+    require_file(file)
+    return file
 
 
 def save_delta(delta: Delta, path: Path) -> None:
@@ -134,16 +97,15 @@ def save_delta(delta: Delta, path: Path) -> None:
 
 
 def _tensors(delta: Delta) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = {}
+    tensors: dict[str, torch.Tensor] = {}
     for name, change in delta.changes.items():
         if isinstance(change, LowRank):
-            found[f"unet.{name}{UP}"], found[f"unet.{name}{DOWN}"] = change.up, change.down
+            tensors[f"unet.{name}{UP}"], tensors[f"unet.{name}{DOWN}"] = change.up, change.down
         else:
-            found[f"unet.{name}"] = change
+            tensors[f"unet.{name}"] = change
     for position, token in enumerate(delta.tokens):
-        for tower, rows in token.rows.items():
-            found[f"token.{position}.{tower}"] = rows
-    return found
+        tensors |= {f"token.{position}.{tower}": rows for tower, rows in token.rows.items()}
+    return tensors
 
 
 def _header(delta: Delta) -> dict[str, str]:
@@ -201,13 +163,13 @@ def read_header(path: Path | str) -> dict[str, str]:
 
 def delta_tokens(paths: Sequence[Path | str]) -> list[str]:
     """The modifier tokens that delta files bring, from their headers alone; raises InputError for a damaged one."""
-    found: list[str] = []
+    texts: list[str] = []
     for path in paths:
         try:
-            found += [entry["text"] for entry in _token_entries(read_header(path))]
+            texts += [entry["text"] for entry in _token_entries(read_header(path))]
         except (KeyError, ValueError, TypeError) as error:
             raise InputError(f"{delta_path(path)} is damaged: {error}", hint="Make it again.") from error
-    return found
+    return texts
 
 
 def _line(header: Mapping[str, str], name: str) -> str:
@@ -267,47 +229,42 @@ def _numbers(name: str, tensor: torch.Tensor) -> torch.Tensor:
 
 def _parts(tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
     """The entries by the first word of their names: `unet`, `token`."""
-    found: dict[str, dict[str, torch.Tensor]] = {}
+    parts: dict[str, dict[str, torch.Tensor]] = {}
     for key in sorted(tensors):
         part, _, name = key.partition(".")
-        found.setdefault(part, {})[name] = tensors[key]
-    return found
+        parts.setdefault(part, {})[name] = tensors[key]
+    return parts
 
 
-def _changes(own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor | LowRank]:
+def _changes(entries: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor | LowRank]:
     """The U-Net's entries as changes by parameter name."""
-    found: dict[str, torch.Tensor | LowRank] = {}
-    for key, tensor in own.items():
+    changes: dict[str, torch.Tensor | LowRank] = {}
+    for key, tensor in entries.items():
         name, _, end = key.rpartition(".")
-        if end in ("up", "down") and f"{name}{UP}" in own and f"{name}{DOWN}" in own:
-            if name in own:
-                raise ValueError(f"{name[:80]} stands there both whole and as up and down")
-            if end == "up":
-                found[name] = _product(name, own[f"{name}{UP}"], own[f"{name}{DOWN}"])
-        elif end in ("up", "down"):
+        if end not in ("up", "down"):
+            changes[key] = tensor
+        elif f"{name}{UP}" not in entries or f"{name}{DOWN}" not in entries:
             raise ValueError(f"{name[:80]} has only one of up and down")
-        else:
-            found[key] = tensor
-    return dict(sorted(found.items()))
+        elif name in entries:
+            raise ValueError(f"{name[:80]} stands there both whole and as up and down")
+        elif end == "up":
+            try:
+                changes[name] = LowRank(tensor, entries[f"{name}{DOWN}"])
+            except ValueError as error:
+                raise ValueError(f"{name[:80]}: {error}") from error
+    return dict(sorted(changes.items()))
 
 
-def _product(name: str, up: torch.Tensor, down: torch.Tensor) -> LowRank:
-    try:
-        return LowRank(up, down)
-    except ValueError as error:
-        raise ValueError(f"{name[:80]}: {error}") from error
-
-
-def _tokens(entries: Sequence[Mapping[str, str]], own: Mapping[str, torch.Tensor]) -> list[ModifierToken]:
+def _tokens(entries: Sequence[Mapping[str, str]], tensors: Mapping[str, torch.Tensor]) -> list[ModifierToken]:
     """The tokens with their rows, `<number>.<text encoder>` each; every row belongs to one of them."""
     rows: dict[str, dict[str, torch.Tensor]] = {}
-    for key, row in own.items():
+    for key, row in tensors.items():
         position, _, tower = key.partition(".")
         rows.setdefault(position, {})[tower] = row
-    found = [_token(entry, rows.pop(str(position), {})) for position, entry in enumerate(entries)]
+    tokens = [_token(entry, rows.pop(str(position), {})) for position, entry in enumerate(entries)]
     if rows:
         raise ValueError(f"it has entries that no delta has: token.{next(iter(rows))[:80]}")
-    return found
+    return tokens
 
 
 def _token(entry: Mapping[str, str], rows: Mapping[str, torch.Tensor]) -> ModifierToken:
@@ -322,3 +279,37 @@ def _token(entry: Mapping[str, str], rows: Mapping[str, torch.Tensor]) -> Modifi
     if not initializer.isprintable():
         raise ValueError(f"{initializer[:80]!r} cannot be an initializer")
     return ModifierToken(str(entry["text"]), initializer, rows)
+
+
+def describe(delta: Delta) -> dict[str, Any]:
+    """Method, base, tokens, prompts, settings, and of every changed parameter ‖ΔW‖, shape and rank as stored."""
+    norms = {name: norm(change) for name, change in delta.changes.items()}
+    layers = [
+        {
+            "layer": name,
+            "norm": norms[name],
+            "rank": change.rank if isinstance(change, LowRank) else min(change.shape, default=0),
+            "stored": "product" if isinstance(change, LowRank) else "whole",
+            "shape": list(change.shape),
+        }
+        for name, change in delta.changes.items()
+    ]
+    return {
+        "method": delta.method,
+        "base": delta.base,
+        "base_hash": delta.base_hash,
+        "made_by": delta.made_by,
+        "tokens": [
+            {
+                "token": token.text,
+                "initializer": token.initializer,
+                "rows": {name: len(rows) for name, rows in token.rows.items()},
+                "norms": {name: [float(row.norm()) for row in rows] for name, rows in token.rows.items()},
+            }
+            for token in delta.tokens
+        ],
+        "prompts": list(delta.prompts),
+        "settings": dict(delta.settings),
+        "norm": sum(norm**2 for norm in norms.values()) ** 0.5,
+        "layers": layers,
+    }

@@ -6,20 +6,24 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from cdkit.core.errors import ConfigError
+from cdkit.core.errors import ConfigError, InputError
+from cdkit.core.fingerprints import EMBEDDED
 from cdkit.core.formatting import command_line
+from cdkit.core.machine import choose_device
 from cdkit.core.protocols import Context
 from cdkit.core.storage import TEMPORARY_PREFIX, Folder
-from cdkit.deltas.base_model import EMBEDDED, in_hub_cache
+from cdkit.deltas.apply import apply_deltas
+from cdkit.deltas.base_model import in_hub_cache, load_base_model
 from cdkit.deltas.config import DEFAULT_ERROR, ExportConfig
-from cdkit.deltas.delta import Delta, LowRank, matrix, norm
-from cdkit.deltas.formats.lora import DIFFUSERS_LORA_NAME, write_diffusers_lora, write_kohya_lora
+from cdkit.deltas.delta import Delta
+from cdkit.deltas.formats.lora import DIFFUSERS_LORA_NAME, write_diffusers_lora, write_full_matrices, write_kohya_lora
 from cdkit.deltas.formats.textual_inversion import write_embeddings
-from cdkit.deltas.formats.webui import write_full_matrices
-from cdkit.deltas.low_rank import approximate, relative_error
+from cdkit.deltas.low_rank import LowRank, approximate, matrix, norm, relative_error
 from cdkit.deltas.pipeline_folder import MODEL_INDEX
+from cdkit.deltas.text_features import TOWERS
 
 # Products that stand for more than this, 2 GB, are written as whole matrices only when a base model shows that such
 # matrices exist.
@@ -78,6 +82,7 @@ def scaled(delta: Delta, scale: float) -> Delta:
 
 
 def write_format(config: ExportConfig, delta: Delta, out: Folder, name: str, context: Context) -> dict[str, Any]:
+    """Write the files of a format but diffusers-pipeline; returns their measured error and where embeddings lie."""
     details: dict[str, Any] = {}
     if config.to == "textual-inversion":
         if not delta.tokens:
@@ -167,3 +172,21 @@ def _stored_error(change: Any, stored: Any, half: bool) -> float:
             else matrix(stored).half().float()
         )
     return relative_error(change, stored)
+
+
+def write_pipeline(
+    delta: Delta, base: str, folder: Path, *, scale: float, half: bool, note: Callable[[str], None]
+) -> None:
+    """Save the base with the delta's weights added and its tokens in the tokenizers."""
+    import torch
+
+    pipeline = load_base_model(base, device=choose_device("cpu"))
+    apply_deltas(pipeline, [delta], scale=scale, note=note)
+    if half:
+        pipeline.to(dtype=torch.float16)
+    for component in ("unet", *TOWERS):
+        model = getattr(pipeline, component, None)
+        for name, value in model.named_parameters() if model is not None else ():
+            if not value.isfinite().all():
+                raise InputError(f"{component}.{name} does not fit into fp16.", hint="Leave out --precision fp16.")
+    pipeline.save_pretrained(folder, safe_serialization=True)

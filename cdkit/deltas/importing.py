@@ -1,4 +1,4 @@
-"""Other tools' files as a delta: which files, which matrices of the base model they change, and their tokens."""
+"""Other tools' files as a delta: which tool a file comes from, which matrices of the base it changes, its tokens."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from cdkit.core.errors import ConfigError, InputError
 from cdkit.core.protocols import Context
 from cdkit.deltas.base_model import base_hash
 from cdkit.deltas.config import ImportDeltaConfig
-from cdkit.deltas.delta import Delta, LowRank, ModifierToken, check_changes, norm
+from cdkit.deltas.delta import DELTA_FORMAT, Delta, ModifierToken, check_changes
+from cdkit.deltas.formats import adobe, lora, textual_inversion
 from cdkit.deltas.formats.names import SDXL_WIDTH, kohya_module, module_of, underscored
-from cdkit.deltas.formats.reading import Found, shown
+from cdkit.deltas.formats.reading import Contents, Found, read_contents, shown
 from cdkit.deltas.formats.textual_inversion import stored_prompts
+from cdkit.deltas.low_rank import LowRank, norm
 
 if TYPE_CHECKING:
     import torch
     from diffusers import DiffusionPipeline
-
 
 SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
 # Where cdkit's own exports and the web UIs keep files, beside the folder itself.
@@ -30,17 +31,17 @@ SUSPICIOUS = 0.5
 
 def gather_files(paths: Sequence[Path]) -> list[Path]:
     """The files named, and the weight files of the folders named; of one name the safetensors file is taken."""
-    found: list[Path] = []
+    gathered: list[Path] = []
     for path in paths:
         if not path.is_dir():
-            found.append(path)
+            gathered.append(path)
             continue
         files = [file for sub in _SUBFOLDERS for file in sorted((path / sub).glob("*")) if file.suffix in SUFFIXES]
         safe = {(file.parent, file.stem) for file in files if file.suffix == ".safetensors"}
-        found += [file for file in files if file.suffix == ".safetensors" or (file.parent, file.stem) not in safe]
+        gathered += [file for file in files if file.suffix == ".safetensors" or (file.parent, file.stem) not in safe]
         if not files:
             raise InputError(f"{path} holds no weight files.", hint=f"They end in {', '.join(SUFFIXES)}.")
-    return found
+    return gathered
 
 
 def imported_changes(source: Found, pipeline: DiffusionPipeline | None) -> dict[str, torch.Tensor | LowRank]:
@@ -71,12 +72,12 @@ def imported_changes(source: Found, pipeline: DiffusionPipeline | None) -> dict[
 
 def _kohya_names(parameters: Mapping[str, Any]) -> dict[tuple[str, str], str]:
     """Parameter names by kohya's name of the module, in both spellings, and `weight` or `bias`."""
-    found = {}
+    names = {}
     for name in parameters:
         module, kind = module_of(name)
-        found[kohya_module(module, SDXL_WIDTH), kind] = name
-        found[underscored(module), kind] = name
-    return found
+        names[kohya_module(module, SDXL_WIDTH), kind] = name
+        names[underscored(module), kind] = name
+    return names
 
 
 def note_size(
@@ -93,8 +94,8 @@ def note_size(
         )
 
 
-def imported_tokens(found: Sequence[Found], names: Sequence[str]) -> list[ModifierToken]:
-    tokens = [token for one in found for token in one.tokens]
+def imported_tokens(files: Sequence[Found], names: Sequence[str]) -> list[ModifierToken]:
+    tokens = [token for file in files for token in file.tokens]
     if names and len(names) != len(tokens):
         raise ConfigError(
             f"There are {len(names)} names for {len(tokens)} tokens.", hint="Give one --token per token, in order."
@@ -137,3 +138,34 @@ def imported_delta(
         prompts=tuple(prompts),
         settings=settings,
     )
+
+
+def read_foreign(path: Path) -> Found:
+    """Read one file of any known kind; raises InputError that names what it is when it is of no use here."""
+    contents = read_contents(path)
+    values = contents.values
+    if contents.header.get("format") == DELTA_FORMAT:
+        raise ConfigError(f"{path} is a cdkit delta already.", hint="Use it as it is.")
+    if isinstance(values.get("state_dict"), dict):
+        return adobe.read_compvis(contents)
+    if isinstance(values.get("unet"), dict):
+        return adobe.read_diffusers(contents)
+    if any(adobe.MARK in key for key in values):
+        return adobe.read_processors(contents)
+    kind = lora.lora_kind(values)
+    if kind is not None:
+        return lora.read_lora(contents, kind)
+    if textual_inversion.is_embedding(contents):
+        return textual_inversion.read_embedding(contents)
+    raise InputError(
+        f"{path} {_impression(contents)}.", hint="See cdkit delta import --help for what can be imported."
+    )
+
+
+def _impression(contents: Contents) -> str:
+    keys = list(contents.values)
+    if any(key.startswith(("first_stage_model.", "cond_stage_model.", "conditioner.")) for key in keys):
+        return "is a whole Stable Diffusion checkpoint, not a delta"
+    if any(key.startswith(("down_blocks.", "encoder.down_blocks.", "text_model.")) for key in keys):
+        return "is a whole model, not a delta"
+    return f"is of no known kind: it holds {', '.join(map(shown, keys[:3])) or 'nothing'}"

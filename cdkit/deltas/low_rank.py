@@ -2,17 +2,62 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cdkit.core.errors import ConfigError
-from cdkit.deltas.delta import LowRank, matrix, norm
 
 if TYPE_CHECKING:
     import torch
 
 # Singular values below this part of the largest are the rounding of fp32.
 ROUNDING = 1e-6
+# A few bytes of factors can stand for any number of values. The largest matrix of SDXL's U-Net, a convolution, has
+# 29 million.
+LARGEST_MATRIX = 1 << 26
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """A change of a matrix as a product: up (outputs, rank) times down (rank, inputs).
+
+    Raises ValueError when the two do not fit, or stand for a matrix larger than any U-Net has.
+    """
+
+    up: torch.Tensor
+    down: torch.Tensor
+
+    def __post_init__(self) -> None:
+        up, down = tuple(self.up.shape), tuple(self.down.shape)
+        if len(up) != 2 or len(down) != 2 or up[1] != down[0] or 0 in (*up, *down):
+            raise ValueError(f"factors of the shapes {up} and {down} do not fit")
+        if up[0] * down[1] > LARGEST_MATRIX:
+            raise ValueError(f"factors of the shapes {up} and {down} stand for {up[0] * down[1]:,} values")
+
+    @property
+    def rank(self) -> int:
+        return int(self.down.shape[0])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (int(self.up.shape[0]), int(self.down.shape[1]))
+
+
+def matrix(change: torch.Tensor | LowRank) -> torch.Tensor:
+    """The change as a full tensor."""
+    return change.up @ change.down if isinstance(change, LowRank) else change
+
+
+def norm(change: torch.Tensor | LowRank) -> float:
+    """‖ΔW‖ (Frobenius) in fp64; of a product from its factors: the trace of (UᵀU)(DDᵀ)."""
+    import torch
+
+    if isinstance(change, LowRank) and change.rank <= min(change.shape):
+        up, down = change.up.double(), change.down.double()
+        return math.sqrt(max(float(((up.T @ up) * (down @ down.T)).sum()), 0.0))
+    return float(torch.linalg.norm(matrix(change).double()))
 
 
 def factors(change: torch.Tensor | LowRank) -> tuple[LowRank, torch.Tensor]:
@@ -76,14 +121,18 @@ def relative_error(change: torch.Tensor | LowRank, approximation: torch.Tensor |
     return _distance(change, approximation) / size if size else 0.0
 
 
-def _distance(one: torch.Tensor | LowRank, other: torch.Tensor | LowRank) -> float:
+def _distance(first: torch.Tensor | LowRank, second: torch.Tensor | LowRank) -> float:
     import torch
 
-    if not isinstance(one, LowRank) or not isinstance(other, LowRank) or one.rank + other.rank > min(one.shape):
-        return float((matrix(one).double() - matrix(other).double()).norm())
+    if (
+        not isinstance(first, LowRank)
+        or not isinstance(second, LowRank)
+        or first.rank + second.rank > min(first.shape)
+    ):
+        return float((matrix(first).double() - matrix(second).double()).norm())
     # one − other is itself a product: its norm is that of the two triangles, exact also where the two are near.
-    left = torch.linalg.qr(torch.cat([one.up.double(), -other.up.double()], dim=1), mode="r").R
-    right = torch.linalg.qr(torch.cat([one.down.double(), other.down.double()]).T, mode="r").R
+    left = torch.linalg.qr(torch.cat([first.up.double(), -second.up.double()], dim=1), mode="r").R
+    right = torch.linalg.qr(torch.cat([first.down.double(), second.down.double()]).T, mode="r").R
     return float((left @ right.T).norm())
 
 
@@ -100,15 +149,15 @@ def approximate(
     uniform: one rank for all, the largest that any needs, with zeros where a matrix has less. Raises ConfigError for
     a change that is no matrix.
     """
-    found: dict[str, tuple[LowRank, int]] = {}
+    products: dict[str, tuple[LowRank, int]] = {}
     for name, change in changes.items():
         if len(change.shape) != 2:
             raise ConfigError(f"{name} is no matrix: it has no low rank.", hint="Export the full matrices instead.")
         product, values = factors(change)
         needed = len(values) if max_error is None else rank_for(values, max_error)
-        found[name] = (product, needed if rank is None else min(rank, len(values)))
+        products[name] = (product, needed if rank is None else min(rank, len(values)))
         advance()
-    largest = max((needed for _, needed in found.values()), default=0)
+    largest = max((needed for _, needed in products.values()), default=0)
     if uniform:
-        return {name: padded(cut(product, largest), largest) for name, (product, _) in found.items()}
-    return {name: cut(product, needed) for name, (product, needed) in found.items()}
+        return {name: padded(cut(product, largest), largest) for name, (product, _) in products.items()}
+    return {name: cut(product, needed) for name, (product, needed) in products.items()}

@@ -101,10 +101,10 @@ def selected_names(unet: Any, method: Method) -> list[str]:
     """
     if method.unet == NOTHING:
         return []
-    found = [name for name, _ in unet.named_parameters() if re.search(method.unet, name)]
-    if not found:
+    names = [name for name, _ in unet.named_parameters() if re.search(method.unet, name)]
+    if not names:
         raise ConfigError(
             f"The method {method.name} does not fit this base model: its U-Net has no cross-attention.",
             hint="Use a Stable Diffusion 1, 2 or XL model, or another --method.",
         )
-    return found
+    return names

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from cdkit.core.errors import CdkitError, ConfigError, InputError
 from cdkit.core.shards import read_tensor_header
 from cdkit.core.storage import read_json
-from cdkit.deltas.text_features import TOWERS, text_towers
-from cdkit.deltas.torch_file import check_torch_file
+from cdkit.deltas.text_features import TOWERS, text_towers, tokenizer_name
+from cdkit.deltas.torch_file import read_torch_outline
 
 if TYPE_CHECKING:
     import torch
@@ -123,11 +123,6 @@ def load_folder(folder: Path, base: str, dtype: torch.dtype) -> DiffusionPipelin
     return pipeline
 
 
-def tokenizer_name(tower: str) -> str:
-    """The name of a text encoder's tokenizer among a pipeline's parts."""
-    return tower.replace("text_encoder", "tokenizer")
-
-
 def read_tokenizer(folder: Path) -> Any:
     """A CLIP tokenizer from its folder, padding and context set where it does not know them.
 
@@ -153,10 +148,8 @@ def find_weights(folder: Path) -> PartWeights:
     """
     groups: dict[tuple[str, str], list[Path]] = {}
     for path in sorted(folder.iterdir()):
-        found = _WEIGHTS.fullmatch(path.name)
-        if found:
-            variant = found["variant"] or found["late"] or ""
-            groups.setdefault((variant, found["format"]), []).append(path)
+        if match := _WEIGHTS.fullmatch(path.name):
+            groups.setdefault((match["variant"] or match["late"] or "", match["format"]), []).append(path)
     if not groups:
         raise InputError(f"{folder} holds no weights.", hint=_WHOLE)
     variant, form = min(groups, key=lambda group: (bool(group[0]), group[0] != "fp16", group[1] != "safetensors"))
@@ -165,7 +158,7 @@ def find_weights(folder: Path) -> PartWeights:
         if form == "safetensors":
             read_tensor_header(path)
         else:
-            check_torch_file(path)
+            read_torch_outline(path)
     return PartWeights(variant or None, form == "safetensors", tuple(files))
 
 

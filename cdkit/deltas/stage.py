@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdkit.core.devices import choose_device
 from cdkit.core.errors import ConfigError
 from cdkit.core.fingerprints import Input
 from cdkit.core.formatting import command_line
+from cdkit.core.machine import choose_device
 from cdkit.core.manifest import Counts
 from cdkit.core.protocols import Context
 from cdkit.core.shards import Dataset
@@ -18,13 +18,19 @@ from cdkit.core.storage import Folder
 from cdkit.deltas.apply import check_fit
 from cdkit.deltas.base_model import load_base_model
 from cdkit.deltas.config import CompressConfig, ExportConfig, ImportDeltaConfig
-from cdkit.deltas.delta import DELTA_NAME, ON_TOP_OF, LowRank, delta_path, load_delta, save_delta
-from cdkit.deltas.exporting import all_or_nothing, recorded_base, scaled, write_format
+from cdkit.deltas.delta import DELTA_NAME, ON_TOP_OF, delta_path, load_delta, save_delta
+from cdkit.deltas.exporting import all_or_nothing, recorded_base, scaled, write_format, write_pipeline
 from cdkit.deltas.formats.names import lora_name
-from cdkit.deltas.formats.pipeline import write_pipeline
-from cdkit.deltas.formats.recognition import read_foreign
-from cdkit.deltas.importing import gather_files, imported_changes, imported_delta, imported_tokens, note_size, stated
-from cdkit.deltas.low_rank import approximate, relative_error
+from cdkit.deltas.importing import (
+    gather_files,
+    imported_changes,
+    imported_delta,
+    imported_tokens,
+    note_size,
+    read_foreign,
+    stated,
+)
+from cdkit.deltas.low_rank import LowRank, approximate, relative_error
 
 if TYPE_CHECKING:
     import torch
@@ -42,10 +48,10 @@ def compress(config: CompressConfig, inputs: Mapping[str, Input], out: Folder, c
     changes = {**delta.changes, **kept}
     settings = {**delta.settings, "compressed": {"rank": config.rank, "max_error": config.max_error}}
     save_delta(replace(delta, changes=changes, settings=settings), out / DELTA_NAME)
-    found = load_delta(out.path).changes
+    stored = load_delta(out.path).changes
     details = {
-        "error": max((relative_error(change, found[name]) for name, change in matrices.items()), default=0.0),
-        "rank": max((change.rank for change in found.values() if isinstance(change, LowRank)), default=0),
+        "error": max((relative_error(change, stored[name]) for name, change in matrices.items()), default=0.0),
+        "rank": max((change.rank for change in stored.values() if isinstance(change, LowRank)), default=0),
         "whole": sorted(set(matrices) - set(kept)),
         "bytes_before": delta_path(config.delta).stat().st_size,
         "bytes": (out / DELTA_NAME).stat().st_size,
@@ -94,14 +100,14 @@ def import_delta(config: ImportDeltaConfig, inputs: Mapping[str, Input], out: Fo
     Raises InputError for files that are damaged, hostile or of another kind, ConfigError when the base model is
     missing or another one, or the files do not belong together.
     """
-    found = [read_foreign(path) for path in gather_files([Path(file) for file in config.files])]
-    sources = [one for one in found if one.full or one.changes or one.named]
+    files = [read_foreign(path) for path in gather_files([Path(file) for file in config.files])]
+    sources = [file for file in files if file.full or file.changes or file.named]
     if len(sources) > 1:
         raise ConfigError(
             f"{sources[0].path.name} and {sources[1].path.name} both hold weights.",
             hint="Import them one by one, and merge the deltas.",
         )
-    needing = [one for one in sources if one.full or one.named]
+    needing = [file for file in sources if file.full or file.named]
     if needing and config.base is None:
         recorded = stated(needing[0].header, "cdkit_base")
         raise ConfigError(
@@ -110,17 +116,17 @@ def import_delta(config: ImportDeltaConfig, inputs: Mapping[str, Input], out: Fo
         )
     pipeline = load_base_model(config.base, device=choose_device("cpu")) if config.base is not None else None
     changes = imported_changes(sources[0], pipeline) if sources else {}
-    tokens = imported_tokens(found, config.tokens)
-    delta = imported_delta(config, sources[0] if sources else found[0], changes, tokens, pipeline)
+    tokens = imported_tokens(files, config.tokens)
+    delta = imported_delta(config, sources[0] if sources else files[0], changes, tokens, pipeline)
     if pipeline is not None:
         check_fit(pipeline, delta)
-        note_size(sources[0] if sources else found[0], changes, pipeline, context)
+        note_size(sources[0] if sources else files[0], changes, pipeline, context)
     save_delta(delta, out / DELTA_NAME)
     details = {
-        "kind": (sources or found)[0].kind,
+        "kind": (sources or files)[0].kind,
         "layers": len(changes),
         "tokens": [token.text for token in tokens],
         "prompts": list(delta.prompts),
-        "files": [one.path.name for one in found],
+        "files": [file.path.name for file in files],
     }
-    return Dataset("delta", out.path, Counts(len(found), len(found)), details)
+    return Dataset("delta", out.path, Counts(len(files), len(files)), details)

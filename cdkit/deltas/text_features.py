@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 TOWERS = ("text_encoder", "text_encoder_2")
 
 
+def tokenizer_name(tower: str) -> str:
+    """The name of a text encoder's tokenizer among a pipeline's parts."""
+    return tower.replace("text_encoder", "tokenizer")
+
+
 @dataclass(frozen=True)
 class TextTower:
     """One text encoder of a pipeline with its tokenizer; `name` is its attribute there."""
@@ -32,12 +37,11 @@ class TextFeatures:
 
 def text_towers(pipeline: DiffusionPipeline) -> list[TextTower]:
     """The pipeline's text encoders in their order: one for Stable Diffusion 1 and 2, two for SDXL."""
-    found = []
-    for name in TOWERS:
-        model = getattr(pipeline, name, None)
-        if model is not None:
-            found.append(TextTower(name, getattr(pipeline, name.replace("text_encoder", "tokenizer")), model))
-    return found
+    return [
+        TextTower(name, getattr(pipeline, tokenizer_name(name)), model)
+        for name in TOWERS
+        if (model := getattr(pipeline, name, None)) is not None
+    ]
 
 
 def token_ids(towers: Sequence[TextTower], prompts: Sequence[str]) -> list[torch.Tensor]:

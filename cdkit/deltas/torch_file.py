@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 from cdkit.core.errors import InputError
 from cdkit.core.file_kinds import AGAIN, check_weight_file
+from cdkit.core.formatting import first_line
 
 if TYPE_CHECKING:
     import torch
@@ -42,13 +43,8 @@ def read_torch_file(path: Path) -> Any:
 
     Raises InputError for a file that is damaged, holds more than plain tensors, or says more than it holds.
     """
-    check_torch_file(path)
-    return _load(path, "cpu")
-
-
-def check_torch_file(path: Path) -> None:
-    """Raise InputError unless the file holds plain values and tensors, and no more of them than it is large."""
     read_torch_outline(path)
+    return _load(path, "cpu")
 
 
 def read_torch_outline(path: Path) -> Any:
@@ -89,8 +85,7 @@ def _load(path: Path, device: str) -> Any:
         ) from error
     # Whatever a damaged or hostile file makes the reader raise, it is the file's fault.
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise InputError(f"{path} is no weight file that can be read: {reason}", hint=AGAIN) from error
+        raise InputError(f"{path} is no weight file that can be read: {first_line(error)}", hint=AGAIN) from error
 
 
 def _check_archive(path: Path, size: int) -> None:
@@ -129,8 +124,7 @@ def _called(path: Path, *, in_archive: bool) -> Iterator[str]:
                 for _ in range(_LEGACY_BEFORE + 1):
                     yield from _globals(handle)
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise InputError(f"{path} is no weight file that can be read: {reason}", hint=AGAIN) from error
+        raise InputError(f"{path} is no weight file that can be read: {first_line(error)}", hint=AGAIN) from error
 
 
 def _globals(handle: io.BytesIO | mmap.mmap) -> Iterator[str]:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cdkit.core.config import did_you_mean
-from cdkit.core.devices import choose_device
 from cdkit.core.errors import ConfigError, InputError
 from cdkit.core.file_kinds import check_weight_folder
+from cdkit.core.machine import choose_device
 
 if TYPE_CHECKING:
     from cdkit.encoders.text_tower import TowerTextEncoder

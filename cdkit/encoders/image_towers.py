@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cdkit.core.devices import choose_device
 from cdkit.core.errors import CdkitError, ConfigError, InputError
+from cdkit.core.machine import choose_device
 from cdkit.core.startup import import_clip
 from cdkit.encoders import parse_spec
 from cdkit.encoders.text_tower import tower_hash

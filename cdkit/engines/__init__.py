@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from cdkit.core.errors import ConfigError
+from cdkit.core.machine import cpu_count
 from cdkit.core.protocols import Engine
-from cdkit.core.threads import cpu_count
 
 ENGINES = ("local", "ray")
 

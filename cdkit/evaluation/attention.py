@@ -29,8 +29,8 @@ class AttentionRecord:
     def add(self, probabilities: Tensor) -> None:
         """One layer's (positions, tokens) at one step."""
         positions = probabilities.shape[0]
-        known = self.sums.get(positions)
-        self.sums[positions] = probabilities if known is None else known + probabilities
+        summed = self.sums.get(positions)
+        self.sums[positions] = probabilities if summed is None else summed + probabilities
         self.counts[positions] = self.counts.get(positions, 0) + 1
 
     def maps(self, aspect: float) -> Tensor:

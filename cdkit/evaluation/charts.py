@@ -6,26 +6,131 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import groupby
 
-from cdkit.evaluation.chart_parts import (
-    BOTTOM,
-    COLOURS,
-    HEIGHT,
-    LEFT,
-    RIGHT,
-    ROW,
-    TOP,
-    WIDTH,
-    Scale,
-    axes,
-    empty,
-    label_width,
-    legend,
-    number_text,
-    row_label,
-    svg,
-    x_axis,
-)
+WIDTH, HEIGHT = 480, 260
+LEFT, RIGHT, TOP, BOTTOM = 58, 16, 16, 44
+COLOURS = ("#2f6fde", "#d9822b", "#2e9d6b", "#a855b5", "#8a8f98")
+ROW = 30
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Maps values from low to high onto pixels from start to end, linearly or by logarithm."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    def __call__(self, value: float) -> float:
+        low, high, at = (
+            (math.log10(self.low), math.log10(self.high), math.log10(max(value, self.low)))
+            if self.log
+            else (self.low, self.high, value)
+        )
+        span = high - low or 1.0
+        return self.start + (at - low) / span * (self.end - self.start)
+
+    def ticks(self, wanted: int = 5) -> list[float]:
+        """Round values inside the scale, about as many as wanted; on a logarithmic one powers of ten (1, 2, 5)."""
+        if self.log:
+            powers = range(math.floor(math.log10(self.low)), math.floor(math.log10(self.high)) + 1)
+            factors = (1, 2, 5) if len(powers) <= 3 else (1,)
+            every = [factor * 10.0**power for power in powers for factor in factors]
+            return [value for value in every if self.low * 0.999 <= value <= self.high * 1.001]
+        step = nice_step((self.high - self.low) / wanted)
+        first = math.ceil(self.low / step - 1e-9)
+        last = math.floor(self.high / step + 1e-9)
+        return [round(number * step, 12) for number in range(first, last + 1)]
+
+
+def nice_step(rough: float) -> float:
+    """The next step of 1, 2, 2.5 or 5 times a power of ten."""
+    if not math.isfinite(rough) or rough <= 0:
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(rough))
+    return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * (1 - 1e-9))
+
+
+def number_text(value: float) -> str:
+    """A number as people write it: 4 significant digits, thousands grouped, no needless zeros."""
+    if value != 0 and (abs(value) < 1e-3 or abs(value) >= 1e7):
+        mantissa, _, exponent = f"{value:.1e}".partition("e")
+        return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+    return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def text_mark(kind: str, x: object, y: object, text: str, size: float, *, anchor: str = "", fill: str = "#555") -> str:
+    """A text at a place; kind: its class; anchor: which part of it stands there, its start when left out."""
+    place = f' text-anchor="{anchor}"' if anchor else ""
+    return f'<text class="{kind}" x="{x}" y="{y}"{place} font-size="{size:g}" fill="{fill}">{escape(text)}</text>'
+
+
+def grid_line(x1: object, x2: object, y1: object, y2: object, *, kind: str = "grid", opacity: float = 0.1) -> str:
+    """A faint line between two places."""
+    ends = f'x1="{x1}" x2="{x2}" y1="{y1}" y2="{y2}"'
+    return f'<line class="{kind}" {ends} stroke="#000" stroke-opacity="{opacity}"/>'
+
+
+def label_width(labels: Sequence[str]) -> float:
+    """The room that row labels need, at most half the chart."""
+    return min(max(7.0 * max(len(label) for label in labels) + 14, LEFT), WIDTH * 0.45)
+
+
+def row_label(label: str, left: float, middle: float) -> str:
+    """A row's label, cut short where it would not fit."""
+    longest = int((left - 12) / 6.6)
+    shown = label if len(label) <= longest else f"{label[: longest - 1]}…"
+    return text_mark("label", f"{left - 10:.1f}", middle + 4, shown, 12.5, anchor="end")
+
+
+def axes(x_scale: Scale, y_scale: Scale, x_label: str, y_label: str, height: float) -> Iterator[str]:
+    """Both axes with ticks, grid lines and labels."""
+    for tick in y_scale.ticks():
+        at = y_scale(tick)
+        yield grid_line(LEFT, WIDTH - RIGHT, f"{at:.1f}", f"{at:.1f}")
+        yield text_mark("tick", LEFT - 8, f"{at + 4:.1f}", number_text(tick), 11.5, anchor="end", fill="#666")
+    middle = f"{(TOP + height - BOTTOM) / 2:.1f}"
+    yield text_mark("axis", 13, f'{middle}" transform="rotate(-90 13 {middle})', y_label, 12, anchor="middle")
+    yield from x_axis(x_scale, x_label, height, top=None)
+
+
+def x_axis(scale: Scale, label: str, height: float, *, top: float | None) -> Iterator[str]:
+    """The lower axis; upright grid lines from `top` where it is given."""
+    base = height - BOTTOM
+    for tick in scale.ticks():
+        at = scale(tick)
+        if top is not None:
+            yield grid_line(f"{at:.1f}", f"{at:.1f}", top, base)
+        yield text_mark("tick", f"{at:.1f}", base + 17, number_text(tick), 11.5, anchor="middle", fill="#666")
+    yield grid_line(f"{scale.start:.1f}", f"{scale.end:.1f}", base, base, kind="baseline", opacity=0.35)
+    yield text_mark("axis", f"{(scale.start + scale.end) / 2:.1f}", height - 6, label, 12, anchor="middle")
+
+
+def legend(named: Sequence[tuple[str, str, int]]) -> Iterator[str]:
+    """(name, colour, number of the series) of each line, from the right."""
+    right = float(WIDTH - RIGHT)
+    for name, colour, place in reversed(named):
+        right -= 6.6 * len(name)
+        yield text_mark("label", f"{right:.1f}", 12, name, 12)
+        right -= 16
+        yield f'<rect class="bar c{place}" x="{right:.1f}" y="6" width="11" height="4" rx="2" fill="{colour}"/>'
+        right -= 14
+
+
+def svg(marks: Sequence[str], height: float, title: str) -> str:
+    """The SVG around the marks; `title` is read out by screen readers."""
+    return (
+        f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:g}" role="img" '
+        f'aria-label="{escape(title)}" font-family="system-ui, sans-serif">{"".join(marks)}</svg>'
+    )
+
+
+def empty(title: str) -> str:
+    """A chart of nothing."""
+    return svg([text_mark("label", WIDTH / 2, 40, "no values", 12.5, anchor="middle")], 80, title)
 
 
 @dataclass(frozen=True)
@@ -81,15 +186,9 @@ def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, title: s
 
 
 def _pieces(line: Series) -> Iterator[list[tuple[float, float]]]:
-    piece: list[tuple[float, float]] = []
-    for x, y in zip(line.xs, line.ys, strict=True):
-        if math.isfinite(y):
-            piece.append((x, y))
-        elif piece:
-            yield piece
-            piece = []
-    if piece:
-        yield piece
+    for finite, points in groupby(zip(line.xs, line.ys, strict=True), key=lambda point: math.isfinite(point[1])):
+        if finite:
+            yield list(points)
 
 
 def histogram(
@@ -125,9 +224,9 @@ def histogram(
         marks.append(
             f'<line class="marker" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}" '
             f'stroke="{COLOURS[1]}" stroke-width="2" stroke-dasharray="5 3"/>'
-            f'<text class="marker-text" x="{at + shift:.1f}" y="{TOP + 10}" text-anchor="{anchor}" font-size="12" '
-            f'fill="{COLOURS[1]}">{escape(marker[1])}</text>'
         )
+        shown = f"{at + shift:.1f}"
+        marks.append(text_mark("marker-text", shown, TOP + 10, marker[1], 12, anchor=anchor, fill=COLOURS[1]))
     return svg(marks, HEIGHT, title)
 
 
@@ -141,12 +240,9 @@ def bar_chart(rows: Sequence[tuple[str, float]], *, title: str) -> str:
     for place, (label, value) in enumerate(rows):
         top = 40 * place + 4
         width = max(scale(value), 1.5)
-        marks.append(
-            f'<text class="label" x="0" y="{top + 11}" font-size="12.5" fill="#555">{escape(label)}</text>'
-            f'<rect class="bar c0" x="0" y="{top + 16}" width="{width:.1f}" height="14" fill="{COLOURS[0]}" rx="3"/>'
-            f'<text class="number" x="{width + 7:.1f}" y="{top + 27}" font-size="12.5" fill="#222">'
-            f"{number_text(value)}</text>"
-        )
+        bar = f'<rect class="bar c0" x="0" y="{top + 16}" width="{width:.1f}" height="14" fill="{COLOURS[0]}" rx="3"/>'
+        number = text_mark("number", f"{width + 7:.1f}", top + 27, number_text(value), 12.5, fill="#222")
+        marks += [text_mark("label", 0, top + 11, label, 12.5), bar, number]
     return svg(marks, height, title)
 
 
@@ -203,10 +299,7 @@ def strip_chart(rows: Sequence[Strip], *, x_label: str, title: str) -> str:
                 f'fill="{COLOURS[shade]}" opacity="0.55"/>'
             )
         if not values:
-            marks.append(
-                f'<text class="label" x="{left + 10:.1f}" y="{middle + 4}" font-size="12" fill="#555">'
-                "did not move</text>"
-            )
+            marks.append(text_mark("label", f"{left + 10:.1f}", middle + 4, "did not move", 12))
             continue
         mean = sum(values) / len(values)
         marks.append(

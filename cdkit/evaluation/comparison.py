@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -11,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from cdkit.core.errors import InputError
 from cdkit.core.formatting import markdown_text
-from cdkit.core.storage import atomic_path, read_json
-from cdkit.evaluation.config import MAIN, CompareConfig
+from cdkit.core.shards import read_shard
+from cdkit.core.storage import read_json
+from cdkit.evaluation.config import MAIN
 from cdkit.evaluation.scoring import SCORES_NAME, SUMMARY_NAME
 
 if TYPE_CHECKING:
@@ -22,18 +22,6 @@ if TYPE_CHECKING:
 TABLE_NAME = "table.json"
 
 
-def _legend(encoder: str) -> str:
-    return (
-        f"Scores with the encoder {markdown_text(encoder)}; text alignment is 2.5 · max(cosine, 0), as in the paper. "
-        "The paper's KID is of Inception features, ours of the encoder's, so only their order compares. Brackets: "
-        "95 % intervals by bootstrap over prompts.\n"
-    )
-
-
-def _folders(config: CompareConfig) -> list[str]:
-    return [folder for methods in (config.single, config.multi) for folders in methods.values() for folder in folders]
-
-
 def pooled(folders: Sequence[str], resamples: int, seed: int) -> dict[str, dict[str, Any]]:
     """A method's estimates over all its scores folders: images pooled, prompts of one folder drawn together.
 
@@ -41,17 +29,10 @@ def pooled(folders: Sequence[str], resamples: int, seed: int) -> dict[str, dict[
     """
     import torch
 
-    from cdkit.evaluation.intervals import mean_with_interval
+    from cdkit.evaluation.estimates import mean_with_interval
 
-    found: dict[str, dict[str, Any]] = {}
-    for metric in (
-        "text_alignment",
-        "clip_score",
-        "image_alignment",
-        "dino_image_alignment",
-        "nearest_photo",
-        "drift",
-    ):
+    estimates: dict[str, dict[str, Any]] = {}
+    for metric in POOLED:
         values, blocks = [], []
         for folder in folders:
             for (prompt, _), value in per_image(Path(folder), metric).items():
@@ -59,22 +40,16 @@ def pooled(folders: Sequence[str], resamples: int, seed: int) -> dict[str, dict[
                 blocks.append((folder, prompt))
         if values:
             rows: Tensor = torch.tensor(values, dtype=torch.float64)
-            found[metric] = mean_with_interval(rows, blocks, resamples=resamples, seed=seed).as_json()
-    kids = [kid for folder in folders if (kid := _scores_summary(Path(folder))["metrics"].get("kid"))]
+            estimates[metric] = mean_with_interval(rows, blocks, resamples=resamples, seed=seed).as_json()
+    kids = [kid for folder in folders if (kid := read_summary(Path(folder))["metrics"].get("kid"))]
     if kids and len(kids) == len(folders):
-        found["kid"] = _mean_kid(kids)
-    return found
+        estimates["kid"] = _mean_kid(kids)
+    return estimates
 
 
 def per_image(folder: Path, metric: str) -> dict[tuple[str, str], float]:
     """One score of every image of the main set, by prompt and path; the mean over its concepts if several."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(folder / SCORES_NAME).to_pylist()
-    except (OSError, pa.ArrowInvalid) as error:
-        raise InputError(f"{folder} holds no scores: {error}", hint="Run cdkit evaluate first.") from error
+    table = read_shard(folder / SCORES_NAME, hint="Run cdkit evaluate first.").to_pylist()
     by_image: dict[tuple[str, str], list[float]] = {}
     whole: dict[tuple[str, str], float] = {}
     for row in table:
@@ -90,33 +65,34 @@ def per_image(folder: Path, metric: str) -> dict[tuple[str, str], float]:
 def _mean_kid(kids: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     value = KID_SCALE * sum(kid["value"] for kid in kids) / len(kids)
     errors = [kid.get("standard_error") for kid in kids]
-    found = {"value": value, "low": None, "high": None, "n": sum(kid["n"] for kid in kids)}
+    estimate = {"value": value, "low": None, "high": None, "n": sum(kid["n"] for kid in kids)}
     if all(error is not None for error in errors):
         spread = 1.96 * KID_SCALE * sum(error**2 for error in errors if error is not None) ** 0.5 / len(kids)
-        found |= {"low": value - spread, "high": value + spread}
-    return found
+        estimate |= {"low": value - spread, "high": value + spread}
+    return estimate
 
 
-def _scores_summary(folder: Path) -> dict[str, Any]:
+def read_summary(folder: Path) -> dict[str, Any]:
+    """A scores folder's summary.json; raises InputError when it is none."""
     summary = read_json(folder / SUMMARY_NAME)
     if not isinstance(summary, dict) or "metrics" not in summary:
         raise InputError(f"{folder} holds no scores.", hint="Run cdkit evaluate first.")
     return summary
 
 
-def _write_csv(path: Path, rows: Sequence[TableRow]) -> None:
+def csv_table(rows: Sequence[TableRow]) -> tuple[list[str], list[list[Any]]]:
+    """The names of the columns, and a row per method: ours with bounds and number, then the paper's."""
     metrics = list(dict.fromkeys([*COLUMNS, *(metric for row in rows for metric in row.ours)]))
-    heads = [f"{metric}{end}" for metric in metrics for end in ("", "_low", "_high", "_n")]
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as handle:
-        writer = csv.writer(handle)
-        writer.writerow(["group", "method", *heads, *(f"paper_{column}" for column in COLUMNS)])
-        for row in rows:
-            cells = [
-                row.ours[metric].get(key) if metric in row.ours else None
-                for metric in metrics
-                for key in ("value", "low", "high", "n")
-            ]
-            writer.writerow([row.group, row.method, *cells, *(row.paper.get(column) for column in COLUMNS)])
+    names = [f"{metric}{end}" for metric in metrics for end in ("", "_low", "_high", "_n")]
+    cells = [
+        [row.ours.get(metric, {}).get(key) for metric in metrics for key in ("value", "low", "high", "n")]
+        for row in rows
+    ]
+    table = [
+        [row.group, row.method, *ours, *(row.paper.get(column) for column in COLUMNS)]
+        for row, ours in zip(rows, cells, strict=True)
+    ]
+    return ["group", "method", *names, *(f"paper_{column}" for column in COLUMNS)], table
 
 
 # Custom Diffusion (Kumari et al. 2023), Tables 1, 3 and 5: text alignment as CLIPScore, image alignment, KID × 10³.
@@ -140,6 +116,8 @@ PAPER_MULTI: Mapping[str, tuple[float, float, float | None]] = {
 COLUMNS = ("clip_score", "image_alignment", "kid")
 COLUMN_NAMES = {"clip_score": "text alignment", "image_alignment": "image alignment", "kid": "KID × 10³"}
 GROUP_NAMES = {"single": "one concept", "multi": "several concepts"}
+# What is a mean over images; KID is of a whole set.
+POOLED = ("text_alignment", "clip_score", "image_alignment", "dino_image_alignment", "nearest_photo", "drift")
 LESS_IS_BETTER = ("kid",)
 KID_SCALE = 1000.0
 
@@ -152,6 +130,12 @@ class TableRow:
     method: str
     ours: Mapping[str, Mapping[str, Any]]
     paper: Mapping[str, float]
+
+    def cells(self, columns: Sequence[str]) -> list[str]:
+        """Ours with its interval and the paper's figure, for each column."""
+        papers = [short_number(self.paper[column]) if column in self.paper else "–" for column in columns]
+        ours = [interval_text(self.ours.get(column)) for column in columns]
+        return [text for pair in zip(ours, papers, strict=True) for text in pair]
 
     def as_json(self) -> dict[str, Any]:
         return {"group": self.group, "method": self.method, "ours": dict(self.ours), "paper": dict(self.paper)}
@@ -170,40 +154,41 @@ def order_differences(rows: Sequence[TableRow]) -> list[str]:
     lines: list[str] = []
     for group in dict.fromkeys(row.group for row in rows):
         for column in COLUMNS:
-            known = [row for row in rows if row.group == group and column in row.ours and column in row.paper]
-            if len(known) < 2:
+            methods = [row for row in rows if row.group == group and column in row.ours and column in row.paper]
+            if len(methods) < 2:
                 continue
-            found = [line for one, other in combinations(known, 2) if (line := _difference(one, other, column))]
+            pairs = combinations(methods, 2)
+            differences = [line for first, second in pairs if (line := _difference(first, second, column))]
             where = f"{GROUP_NAMES.get(group, group)}, {COLUMN_NAMES[column]}"
-            lines.extend(f"{where}: {line}" for line in found)
-            if not found:
-                lines.append(f"{where}: the {len(known)} methods stand in the paper's order.")
+            lines.extend(f"{where}: {line}" for line in differences)
+            if not differences:
+                lines.append(f"{where}: the {len(methods)} methods stand in the paper's order.")
     return lines
 
 
-def _difference(one: TableRow, other: TableRow, column: str) -> str:
+def _difference(first: TableRow, second: TableRow, column: str) -> str:
     """One pair; empty when it stands as in the paper or the paper has the two equal."""
-    ours, theirs = one.ours[column]["value"] - other.ours[column]["value"], one.paper[column] - other.paper[column]
-    if theirs == 0 or ours * theirs > 0:
+    ours, theirs = [first.ours[column], second.ours[column]], [first.paper[column], second.paper[column]]
+    gap, paper_gap = ours[0]["value"] - ours[1]["value"], theirs[0] - theirs[1]
+    if paper_gap == 0 or gap * paper_gap > 0:
         return ""
-    values = f"({short_number(one.ours[column]['value'])} and {short_number(other.ours[column]['value'])})"
-    papers = f"({short_number(one.paper[column])} and {short_number(other.paper[column])})"
-    if ours == 0:
-        return f"{one.method} and {other.method} are equal here {values}, in the paper they are not {papers}."
-    better = "better" if (ours < 0) == (column in LESS_IS_BETTER) else "worse"
-    overlap = _overlap(one.ours[column], other.ours[column])
-    doubt = "; the intervals overlap, so this may be chance" if overlap else ""
+    values = f"({short_number(ours[0]['value'])} and {short_number(ours[1]['value'])})"
+    papers = f"({short_number(theirs[0])} and {short_number(theirs[1])})"
+    if gap == 0:
+        return f"{first.method} and {second.method} are equal here {values}, in the paper they are not {papers}."
+    better = "better" if (gap < 0) == (column in LESS_IS_BETTER) else "worse"
+    doubt = "; the intervals overlap, so this may be chance" if _overlap(*ours) else ""
     return (
-        f"{one.method} is {better} than {other.method} here {values}, in the paper it is the other way round "
+        f"{first.method} is {better} than {second.method} here {values}, in the paper it is the other way round "
         f"{papers}{doubt}."
     )
 
 
-def _overlap(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    bounds = [one["low"], one["high"], other["low"], other["high"]]
-    if any(bound is None for bound in bounds):
+def _overlap(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Whether two intervals have a value in common; what has none may have any value."""
+    if None in (first["low"], first["high"], second["low"], second["high"]):
         return True
-    return bool(one["low"] <= other["high"] and other["low"] <= one["high"])
+    return bool(first["low"] <= second["high"] and second["low"] <= first["high"])
 
 
 def short_number(value: float) -> str:
@@ -212,18 +197,32 @@ def short_number(value: float) -> str:
     return text.replace("-", "−")
 
 
+def shown_columns(rows: Sequence[TableRow]) -> list[str]:
+    """The columns in which there is any figure, ours or the paper's."""
+    return [column for column in COLUMNS if any(column in row.ours or column in row.paper for row in rows)]
+
+
+def markdown_page(rows: Sequence[TableRow], encoder: str, notes: Sequence[str]) -> str:
+    """The table as Markdown, with what it means and its notes where there are any."""
+    if not notes:
+        return markdown_table(rows)
+    said = "\n".join(f"- {markdown_text(note)}" for note in notes)
+    return (
+        f"{markdown_table(rows)}\nScores with the encoder {markdown_text(encoder)}; text alignment is "
+        "2.5 · max(cosine, 0), as in the paper. The paper's KID is of Inception features, ours of the encoder's, so "
+        f"only their order compares. Brackets: 95 % intervals by bootstrap over prompts.\n\n{said}\n"
+    )
+
+
 def markdown_table(rows: Sequence[TableRow]) -> str:
     """The rows as Markdown: ours with intervals, the paper's figure beside each."""
-    shown = [column for column in COLUMNS if any(column in row.ours or column in row.paper for row in rows)]
+    shown = shown_columns(rows)
     heads = [head for column in shown for head in (COLUMN_NAMES[column], "paper")]
     lines = [f"| | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
     for group in dict.fromkeys(row.group for row in rows):
         lines.append(f"| **{markdown_text(GROUP_NAMES.get(group, group))}** |{' |' * len(heads)}")
         for row in (row for row in rows if row.group == group):
-            cells = [
-                text for column in shown for text in (interval_text(row.ours.get(column)), _paper_text(row, column))
-            ]
-            lines.append(f"| {markdown_text(row.method)} | {' | '.join(cells)} |")
+            lines.append(f"| {markdown_text(row.method)} | {' | '.join(row.cells(shown))} |")
     return "\n".join(lines) + "\n"
 
 
@@ -241,7 +240,3 @@ def bounds_text(estimate: Mapping[str, Any]) -> str:
         return ""
     between = " to " if estimate["low"] < 0 else "–"
     return f"{short_number(estimate['low'])}{between}{short_number(estimate['high'])}"
-
-
-def _paper_text(row: TableRow, column: str) -> str:
-    return short_number(row.paper[column]) if column in row.paper else "–"

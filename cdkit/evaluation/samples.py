@@ -88,7 +88,7 @@ def read_sample_set(folder: Path, tokens: Sequence[str] = ()) -> SampleSet:
     if not isinstance(named, list) or not all(isinstance(token, str) for token in named):
         hint = "Restore it from a copy, or run the same cdkit sample again, with --force."
         raise InputError(f"{folder / MANIFEST_NAME} is damaged: details.tokens is no list of words.", hint=hint)
-    known = list(dict.fromkeys([*tokens, *named, *_tokens_of(deltas)]))
+    words = list(dict.fromkeys([*tokens, *named, *_tokens_of(deltas)]))
     missing = [row["path"] for row in rows if not (folder / row["path"]).is_file()]
     if missing:
         raise InputError(
@@ -100,16 +100,16 @@ def read_sample_set(folder: Path, tokens: Sequence[str] = ()) -> SampleSet:
             picture=Picture(row["path"], str(folder / row["path"]), FileContent(folder / row["path"])),
             path=row["path"],
             prompt=row["prompt"],
-            plain_prompt=without_tokens(row["prompt"], known),
+            plain_prompt=without_tokens(row["prompt"], words),
             seed=int(row["seed"]),
-            of_concept=bool(find_tokens(row["prompt"], known)),
+            of_concept=bool(find_tokens(row["prompt"], words)),
         )
         for row in rows
     )
     facts = _facts(deltas)
     if manifest is not None and manifest.run.get("drawn") and manifest.run.get("drawing_seconds"):
         facts["seconds_per_image"] = float(manifest.run["drawing_seconds"]) / int(manifest.run["drawn"])
-    return SampleSet(folder, samples, tuple(known), facts, dict(details))
+    return SampleSet(folder, samples, tuple(words), facts, dict(details))
 
 
 def delta_paths(written: Any) -> list[str]:
@@ -119,15 +119,15 @@ def delta_paths(written: Any) -> list[str]:
     """
     if not isinstance(written, str):
         return [str(path) for path in written] if isinstance(written, list) else []
-    parts, found = written.split(FORMER_SEPARATOR), list[str]()
+    parts, paths = written.split(FORMER_SEPARATOR), list[str]()
     while parts:
         for length in range(len(parts), 0, -1):
             path = FORMER_SEPARATOR.join(parts[:length])
             if length == 1 or os.path.exists(path):
-                found.append(path)
+                paths.append(path)
                 del parts[:length]
                 break
-    return found
+    return paths
 
 
 def _table_rows(folder: Path) -> list[dict[str, Any]]:
@@ -191,7 +191,7 @@ def _facts(deltas: Sequence[Path]) -> dict[str, float]:
             for manifest in manifests
             if manifest is not None
         ]
-        known = [float(value) for value in seconds if value is not None]
-        if len(known) == len(files):
-            facts["train_seconds"] = sum(known)
+        trained = [float(value) for value in seconds if value is not None]
+        if len(trained) == len(files):
+            facts["train_seconds"] = sum(trained)
     return facts

@@ -1,4 +1,7 @@
-"""Scores of one set of samples: per image where a score has images, and as estimates with intervals."""
+"""Scores of one set of samples, from embeddings: per image where a score has images, and as estimates with intervals.
+
+The measures at the end take rows of norm 1 (float [n, dimension]) and give one float64 per sample.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from cdkit.evaluation.samples import SampleSet
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from cdkit.evaluation.embeddings import Embedded
 
 SCORES_NAME = "scores.parquet"
 SUMMARY_NAME = "summary.json"
@@ -39,34 +43,16 @@ class SetScores:
     notes: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Embedded:
-    """Embeddings of everything one set of samples is scored with, rows of norm 1.
-
-    texts: of each sample's prompt without modifier tokens. photos: by concept. dino: the same images and photos in
-    another encoder. before: per sample the base model's image at the same prompt and seed, where there is one.
-    """
-
-    images: Tensor
-    texts: Tensor
-    photos: Mapping[str, Tensor] = field(default_factory=dict)
-    dino_images: Tensor | None = None
-    dino_photos: Mapping[str, Tensor] = field(default_factory=dict)
-    reference: Tensor | None = None
-    before: Mapping[int, Tensor] = field(default_factory=dict)
-
-
 def score_set(samples: SampleSet, embedded: Embedded, *, resamples: int, seed: int) -> SetScores:
     """Every score that the embeddings allow. Text and image alignment are of the samples that show the concept;
     drift and KID of those of class prompts."""
-    from cdkit.evaluation import alignment
 
     scores = SetScores(samples)
     bootstrap = _Bootstrap(scores, resamples, seed)
     places = samples.about_concept()
-    cosines = alignment.text_alignment(embedded.images[places], embedded.texts[places])
+    cosines = text_alignment(embedded.images[places], embedded.texts[places])
     bootstrap.add("text_alignment", places, cosines)
-    bootstrap.add("clip_score", places, alignment.clip_score(cosines))
+    bootstrap.add("clip_score", places, clip_score(cosines))
     _add_concepts(bootstrap, "image_alignment", places, embedded.images, embedded.photos)
     if embedded.dino_images is not None:
         _add_concepts(bootstrap, "dino_image_alignment", places, embedded.dino_images, embedded.dino_photos)
@@ -75,7 +61,7 @@ def score_set(samples: SampleSet, embedded: Embedded, *, resamples: int, seed: i
         import torch
 
         same = sorted(embedded.before)
-        values = alignment.drift(embedded.images[same], torch.stack([embedded.before[place] for place in same]))
+        values = drift(embedded.images[same], torch.stack([embedded.before[place] for place in same]))
         bootstrap.add("drift", same, values)
     if embedded.reference is not None:
         _add_kernel_distance(scores, embedded, resamples=resamples, seed=seed)
@@ -104,11 +90,10 @@ class _Bootstrap:
 
     def add(self, name: str, places: Sequence[int], values: Tensor, *, concept: str = "", metric: str = "") -> None:
         """metric: the estimate's name where it differs from the rows'."""
-        from cdkit.evaluation.alignment import all_finite
-        from cdkit.evaluation.intervals import mean_with_interval
+        from cdkit.evaluation.estimates import mean_with_interval
 
         samples = self.scores.samples.samples
-        if not all_finite(values):
+        if not values.isfinite().all():
             raise InputError(f"The score {name} is not a number for some images.", hint="Draw them again.")
         self.scores.rows.extend(
             ScoreRow(place, name, concept, float(value)) for place, value in zip(places, values, strict=True)
@@ -125,23 +110,17 @@ def _add_concepts(
     """One score per concept, and over several their mean per image."""
     import torch
 
-    from cdkit.evaluation import alignment
-
-    score = alignment.nearest_photo if name == "nearest_photo" else alignment.image_alignment
+    score = nearest_photo if name == "nearest_photo" else image_alignment
     values = {concept: score(images[places], rows) for concept, rows in photos.items()}
-    if not values:
-        return
+    for concept, of_concept in values.items():
+        metric = f"{name}.{concept}" if len(values) > 1 else name
+        bootstrap.add(name, places, of_concept, concept=concept, metric=metric)
     if len(values) > 1:
-        for concept, own in values.items():
-            bootstrap.add(name, places, own, concept=concept, metric=f"{name}.{concept}")
         bootstrap.add(name, places, torch.stack(list(values.values())).mean(dim=0))
-    else:
-        concept, own = next(iter(values.items()))
-        bootstrap.add(name, places, own, concept=concept, metric=name)
 
 
 def _add_kernel_distance(scores: SetScores, embedded: Embedded, *, resamples: int, seed: int) -> None:
-    from cdkit.evaluation.kernel_distance import kernel_distance, unit_features
+    from cdkit.evaluation.estimates import kernel_distance, unit_features
 
     samples, reference = scores.samples, embedded.reference
     assert reference is not None
@@ -153,20 +132,42 @@ def _add_kernel_distance(scores: SetScores, embedded: Embedded, *, resamples: in
     if len(places) < 2 or len(reference) < 2:
         scores.notes.append("KID needs at least two samples and two reference images: it was left out.")
         return
-    found = kernel_distance(
+    distance = kernel_distance(
         unit_features(embedded.images[places]),
         unit_features(reference),
         blocks=[samples.samples[place].prompt for place in places],
         resamples=resamples,
         seed=seed,
     )
-    scores.metrics["kid"] = {
-        "value": found.value,
-        "low": found.low,
-        "high": found.high,
-        "n": found.n,
-        "resampled": found.resampled,
-        "standard_error": found.standard_error,
-        "reference_n": found.reference_n,
-        "over": over,
-    }
+    scores.metrics["kid"] = distance.as_json() | {"over": over}
+
+
+CLIP_SCORE_WEIGHT = 2.5
+
+
+def text_alignment(images: Tensor, texts: Tensor) -> Tensor:
+    """Cosine of each image with the text of its own prompt: images and texts [n, d], to [n] in [-1, 1]."""
+    return (images.double() * texts.double()).sum(dim=1)
+
+
+def clip_score(cosines: Tensor) -> Tensor:
+    """CLIPScore (Hessel et al. 2021, section 3; CustomConcept101's text alignment): 2.5 · max(cosine, 0)."""
+    return CLIP_SCORE_WEIGHT * cosines.double().clamp(min=0)
+
+
+def image_alignment(images: Tensor, photos: Tensor) -> Tensor:
+    """Mean cosine of each image with every photo of the concept (Custom Diffusion, appendix D): [n, d], [m, d] to [n].
+
+    Its mean over the samples is the mean over all pairs of sample and photo.
+    """
+    return (images.double() @ photos.double().T).mean(dim=1)
+
+
+def nearest_photo(images: Tensor, photos: Tensor) -> Tensor:
+    """Cosine of each image with the training photo it is most like, [n]: near 1 means that a photo was copied."""
+    return (images.double() @ photos.double().T).max(dim=1).values
+
+
+def drift(images: Tensor, before: Tensor) -> Tensor:
+    """1 - cosine of each image with the base model's image of the same prompt and seed: 0 is no change, [n]."""
+    return 1 - text_alignment(images, before)

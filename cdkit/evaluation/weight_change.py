@@ -9,12 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
-from cdkit.core.devices import choose_device
 from cdkit.core.errors import ConfigError
+from cdkit.core.machine import choose_device
 from cdkit.core.protocols import Progress
 from cdkit.core.shards import read_tensor_header
 from cdkit.deltas.base_model import load_base_model
-from cdkit.deltas.delta import DELTA_FORMATS, DELTA_NAME, load_delta, matrix
+from cdkit.deltas.delta import DELTA_FORMATS, DELTA_NAME, load_delta
+from cdkit.deltas.low_rank import matrix
 from cdkit.evaluation.config import WeightChangeConfig
 
 Checkpoint = dict[str, dict[str, "Tensor"]]
@@ -23,7 +24,6 @@ CHANGE_TABLE_NAME, PLOT_NAME, CHANGE_NAME = "weight_change.csv", "weight_change.
 
 def compare_weights(config: WeightChangeConfig, progress: Progress) -> tuple[list[ParameterChange], list[GroupChange]]:
     """Every parameter's change and every group's; raises ConfigError when the two are of different shapes."""
-
     changes = parameter_changes(_pairs(config, progress))
     return changes, group_changes(changes)
 
@@ -33,33 +33,28 @@ def plot(changes: list[ParameterChange], groups: list[GroupChange]) -> str:
     from cdkit.evaluation.charts import Strip, strip_chart
 
     rows = [
-        Strip(
-            group.group,
-            [change.rate for change in changes if change.group == group.group and change.rate is not None],
-        )
-        for group in groups
+        Strip(name, [change.rate for change in changes if change.group == name and change.rate is not None])
+        for name in (group.group for group in groups)
     ]
     return strip_chart(rows, x_label="rate of change ‖θ′ − θ‖ / ‖θ‖", title="Rate of change of weights by group")
 
 
 def _pairs(config: WeightChangeConfig, progress: Progress) -> Iterator[tuple[str, str, Tensor, Tensor]]:
     """(name, group, base, tuned) of every parameter."""
-
     loaded: dict[str, Checkpoint] = {}
-    own_base = load_delta(config.base).base if _is_delta(config.base) else "embedded"
-    base = load_checkpoint(config.base, own_base, config.device, progress, loaded)
+    base_of_base = load_delta(config.base).base if _is_delta(config.base) else "embedded"
+    base = load_checkpoint(config.base, base_of_base, config.device, progress, loaded)
     tuned = load_checkpoint(config.tuned, config.base, config.device, progress, loaded)
     for part in ("unet", "text_encoder"):
-        one, other = base.get(part, {}), tuned.get(part, {})
-        shared = [name for name in one if name in other]
-        if part == "unet" and (set(one) != set(other) or any(one[n].shape != other[n].shape for n in shared)):
+        before, after = base.get(part, {}), tuned.get(part, {})
+        alike = [name for name in before if name in after and before[name].shape == after[name].shape]
+        if part == "unet" and not len(alike) == len(before) == len(after):
             raise ConfigError(
                 f"{config.base} and {config.tuned} are not the same kind of model: their U-Nets differ in shape.",
                 hint="Compare a base model with a delta or a fine-tuned copy of it.",
             )
-        for name in shared:
-            if one[name].shape == other[name].shape:
-                yield name, group_of(name) if part == "unet" else "text encoder", one[name], other[name]
+        for name in alike:
+            yield name, group_of(name) if part == "unet" else "text encoder", before[name], after[name]
 
 
 def load_checkpoint(
@@ -78,12 +73,12 @@ def load_checkpoint(
         return loaded[spec]
     delta = load_delta(spec)
     base = default_base if not _is_delta(default_base) else load_delta(default_base).base
-    found = dict(load_checkpoint(base, "embedded", device, progress, loaded)["unet"])
+    weights = dict(load_checkpoint(base, "embedded", device, progress, loaded)["unet"])
     for name, change in delta.changes.items():
-        if name not in found or tuple(found[name].shape) != tuple(change.shape):
+        if name not in weights or tuple(weights[name].shape) != tuple(change.shape):
             raise ConfigError(f"The delta {spec} does not fit {base}: {name}.", hint="Give the base it was made on.")
-        found[name] = found[name] + matrix(change).to(found[name].device)
-    return {"unet": found}
+        weights[name] = weights[name] + matrix(change).to(weights[name].device)
+    return {"unet": weights}
 
 
 def _is_delta(spec: str) -> bool:
@@ -151,22 +146,21 @@ def parameter_changes(pairs: Iterable[tuple[str, str, Tensor, Tensor]]) -> list[
 
 def group_changes(changes: Sequence[ParameterChange]) -> list[GroupChange]:
     """One summary per group that has parameters, in the paper's order; parameters without a rate do not count."""
-    found = []
+    groups = []
     for group in GROUPS:
-        own = [change for change in changes if change.group == group and change.rate is not None]
-        if not own:
+        rated = [change for change in changes if change.group == group and change.rate is not None]
+        if not rated:
             continue
-        largest = max(own, key=lambda change: change.rate or 0.0)
-        rates = [change.rate or 0.0 for change in own]
-        found.append(
+        rates = [change.rate or 0.0 for change in rated]
+        groups.append(
             GroupChange(
                 group=group,
-                parameters=len(own),
-                values=sum(change.values for change in own),
+                parameters=len(rated),
+                values=sum(change.values for change in rated),
                 moved=sum(rate > 0 for rate in rates),
                 mean_rate=sum(rates) / len(rates),
                 largest_rate=max(rates),
-                largest=largest.name,
+                largest=max(rated, key=lambda change: change.rate or 0.0).name,
             )
         )
-    return found
+    return groups

@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 import cdkit
-from cdkit.core.errors import CdkitError
+from cdkit.core.errors import CdkitError, shortage, write_problem
 from cdkit.core.protocols import Engine
 from cdkit.core.storage import atomic_path, write_json
-from cdkit.core.system_errors import shortage, write_problem
 from cdkit.fetching.job import ENDED_NAME, IMAGES_NAME, LOG_NAME, PROXY_VARIABLE, SHARD_NAME, Job, journal_events
 from cdkit.fetching.urls import host_of
 
@@ -65,10 +64,10 @@ def run_wave(folder: Path, job: Job, advance: Callable[[float], None] | None = N
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    counter = _EndedUrls(folder, advance)
+    count = _counter(folder, advance)
     try:
-        cause = _watch(program, folder, clock + bound, counter.count)
-        counter.count()
+        cause = _watch(program, folder, clock + bound, count)
+        count()
     finally:
         # Before the program is reaped, so that its process group cannot be somebody else's yet.
         with suppress(ProcessLookupError):
@@ -99,12 +98,11 @@ def split_job(job: Job, shards: int) -> list[Job]:
     parts: list[list[int]] = [[] for _ in range(min(shards, len(hosts)))]
     for keys in sorted(hosts.values(), key=len, reverse=True):
         min(parts, key=len).extend(keys)
-    return [_part(job, sorted(keys)) for keys in parts]
-
-
-def _part(job: Job, keys: Sequence[int]) -> Job:
-    hashes = {place: job.hashes[key] for place, key in enumerate(keys) if key in job.hashes}
-    return replace(job, urls=tuple(job.urls[key] for key in keys), hashes=hashes)
+    jobs = []
+    for keys in map(sorted, parts):
+        hashes = {place: job.hashes[key] for place, key in enumerate(keys) if key in job.hashes}
+        jobs.append(replace(job, urls=tuple(job.urls[key] for key in keys), hashes=hashes))
+    return jobs
 
 
 def fetch_shard(job: Job) -> ShardResult:
@@ -170,20 +168,18 @@ def spread_hosts(items: Sequence[Item], hosts: Sequence[str]) -> list[Item]:
     return ordered
 
 
-class _EndedUrls:
-    """Tells how many URLs came to an end since it was asked last."""
+def _counter(folder: Path, advance: Callable[[float], None] | None) -> Callable[[], None]:
+    """Tells `advance` how many URLs came to an end since it was called last."""
+    counted = 0
 
-    def __init__(self, folder: Path, advance: Callable[[float], None] | None) -> None:
-        self._folder = folder
-        self._advance = advance
-        self._counted = 0
+    def count() -> None:
+        nonlocal counted
+        if advance is not None:
+            ended = sum(event["event"] != "started" for event in journal_events(folder))
+            advance(ended - counted)
+            counted = ended
 
-    def count(self) -> None:
-        if self._advance is None:
-            return
-        ended = sum(event["event"] != "started" for event in journal_events(self._folder))
-        self._advance(ended - self._counted)
-        self._counted = ended
+    return count
 
 
 def _watch(program: subprocess.Popen[bytes], folder: Path, end: float, count: Callable[[], None]) -> Cause:
@@ -219,21 +215,17 @@ def _exit_status(program: subprocess.Popen[bytes]) -> int | None:
 def _environment(proxy: str | None) -> dict[str, str]:
     """The program's environment: no proxy but the one chosen, no calls home, and this very cdkit."""
     kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-    root = str(Path(cdkit.__file__).parents[1])
-    search = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return (
-        kept
-        | ({PROXY_VARIABLE: proxy} if proxy else {})
-        | {
-            "PYTHONPATH": os.pathsep.join(search),
-            "NO_ALBUMENTATIONS_UPDATE": "1",
-            "WANDB_MODE": "disabled",
-            "OMP_NUM_THREADS": "1",
-            # Address space is bounded there, and these would reserve gigabytes of it in advance.
-            "ARROW_DEFAULT_MEMORY_POOL": "system",
-            "MALLOC_ARENA_MAX": "2",
-        }
-    )
+    search = [str(Path(cdkit.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    settings = {
+        "PYTHONPATH": os.pathsep.join(search),
+        "NO_ALBUMENTATIONS_UPDATE": "1",
+        "WANDB_MODE": "disabled",
+        "OMP_NUM_THREADS": "1",
+        # Address space is bounded there, and these would reserve gigabytes of it in advance.
+        "ARROW_DEFAULT_MEMORY_POOL": "system",
+        "MALLOC_ARENA_MAX": "2",
+    }
+    return kept | settings | ({PROXY_VARIABLE: proxy} if proxy else {})
 
 
 def _check(folder: Path, end: WaveEnd) -> None:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cdkit.core.errors import InputError
+from cdkit.core.storage import read_lines
 from cdkit.fetching.failures import FetchFailure
-from cdkit.fetching.outcomes import FailedFetch
+from cdkit.fetching.job import FailedFetch
 from cdkit.fetching.urls import parse_url
 
 BLOCKLISTED = "blocklisted"
@@ -39,14 +40,8 @@ def read_blocklist(path: Path) -> Blocklist:
     A hash of 32, 40 or 64 digits is md5, sha1 or sha256 of a file, one of 16 digits a perceptual hash. Raises
     InputError when the file cannot be read or a line is neither: a list that is half understood protects nobody.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"The blocklist {path} cannot be read: {error}", hint="It must be a UTF-8 text file."
-        ) from error
     urls, hashes, perceptual, mistakes = set(), set(), [], []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         text = line.strip()
         if not text or text.startswith("#"):
             continue

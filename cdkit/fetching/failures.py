@@ -11,27 +11,9 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 FAILURE_KINDS = (
-    "dns",
-    "refused",
-    "reset",
-    "timeout",
-    "tls",
-    "redirect",
-    "scheme",
-    "port",
-    "blocked_address",
-    "http_403",
-    "http_404",
-    "http_4xx",
-    "http_5xx",
-    "opt_out",
-    "protocol",
-    "encoding",
-    "too_large",
-    "memory",
-    "hash_mismatch",
-    "blocklisted",
-    "lost",
+    *("dns", "refused", "reset", "timeout", "tls", "redirect", "scheme", "port", "blocked_address"),
+    *("http_403", "http_404", "http_4xx", "http_5xx", "opt_out", "protocol", "encoding", "too_large", "memory"),
+    *("hash_mismatch", "blocklisted", "lost"),
 )
 # Said about the host, or by its owner: another spelling of the same URL would end the same way.
 HOST_FAILURES = frozenset({"dns", "refused", "tls", "scheme", "port", "blocked_address", "opt_out", "blocklisted"})
@@ -54,9 +36,8 @@ class FetchFailure(Exception):
 
 def status_failure(status: int, reason: str, retry_after: str | None = None) -> FetchFailure:
     """The failure that an HTTP status of 300 or more, or below 200, means."""
-    exact = {403: "http_403", 404: "http_404"}
-    if status in exact:
-        kind = exact[status]
+    if status in (403, 404):
+        kind = f"http_{status}"
     elif 400 <= status < 500:
         kind = "http_4xx"
     elif 300 <= status < 400:

@@ -15,7 +15,6 @@ from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urljoin
 
-from cdkit.fetching.addresses import WEB_PORTS, is_public
 from cdkit.fetching.blocklist import digests
 from cdkit.fetching.failures import DEFERRED, FetchFailure, classify, status_failure
 from cdkit.fetching.guard import (
@@ -30,7 +29,7 @@ from cdkit.fetching.guard import (
 )
 from cdkit.fetching.job import AGENT_TOKEN, Job, Journal
 from cdkit.fetching.responses import BoundedResponse, decoded, opts_out
-from cdkit.fetching.urls import AllowedHosts, WebUrl, parse_url, proxy_place
+from cdkit.fetching.urls import WEB_PORTS, AllowedHosts, WebUrl, is_public, parse_url, proxy_place
 
 MAX_REDIRECTS = 5
 BLOCK = 1 << 16

@@ -19,9 +19,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from cdkit.fetching.addresses import WEB_PORTS, is_public
 from cdkit.fetching.failures import FetchFailure
 from cdkit.fetching.responses import BoundedResponse
+from cdkit.fetching.urls import WEB_PORTS, is_public
 
 Place = tuple[str, int]
 MAX_ADDRESSES = 4

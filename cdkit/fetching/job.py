@@ -1,7 +1,8 @@
-"""What the guarded program is told (settings and URLs of one batch, as JSON), and the journal it answers with."""
+"""One batch: what the guarded program is told, the journal it answers with, and what became of its URLs."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import threading
@@ -12,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import cdkit
-from cdkit.core.errors import ConfigError
+from cdkit.core.errors import ConfigError, InputError
 from cdkit.core.formatting import json_text
 from cdkit.core.storage import read_json, write_json, write_text
+from cdkit.fetching.failures import DEFERRED, backoff_seconds, is_retryable
 from cdkit.fetching.urls import AllowedHosts, proxy_place
+from cdkit.pictures.picture import Content, FileContent
 
 JOB_NAME = "job.json"
 URLS_NAME = "urls.parquet"
@@ -145,3 +148,98 @@ def journal_events(folder: Path) -> Iterator[dict[str, Any]]:
                 continue
             if isinstance(event, dict) and isinstance(event.get("key"), int):
                 yield event
+
+
+@dataclass(frozen=True)
+class FetchedImage:
+    """An image that was got, not decoded yet. sha256: of the bytes as they came, None where not read yet."""
+
+    url: str | None
+    content: Content
+    sha256: str | None = None
+    size: int | None = None
+    status: int | None = None
+
+
+@dataclass(frozen=True)
+class FailedFetch:
+    """A URL that was given up. kind: one of failures.FAILURE_KINDS; status: the HTTP status where there was one."""
+
+    url: str | None
+    kind: str
+    status: int | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One try of one URL that came to an end. at: clock time in seconds; image: set when it was fetched."""
+
+    url: str
+    kind: str
+    at: float
+    status: int | None = None
+    detail: str = ""
+    retry_after: float | None = None
+    image: FetchedImage | None = None
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A URL that may be tried (again) from `due` on, in clock seconds."""
+
+    due: float = 0.0
+
+
+def read_wave(folder: Path) -> list[Attempt]:
+    """The attempts of one batch. A URL that was interrupted with the run has none: it is tried again."""
+    if not (folder / JOB_NAME).exists():
+        return []
+    job = Job.read(folder)
+    cause = read_json(folder / ENDED_NAME)["cause"] if (folder / ENDED_NAME).exists() else "interrupted"
+    last: dict[int, dict[str, Any]] = {}
+    for event in journal_events(folder):
+        last[event["key"]] = event
+    attempts = (_attempt(folder, key, url, last.get(key), cause) for key, url in enumerate(job.urls))
+    return [attempt for attempt in attempts if attempt is not None]
+
+
+def _attempt(folder: Path, key: int, url: str, event: Mapping[str, Any] | None, cause: str) -> Attempt | None:
+    at = float(event["at"]) if event else 0.0
+    kind = event["event"] if event else None
+    if event is not None and kind == "fetched":
+        content = FileContent(folder / IMAGES_NAME / SHARD_NAME / f"{key:09d}.jpg")
+        if _is_whole(content, event["sha256"]):
+            image = FetchedImage(url, content, event["sha256"], event["bytes"], event["status"])
+            return Attempt(url, "fetched", at, event["status"], image=image)
+        kind = None
+    if event is not None and kind not in (None, "started", DEFERRED):
+        return Attempt(url, str(kind), at, event["status"], event["detail"], event["retry_after"])
+    if kind == DEFERRED:
+        return None
+    if cause == "finished":
+        return Attempt(url, "lost", at, detail="img2dataset gave neither an image nor an error")
+    if cause == "bound" and kind == "started":
+        return Attempt(url, "timeout", at, detail="the wave was ended")
+    return None
+
+
+def _is_whole(content: FileContent, sha256: str) -> bool:
+    """Whether the file that img2dataset wrote is the body that was received, to the last byte."""
+    try:
+        return hashlib.sha256(content.read()).hexdigest() == sha256
+    except InputError:
+        return False
+
+
+def settle(attempts: Sequence[Attempt], retries: int) -> FetchedImage | FailedFetch | Waiting:
+    """What a URL's attempts, oldest first, amount to."""
+    for attempt in attempts:
+        if attempt.image is not None:
+            return attempt.image
+    if not attempts:
+        return Waiting()
+    last = attempts[-1]
+    if len(attempts) <= retries and is_retryable(last.kind, last.status, last.retry_after):
+        return Waiting(last.at + backoff_seconds(len(attempts), last.retry_after))
+    return FailedFetch(last.url, last.kind, last.status, last.detail)

@@ -18,7 +18,7 @@ import urllib.request
 from multiprocessing.connection import wait
 from pathlib import Path
 
-from cdkit.core.threads import limit_memory
+from cdkit.core.machine import limit_memory
 from cdkit.fetching.fetch import GuardedOpener
 from cdkit.fetching.guard import install_audit_hook
 from cdkit.fetching.job import IMAGES_NAME, PROXY_VARIABLE, URLS_NAME, FetchSettings, Job, Journal

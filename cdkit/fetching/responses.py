@@ -148,15 +148,12 @@ def decoded(content: bytes, encoding: str, limit: int) -> bytes:
     for name in reversed(layers):
         undo = _DECODERS.get(name)
         if undo is not None:
-            content = _within(undo(content, limit + 1), limit, name) or content
+            plain = undo(content, limit + 1)
+            if len(plain) > limit:
+                raise FetchFailure("too_large", f"more than {limit} bytes after {name}")
+            content = plain or content
         elif not _PICTURE.match(content):
             raise FetchFailure("encoding", f"Content-Encoding {name[:40]}")
-    return content
-
-
-def _within(content: bytes, limit: int, name: str) -> bytes:
-    if len(content) > limit:
-        raise FetchFailure("too_large", f"more than {limit} bytes after {name}")
     return content
 
 

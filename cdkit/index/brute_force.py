@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cdkit.core.splitmix64 import GOLDEN, splitmix64
+from cdkit.core.fingerprints import GOLDEN, splitmix64
 from cdkit.index.records import read_embeddings
 
 if TYPE_CHECKING:

@@ -10,14 +10,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdkit.core.errors import InputError
+from cdkit.core.errors import InputError, writing
 from cdkit.core.fingerprints import content_fingerprint
 from cdkit.core.formatting import json_text
 from cdkit.core.manifest import Counts
 from cdkit.core.protocols import Context, Engine, TextEncoder
 from cdkit.core.shards import Dataset, finished_facts, open_shard, part_name, parts, require_keys
 from cdkit.core.storage import Folder, SourceFile
-from cdkit.core.system_errors import writing
 from cdkit.index.embedding_files import embedding_shard
 from cdkit.index.records import read_embeddings
 
@@ -75,7 +74,7 @@ def embed_captions(
     never cost a second embedding. Shards without captions any more are removed.
     Raises InputError naming the shard when it is damaged or the encoder gives NaN; nothing of that shard is written.
     """
-    from cdkit.core.devices import choose_device
+    from cdkit.core.machine import choose_device
     from cdkit.encoders import resolve_precision
 
     sources = parts(captions)

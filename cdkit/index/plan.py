@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from cdkit.core.config import describe_mistakes, did_you_mean
 from cdkit.core.errors import ConfigError
-from cdkit.core.threads import thread_count
+from cdkit.core.machine import thread_count
 from cdkit.core.yaml_files import read_yaml
 from cdkit.index.config import CODE_BYTES
 from cdkit.index.faiss_index import (

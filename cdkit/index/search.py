@@ -105,6 +105,43 @@ def search(
     return answers
 
 
+def search_vector(
+    index: CaptionIndex,
+    vector: np.ndarray,
+    *,
+    min_similarity: float,
+    limit: int = LIMIT,
+    encode_limit: int = ENCODE_LIMIT,
+) -> SearchResult:
+    """The captions most similar to an embedding of the index's space: float32 [dimension], normalised here.
+
+    Raises ConfigError for an impossible setting, and for a vector of another length or without a direction.
+    """
+    import numpy as np
+
+    _check(["a vector"], min_similarity, limit, encode_limit)
+    query = np.asarray(vector, dtype=np.float32)
+    length = float(np.linalg.norm(query.astype(np.float64)))
+    if query.shape != (index.encoder.dimension,) or not 0 < length < np.inf:
+        raise ConfigError(
+            f"A query of this index is {index.encoder.dimension} finite numbers, not all 0 (got {query.size}).",
+            hint=f"Make it with the encoder {index.encoder.spec!r}.",
+        )
+    return _Search(index, query / np.float32(length), min_similarity, limit, encode_limit).run("", [])
+
+
+def nearest_similarities(index: CaptionIndex, query: np.ndarray, count: int) -> np.ndarray:
+    """The `count` greatest similarities to float32 [dimension], normalised, best first.
+
+    By stored embeddings (2e-4 off at most) where the index keeps them, else by estimate.
+    """
+    import numpy as np
+
+    found = index.faiss.top(query, count, selector=index.selector)
+    similarities = _stored(index, query, found)[1] if index.records.has_embeddings else found.similarities
+    return np.sort(similarities)[::-1]
+
+
 def _check(texts: Sequence[str], min_similarity: float | None, limit: int, encode_limit: int) -> None:
     problems = [f"query {number + 1} is empty" for number, text in enumerate(texts) if not clean_caption(text)]
     problems += [f"query {number + 1} is not UTF-8" for number, text in enumerate(texts) if not is_text(text)]

@@ -126,8 +126,7 @@ def _free(taken: set[str]) -> str:
 def _check_distinct(tokens: Sequence[ModifierToken]) -> None:
     for position, token in enumerate(tokens):
         for other in tokens[:position]:
-            same = same_word(other.text) == same_word(token.text) and set(other.rows) == set(token.rows)
-            if same and all(other.rows[name].equal(token.rows[name]) for name in token.rows):
+            if same_word(other.text) == same_word(token.text) and other.has_rows_of(token):
                 raise ConfigError(
                     f"Two deltas bring the same token {token.text} with the same embedding.",
                     hint="Give every concept's delta once, each trained on its own on the base model.",

@@ -7,20 +7,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdkit.core.devices import choose_device
 from cdkit.core.errors import ConfigError, InputError
 from cdkit.core.fingerprints import Input
+from cdkit.core.machine import choose_device
 from cdkit.core.manifest import Counts
 from cdkit.core.protocols import Context
 from cdkit.core.shards import Dataset
 from cdkit.core.storage import TEMPORARY_PREFIX, Folder
 from cdkit.deltas.apply import check_fit
 from cdkit.deltas.base_model import base_hash, cross_attention_names, load_base_model
-from cdkit.deltas.delta import DELTA_NAME, ON_TOP_OF, Delta, LowRank, load_delta, save_delta
-from cdkit.merging.change_size import change_size, check_size
+from cdkit.deltas.delta import DELTA_NAME, ON_TOP_OF, Delta, load_delta, save_delta
+from cdkit.deltas.low_rank import LowRank
 from cdkit.merging.config import MergeConfig
 from cdkit.merging.conflicts import Renamed, rename_tokens
-from cdkit.merging.problem import measure, prepare, solve_problem
+from cdkit.merging.problem import change_size, check_size, measure, prepare, solve_problem
 from cdkit.tokens.sample import SampledCaptions, captions_folder, import_pools, sample_rows
 
 if TYPE_CHECKING:

@@ -10,11 +10,10 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cdkit.core.storage import atomic_path
+from cdkit.pictures.picture import open_file, save_png
 from cdkit.pictures.regularization_set import GENERATED, SetRow
 
 if TYPE_CHECKING:
@@ -90,15 +89,12 @@ def write_grid(blocks: Sequence[Block], target: Path, *, columns: int, side: int
     """Write the sheets as PNG: the first as `target`, any further ones into a folder beside it (grid.png, grids/)."""
     for number, sheet in enumerate(draw_sheets(blocks, columns, side), start=1):
         further = target.parent / f"{target.stem}s" / f"{target.stem}-{number}.png"
-        with atomic_path(target if number == 1 else further) as temporary:
-            sheet.save(temporary, format="PNG")
+        save_png(sheet, target if number == 1 else further)
 
 
 def write_contact_sheet(path: Path, rows: Sequence[SetRow], title: str) -> None:
     """Draw up to 960 images, each with the start of its caption and the caption's similarity to the prompt."""
-    for sheet in islice(draw_sheets([contact_block(rows, title)], CONTACT_COLUMNS, CONTACT_SIDE), 1):
-        with atomic_path(path) as temporary:
-            sheet.save(temporary, format="PNG")
+    save_png(next(draw_sheets([contact_block(rows, title)], CONTACT_COLUMNS, CONTACT_SIDE)), path)
 
 
 def contact_block(rows: Sequence[SetRow], title: str) -> Block:
@@ -133,8 +129,6 @@ def _drawn(lines: Sequence[_Line], width: int, side: int) -> Image.Image:
 def _small(path: Path, side: int) -> Image.Image:
     """A picture that fits a square; one much smaller than it is enlarged without blur."""
     from PIL import Image
-
-    from cdkit.pictures.picture import open_file
 
     picture = open_file(path, side)
     scale = side / max(picture.size)

@@ -8,23 +8,33 @@ them (`cdkit.pictures.captions`), or of WebDataset's tar files.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+import json
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
 
+from cdkit.core.columns import ColumnNames
 from cdkit.core.errors import InputError
 from cdkit.core.fingerprints import EMBEDDED
 from cdkit.core.formatting import printable
 from cdkit.core.shards import parts
 from cdkit.pictures.captions import read_captions
-from cdkit.pictures.folder import LeftOut, foreign_kind, is_of_another_kind, list_folder, shown
-from cdkit.pictures.picture import BytesContent, FileContent, Picture
+from cdkit.pictures.folder import LeftOut, foreign_kind, is_of_another_kind, is_picture_name, list_folder, shown
+from cdkit.pictures.picture import BytesContent, CellContent, Content, FileContent, Picture
 from cdkit.pictures.regularization_set import IMAGES, iterate_regularization_set, refuse_unfinished
-from cdkit.pictures.shards import Shards, read_img2dataset, read_webdataset
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
 
 # A folder that cdkit sample made; the grid beside its images is none of them.
 SAMPLES_NAME, SAMPLE_IMAGES = "samples.parquet", "images"
+# What img2dataset calls the columns that are read of a row, and the column of an image.
+_ROW = ("key", "url", "caption", "status")
+_FORMATS = ("jpg", "png", "webp")
+_MOST_TEXT = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -80,20 +90,15 @@ def read_pictures(source: str | Path, wanted: Callable[[Mapping[str, Any]], bool
     if path.is_file():
         return PictureFolder(name, "file", [Picture(name, name, FileContent(path))])
     if not path.is_dir():
-        if path.exists():
-            raise InputError(f"{name} is neither a folder nor a file.", hint="Give a folder of images.")
-        raise InputError(f"{name} is no folder: it does not exist.", hint="Give a folder of images.")
+        what = "is neither a folder nor a file" if path.exists() else "is no folder: it does not exist"
+        raise InputError(f"{name} {what}.", hint="Give a folder of images.")
     refuse_unfinished(path)
-    if parts(path / IMAGES):
-        return PictureFolder(name, "regularization set", _stored(path))
-    if path.name == IMAGES and parts(path):
-        return PictureFolder(name, "regularization set", _stored(path.parent))
+    for folder in (path, path.parent) if path.name == IMAGES else (path,):
+        if parts(folder / IMAGES):
+            return PictureFolder(name, "regularization set", _stored(folder))
     if (path / SAMPLES_NAME).is_file() and (path / SAMPLE_IMAGES).is_dir():
         path = path / SAMPLE_IMAGES
-    shards = read_img2dataset(path, wanted)
-    if shards is not None:
-        return _of_shards(name, shards)
-    return _of_files(name, path)
+    return read_img2dataset(path, name, wanted) or _of_files(name, path)
 
 
 def _embedded(source: str) -> list[Picture]:
@@ -114,16 +119,10 @@ def _stored(folder: Path) -> list[Picture]:
     ]
 
 
-def _of_shards(name: str, shards: Shards) -> PictureFolder:
-    return PictureFolder(name, shards.layout, shards.pictures, rejected=shards.rejected)
-
-
 def _of_files(name: str, path: Path) -> PictureFolder:
     listing = list_folder(path)
-    if not listing.pictures:
-        shards = read_webdataset(path)
-        if shards is not None:
-            return _of_shards(name, shards)
+    if not listing.pictures and (archived := _webdataset(path)):
+        return PictureFolder(name, "webdataset", archived)
     captions = read_captions(listing)
     pictures = [
         Picture(
@@ -144,3 +143,133 @@ def _of_files(name: str, path: Path) -> PictureFolder:
         missing=len(captions.missing),
         notes=captions.notes,
     )
+
+
+def read_img2dataset(
+    folder: Path, source: str, wanted: Callable[[Mapping[str, Any]], bool] | None = None
+) -> PictureFolder | None:
+    """img2dataset's output, its images joined with their rows by key; None when the folder is something else.
+
+    wanted: rows to keep, in an output of millions. Raises InputError for a shard that is damaged.
+    """
+    images: dict[str, Picture] = {}
+    rejected: Counter[str] = Counter()
+    layouts = set()
+    for path in sorted(path for path in folder.glob("*.parquet") if path.stem.isdigit()):
+        layout, contents, rows = _read_shard(path)
+        if layout is None:
+            return None
+        layouts.add(layout)
+        for key, row in rows.items():
+            if row.get("status") not in (None, "success"):
+                rejected[str(row["status"])] += 1
+            elif key not in contents:
+                rejected["missing"] += 1
+            elif wanted is None or wanted(row):
+                name = f"{printable(folder)}, image {key}"
+                images[key] = Picture(key, name, contents[key], row.get("caption"), row.get("url"))
+        rejected["no_row"] += len(contents.keys() - rows.keys())
+    if not images and not layouts:
+        return None
+    return PictureFolder(source, "+".join(sorted(layouts)), list(images.values()), rejected=dict(+rejected))
+
+
+def _read_shard(path: Path) -> tuple[str | None, Mapping[str, Content], dict[str, dict[str, Any]]]:
+    """Layout, contents by key and rows by key of one shard; layout None when the table is not img2dataset's."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.ParquetFile(path)
+        names = _column_names(path, table)
+        if "key" not in names or "status" not in names:
+            return None, {}, {}
+        columns = {name: names[name] for name in _ROW if name in names}
+        # By key, never by place: rows stand in the order in which downloads ended.
+        rows = {
+            str(row[names["key"]]): {name: row[column] for name, column in columns.items()}
+            for row in table.read(columns=list(columns.values())).to_pylist()
+        }
+        column = next((names[name] for name in _FORMATS if name in names), None)
+        if column is not None:
+            return "parquet", dict(_cells(path, table, names["key"], column)), rows
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(
+            f"{printable(path)} is damaged: {error}", hint="Run img2dataset again for this shard."
+        ) from error
+    archive = path.with_suffix(".tar")
+    if archive.exists():
+        images = [(_key(name), content) for name, content in _members(archive) if is_picture_name(name)]
+        return "webdataset", {PurePosixPath(key).name: content for key, content in images}, rows
+    files = path.with_suffix("")
+    pictures = sorted(item for item in files.iterdir() if is_picture_name(item.name)) if files.is_dir() else []
+    return "files", {item.stem: FileContent(item) for item in pictures if item.is_file()}, rows
+
+
+def _column_names(path: Path, table: pq.ParquetFile) -> dict[str, str]:
+    """The columns of a shard's table as it spells them, by what img2dataset calls them."""
+    names = ColumnNames(tuple(table.schema_arrow.names), where=printable(path))
+    places = {name: names.position(name, hint="Rename or remove one of them.") for name in (*_ROW, *_FORMATS)}
+    return {name: names.names[place] for name, place in places.items() if place is not None}
+
+
+def _cells(path: Path, table: pq.ParquetFile, key: str, column: str) -> Iterator[tuple[str, Content]]:
+    for group in range(table.num_row_groups):
+        keys = table.read_row_group(group, columns=[key])[key].to_pylist()
+        for row, name in enumerate(keys):
+            yield str(name), CellContent(path, group, row, column)
+
+
+def _members(archive: Path) -> Iterator[tuple[str, FileContent]]:
+    """The files of a tar and where their bytes lie in it."""
+    try:
+        with tarfile.open(archive, "r:") as members:
+            for member in members:
+                if member.isreg() and not member.issparse():
+                    yield member.name, FileContent(archive, member.offset_data, member.size)
+    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        raise InputError(
+            f"{printable(archive)} is damaged: {error}", hint="Make or download this shard again."
+        ) from error
+
+
+def _key(name: str) -> str:
+    """What a WebDataset's sample is called: the path up to the first dot of its last part."""
+    path = PurePosixPath(name)
+    return (path.parent / path.name.partition(".")[0]).as_posix()
+
+
+def _webdataset(folder: Path) -> list[Picture]:
+    """Tar files of KEY.jpg (or another format), with captions in KEY.txt, or as `caption` in KEY.json."""
+    pictures: list[Picture] = []
+    for archive in sorted(path for path in folder.glob("*.tar") if path.is_file()):
+        texts: dict[str, str] = {}
+        facts: dict[str, Mapping[str, Any]] = {}
+        images = []
+        for name, content in _members(archive):
+            if is_picture_name(name):
+                images.append((_key(name), content))
+            elif name.lower().endswith(".txt"):
+                texts[_key(name)] = _text(content)
+            elif name.lower().endswith(".json"):
+                facts[_key(name)] = _facts(content)
+        for key, content in images:
+            row = facts.get(key, {})
+            caption = texts.get(key) or row.get("caption") or row.get("text")
+            caption = " ".join(caption.split()) if isinstance(caption, str) else None
+            url = row.get("url") if isinstance(row.get("url"), str) else None
+            name = f"{printable(archive)}, image {printable(key)}"
+            pictures.append(Picture(f"{archive.stem}/{printable(key)}", name, content, caption or None, url))
+    return pictures
+
+
+def _text(content: FileContent) -> str:
+    return content.read_at_most(min(content.size or 0, _MOST_TEXT)).decode("utf-8-sig", "replace")
+
+
+def _facts(content: FileContent) -> Mapping[str, Any]:
+    try:
+        values = json.loads(_text(content))
+    except (ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from cdkit.core.config import ThreadedConfig
-from cdkit.core.errors import CdkitError, OutputError, PartialError
+from cdkit.core.errors import CdkitError, OutputError, PartialError, writing
 from cdkit.core.formatting import redacted
 from cdkit.core.manifest import read_manifest
 from cdkit.core.protocols import Progress
 from cdkit.core.storage import Folder, write_json
-from cdkit.core.system_errors import writing
 from cdkit.execute import Result, execute
 from cdkit.pipeline.plan import Planned, plan
 from cdkit.pipeline.spec import Pipeline

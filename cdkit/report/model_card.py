@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from cdkit.core.errors import CdkitError, InputError
 from cdkit.core.formatting import command_line
-from cdkit.core.storage import Folder, atomic_path, write_text
+from cdkit.core.storage import Folder, write_text
+from cdkit.deltas.delta import DELTA_NAME
 from cdkit.deltas.formats.names import Spelling
 from cdkit.evaluation.samples import find_tokens
 from cdkit.report.run_folder import RunFolder, StepFolder
-from cdkit.report.sections.training import DELTA_NAME, token_spellings, token_texts
+from cdkit.report.sections.images import drawn_images
+from cdkit.report.sections.training import token_spellings, token_texts
 
 if TYPE_CHECKING:
     from cdkit.report.page import Page
@@ -127,13 +129,13 @@ def _write_samples(run: RunFolder, step: StepFolder, out: Folder) -> list[CardSa
     """Samples drawn with the delta, or with any when none names it: one per prompt, shrunk, in `pictures`."""
     from PIL import Image
 
-    from cdkit.pictures.picture import open_file
+    from cdkit.pictures.picture import open_file, save_png
 
     drawn = run.of_stage("sample")
-    own = [sampled for sampled in drawn if step.name in _deltas(sampled.values)] or drawn[-1:]
-    found: list[CardSample] = []
-    for prompt, path in _first_of_each_prompt(own[-1:]):
-        if len(found) == SAMPLES_SHOWN:
+    with_delta = [sampled for sampled in drawn if step.name in _deltas(sampled.values)] or drawn[-1:]
+    written: list[CardSample] = []
+    for prompt, path in _first_of_each_prompt(with_delta[-1]) if drawn else ():
+        if len(written) == SAMPLES_SHOWN:
             break
         try:
             shown = open_file(path)
@@ -144,28 +146,23 @@ def _write_samples(run: RunFolder, step: StepFolder, out: Folder) -> list[CardSa
         elif max(shown.size) < 128:
             factor = 256 // max(shown.size)
             shown = shown.resize((shown.width * factor, shown.height * factor), Image.Resampling.NEAREST)
-        name = f"{PICTURES}/sample-{len(found)}.png"
-        with atomic_path(out / name) as temporary:
-            shown.save(temporary, format="PNG")
-        found.append(CardSample(name, prompt))
-    return found
+        name = f"{PICTURES}/sample-{len(written)}.png"
+        save_png(shown, out / name)
+        written.append(CardSample(name, prompt))
+    return written
 
 
 def _deltas(values: Mapping[str, Any]) -> list[str]:
-    given = values.get("deltas") or []
-    return [str(given)] if isinstance(given, str) else [str(item) for item in given]
+    deltas = values.get("deltas") or []
+    return [str(deltas)] if isinstance(deltas, str) else [str(item) for item in deltas]
 
 
-def _first_of_each_prompt(steps: Sequence[StepFolder]) -> list[tuple[str, Path]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    found: dict[str, Path] = {}
-    for step in steps:
-        try:
-            for row in pq.read_table(step.path / "samples.parquet").to_pylist():
-                found.setdefault(str(row["prompt"]), step.path / row["path"])
-        except (OSError, KeyError, pa.ArrowInvalid, CdkitError):
-            continue
+def _first_of_each_prompt(step: StepFolder) -> list[tuple[str, Path]]:
+    first: dict[str, Path] = {}
+    try:
+        for image in drawn_images(step):
+            first.setdefault(image.prompt, image.path)
+    except (OSError, LookupError, ValueError, CdkitError):  # Arrow's are ValueErrors, or those of files
+        pass
     # What the delta is for comes first: prompts with its token.
-    return sorted(found.items(), key=lambda entry: not find_tokens(entry[0]))
+    return sorted(first.items(), key=lambda entry: not find_tokens(entry[0]))

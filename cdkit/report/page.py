@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdkit.core.formatting import code_block, code_span, markdown_text
+from cdkit.core.formatting import code_block, code_span, duration_text, markdown_text, size_text
 from cdkit.report.run_folder import RunFolder
 from cdkit.report.sections.images import ImagesSection
 from cdkit.report.sections.regularization import ImportSection, RegularizationSection, TokenSection
@@ -27,28 +27,6 @@ if TYPE_CHECKING:
 
 
 SCORES = ("text_alignment", "image_alignment", "drift")
-
-
-def highlights(page: Page) -> list[tuple[str, str, str]]:
-    """(name, value, note) of what the run has: images found, steps trained, and the scores of its last set."""
-    found = []
-    for section in page.regularization[:2]:
-        found.append((section.name, f"{section.accepted:,} images", f"of {section.asked:,} asked for"))
-    for training in page.training[:2]:
-        facts = dict(training.facts)
-        if "steps" in facts:
-            found.append((training.name, f"{facts['steps']} steps", f"final loss {facts.get('final loss', '–')}"))
-    for merge in page.merges[:1]:
-        residual = dict(merge.facts).get("constraint residual")
-        if residual is not None:
-            found.append((merge.name, residual, "constraint residual"))
-    if page.scores is not None:
-        scored = page.scores.sets[0]
-        for metric in SCORES:
-            if metric in scored.metrics:
-                bounds = page.scores.bounds(scored, metric)
-                found.append((heading(metric)[0], page.scores.value(scored, metric), bounds))
-    return found
 
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -70,8 +48,8 @@ def environment() -> Environment:
         "md": markdown_text,
         "code": code_span,
         "fenced": code_block,
-        "seconds": duration_text,
-        "size": size_text,
+        "seconds": lambda seconds: "–" if seconds is None else duration_text(seconds),
+        "size": lambda number: size_text(number) if number else "–",
         "value": value_text,
         "clock": clock_text,
     }
@@ -105,28 +83,6 @@ def clock_text(moment: str) -> str:
     return moment.replace("T", " ")[:16]
 
 
-def duration_text(seconds: float | None) -> str:
-    """`3.2 s`, `4 min 10 s`, `2 h 5 min`."""
-    if seconds is None:
-        return "–"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    if seconds < 3600:
-        return f"{int(seconds // 60)} min {int(seconds % 60)} s"
-    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
-
-
-def size_text(number: float | None) -> str:
-    """A byte count: `12.3 MB`."""
-    if not number:
-        return "–"
-    for unit in ("B", "kB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
-        number /= 1000
-    return f"{number:.1f} TB"
-
-
 @dataclass
 class Page:
     """Everything the templates show."""
@@ -154,8 +110,25 @@ class Page:
 
     @property
     def highlights(self) -> list[tuple[str, str, str]]:
-        """The figures a reader looks for first: name, value, and what qualifies it."""
-        return highlights(self)
+        """The figures a reader looks for first, of what the run has: name, value, and what qualifies it."""
+        shown = []
+        for section in self.regularization[:2]:
+            shown.append((section.name, f"{section.accepted:,} images", f"of {section.asked:,} asked for"))
+        for training in self.training[:2]:
+            facts = dict(training.facts)
+            if "steps" in facts:
+                shown.append((training.name, f"{facts['steps']} steps", f"final loss {facts.get('final loss', '–')}"))
+        for merge in self.merges[:1]:
+            residual = dict(merge.facts).get("constraint residual")
+            if residual is not None:
+                shown.append((merge.name, residual, "constraint residual"))
+        if self.scores is not None:
+            scored = self.scores.sets[0]
+            for metric in SCORES:
+                if metric in scored.metrics:
+                    bounds = self.scores.bounds(scored, metric)
+                    shown.append((heading(metric)[0], self.scores.value(scored, metric), bounds))
+        return shown
 
     @property
     def web_images(self) -> bool:

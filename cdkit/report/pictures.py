@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,18 +40,17 @@ class PictureBox:
         """The picture in a file, at most `side` pixels wide or high."""
         from cdkit.pictures.picture import open_file
 
-        try:
-            return self.image(open_file(path), side)
-        except InputError:
-            self.unreadable += 1
-            return None
+        return self._opened(lambda: open_file(path), side)
 
     def content(self, content: bytes, side: int) -> Shown | None:
         """The picture that some bytes are."""
         from cdkit.pictures.decoding import open_bytes
 
+        return self._opened(lambda: open_bytes(content, "a picture of a set"), side)
+
+    def _opened(self, opening: Callable[[], Image.Image], side: int) -> Shown | None:
         try:
-            return self.image(open_bytes(content, "a picture of a set"), side)
+            return self.image(opening(), side)
         except InputError:
             self.unreadable += 1
             return None

@@ -114,10 +114,10 @@ def report_folder(path: Path) -> Path:
     """Where a run's report goes: the folder of its own report step, else `report` inside it."""
     try:
         stages = read_json(path / RECORD_NAME).get("stages", {}) if (path / RECORD_NAME).exists() else {}
-        own = [name for name, values in stages.items() if values.get("run") == REPORT_STAGE]
+        reports = [name for name, values in stages.items() if values.get("run") == REPORT_STAGE]
     except (CdkitError, AttributeError):
-        own = []
-    return path / (own[-1] if own else DEFAULT_REPORT)
+        reports = []
+    return path / (reports[-1] if reports else DEFAULT_REPORT)
 
 
 def _made(path: Path) -> list[str]:
@@ -146,8 +146,8 @@ def _step(path: Path, name: str, values: dict[str, Any]) -> StepFolder | None:
         manifest, started = read_manifest(folder), read_manifest(folder, STARTED_NAME)
     except CdkitError:
         return StepFolder(name, stage or "unknown", values, folder, "damaged")
-    known = manifest or started
-    stage = stage or (known.stage if known is not None else "unknown")
+    record = manifest or started
+    stage = stage or (record.stage if record is not None else "unknown")
     if stage == REPORT_STAGE:
         return None
     state: State = "missing"
@@ -155,4 +155,4 @@ def _step(path: Path, name: str, values: dict[str, Any]) -> StepFolder | None:
         state = "partial" if manifest.shortfall else "done"
     elif started is not None:
         state = "interrupted"
-    return StepFolder(name, stage, values or (dict(known.config) if known else {}), folder, state, known)
+    return StepFolder(name, stage, values or (dict(record.config) if record else {}), folder, state, record)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,19 +16,18 @@ from cdkit.core.formatting import command_line
 from cdkit.core.manifest import Counts
 from cdkit.core.protocols import Context
 from cdkit.core.shards import Dataset
-from cdkit.core.storage import Folder, atomic_path, write_text
+from cdkit.core.storage import Folder, write_csv, write_text
 from cdkit.report.config import ReportConfig
 from cdkit.report.page import Page
 from cdkit.report.pictures import PictureBox
 from cdkit.report.run_folder import RunFolder, StepFolder, read_run
 from cdkit.report.sections.images import images_section
 from cdkit.report.sections.regularization import (
-    RegularizationSection,
     import_section,
     regularization_section,
     token_section,
 )
-from cdkit.report.sections.scores import ScoresSection, comparison_section, scores_section
+from cdkit.report.sections.scores import comparison_section, scores_section
 from cdkit.report.sections.training import (
     attention_section,
     concept_sections,
@@ -40,6 +39,8 @@ from cdkit.report.sections.training import (
 Section = TypeVar("Section")
 PIPELINE_NAME = "pipeline.yaml"
 PAGE_NAME, TEXT_NAME, SCORES_NAME, SOURCES_NAME = "report.html", "report.md", "scores.csv", "sources.csv"
+SCORE_COLUMNS = ("step", "set", "metric", "value", "low", "high", "n", "standard_error", "resampled")
+SOURCE_COLUMNS = ("step", "key", "url", "source", "caption", "sha256")
 
 
 def report(config: ReportConfig, inputs: Mapping[str, Input], out: Folder, context: Context) -> Dataset:
@@ -52,8 +53,11 @@ def report(config: ReportConfig, inputs: Mapping[str, Input], out: Folder, conte
     write_text(out / PIPELINE_NAME, page.yaml)
     write_text(out / PAGE_NAME, render_page(page))
     write_text(out / TEXT_NAME, render_text(page))
-    _write_scores(out / SCORES_NAME, page.scores)
-    _write_sources(out / SOURCES_NAME, page.regularization)
+    raw = page.scores.raw if page.scores is not None else []
+    write_csv(out / SCORES_NAME, SCORE_COLUMNS, [[row.get(column) for column in SCORE_COLUMNS] for row in raw])
+    sources = [asdict(source) for section in page.regularization for source in section.sources]
+    rows = [[source[column] for column in SOURCE_COLUMNS] for source in sources]
+    write_csv(out / SOURCES_NAME, SOURCE_COLUMNS, rows)
     try:
         write_model_card(page, config.licence, out)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
@@ -79,10 +83,22 @@ def gather(run: RunFolder, title: str | None, out: Path) -> Page:
         version=cdkit.__version__,
         missing=run.missing(),
     )
-    each = _Reader(page.problems).each
-    page.concepts = _Reader(page.problems).whole("the concept photos", lambda: concept_sections(run, box)) or ()
+
+    def whole(what: str, read: Callable[[], Section]) -> Section | None:
+        """What is read of a run that may be damaged or of another version."""
+        try:
+            return read()
+        except (CdkitError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            page.problems.append(f"{what}: could not be read ({type(error).__name__}: {error})")
+            return None
+
+    def each(steps: Sequence[StepFolder], read: Callable[[StepFolder], Section | None]) -> list[Section]:
+        sections = [whole(f"step {step.name}", partial(read, step)) for step in steps]
+        return [section for section in sections if section is not None]
+
+    page.concepts = whole("the concept photos", lambda: concept_sections(run, box)) or ()
     # Samples first: when room for pictures runs out, the contact sheet is what gets shorter.
-    page.images = _Reader(page.problems).whole("samples", lambda: images_section(run.of_stage("sample"), box))
+    page.images = whole("samples", lambda: images_section(run.of_stage("sample"), box))
     page.training = each(run.of_stage("train"), lambda step: training_section(step, box))
     page.attention = each(run.of_stage("attention"), lambda step: attention_section(step, box))
     page.imports = each(run.of_stage("import", "embed", "index"), import_section)
@@ -90,34 +106,13 @@ def gather(run: RunFolder, title: str | None, out: Path) -> Page:
     page.regularization = each(sets, lambda step: regularization_section(step, box))
     page.tokens = each(run.of_stage("tokens"), token_section)
     page.merges = each(run.of_stage("merge"), merge_section)
-    page.scores = _Reader(page.problems).whole("scores", lambda: scores_section(run.of_stage("evaluate")))
+    page.scores = whole("scores", lambda: scores_section(run.of_stage("evaluate")))
     page.comparisons = each(run.of_stage("compare"), comparison_section)
     page.weights = each(run.of_stage("weight-change"), weight_section)
     page.left_out = box.left_out
     if box.unreadable:
         page.problems.append(f"{box.unreadable} picture(s) cannot be decoded and are not shown.")
     return page
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """Reads parts of a run that may be damaged or of another version."""
-
-    problems: list[str]
-
-    def whole(self, what: str, read: Callable[[], Section]) -> Section | None:
-        try:
-            return read()
-        except (CdkitError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            self.problems.append(f"{what}: could not be read ({type(error).__name__}: {error})")
-            return None
-
-    def each(self, steps: Sequence[StepFolder], read: Callable[[StepFolder], Section | None]) -> list[Section]:
-        def reading(step: StepFolder) -> Callable[[], Section | None]:
-            return lambda: read(step)
-
-        found = [self.whole(f"step {step.name}", reading(step)) for step in steps]
-        return [section for section in found if section is not None]
 
 
 def pipeline_yaml(run: RunFolder) -> str:
@@ -135,25 +130,3 @@ def pipeline_yaml(run: RunFolder) -> str:
 def _safe_name(name: str) -> str:
     cleaned = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "-_") else "-" for letter in name)
     return cleaned.lstrip("-_") or "run"
-
-
-def _write_scores(path: Path, scores: ScoresSection | None) -> None:
-    columns = ["step", "set", "metric", "value", "low", "high", "n", "standard_error", "resampled"]
-    rows = scores.raw if scores is not None else []
-    _write_csv(path, columns, [[row.get(column) for column in columns] for row in rows])
-
-
-def _write_sources(path: Path, sections: Sequence[RegularizationSection]) -> None:
-    rows = [
-        [source.step, source.key, source.url, source.source, source.caption, source.sha256]
-        for section in sections
-        for source in section.sources
-    ]
-    _write_csv(path, ["step", "key", "url", "source", "caption", "sha256"], rows)
-
-
-def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as handle:
-        writer = csv.writer(handle)
-        writer.writerow(columns)
-        writer.writerows(rows)

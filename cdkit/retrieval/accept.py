@@ -10,7 +10,7 @@ from typing import Protocol
 from cdkit.fetching.batches import WaveEnd
 from cdkit.fetching.blocklist import Blocklist, blocked_url
 from cdkit.fetching.failures import FetchFailure
-from cdkit.fetching.outcomes import FailedFetch, FetchedImage
+from cdkit.fetching.job import FailedFetch, FetchedImage
 from cdkit.fetching.urls import host_of, parse_url
 from cdkit.retrieval.candidates import Candidate
 

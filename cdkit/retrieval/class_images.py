@@ -10,11 +10,10 @@ from pathlib import Path
 
 from cdkit.core.errors import ConfigError
 from cdkit.core.protocols import Context
-from cdkit.core.storage import Folder, atomic_path
+from cdkit.core.storage import Folder
 from cdkit.core.text import caption_id, clean_caption
-from cdkit.fetching.outcomes import FetchedImage
-from cdkit.pictures.hashing import perceptual_hash
-from cdkit.pictures.picture import Content, FileContent, open_file
+from cdkit.fetching.job import FetchedImage
+from cdkit.pictures.picture import Content, FileContent, open_file, perceptual_hash, save_png
 from cdkit.pictures.regularization_set import GENERATED, SetRow
 from cdkit.retrieval.accept import Downloaded, Judge, Limits, select
 from cdkit.retrieval.candidates import Candidate
@@ -91,16 +90,8 @@ def _inspected_rows(drawn: Sequence[tuple[Path, str]], first: int) -> Iterator[S
         number += 1
 
 
-@dataclass(frozen=True)
-class DrawnImage:
-    """An image that was drawn for a prompt, which is its caption."""
-
-    content: Content
-    prompt: str
-
-
-# Draws the images with these numbers, always the same for a number.
-DrawImages = Callable[[range], Sequence[DrawnImage]]
+# Draws the images with these numbers, always the same for a number, each with the prompt that is its caption.
+DrawImages = Callable[[range], Sequence[tuple[Content, str]]]
 
 
 def image_drawing(config: RetrieveConfig, building: Folder, context: Context) -> DrawImages:
@@ -109,11 +100,11 @@ def image_drawing(config: RetrieveConfig, building: Folder, context: Context) ->
         prompts=config.prompts, base=config.base, precision=config.precision, device=config.device
     )
 
-    def draw(numbers: range) -> Sequence[DrawnImage]:
+    def draw(numbers: range) -> Sequence[tuple[Content, str]]:
         drawer = ClassImageDrawer(drawing.sampling(), config.seed, building.sub(DRAWN).path, context)
         enlarged = building.sub(ENLARGED).path
         return [
-            DrawnImage(FileContent(_large_enough(path, config.min_side, enlarged)), prompt)
+            (FileContent(_large_enough(path, config.min_side, enlarged)), prompt)
             for path, prompt in drawer.draw(numbers)
         ]
 
@@ -122,7 +113,7 @@ def image_drawing(config: RetrieveConfig, building: Folder, context: Context) ->
 
 def fill(done: Downloaded, draw: DrawImages, *, wanted: int, judge: Judge) -> Downloaded:
     """Draw images until `wanted` are accepted, or until too many of them were turned down."""
-    drawn: list[DrawnImage] = []
+    drawn: list[tuple[Content, str]] = []
     filled = done
     for _ in range(MOST_FILL_ROUNDS):
         missing = wanted - len(filled.accepted)
@@ -133,17 +124,17 @@ def fill(done: Downloaded, draw: DrawImages, *, wanted: int, judge: Judge) -> Do
     return filled
 
 
-def top_up(done: Downloaded, drawn: Sequence[DrawnImage], *, wanted: int, judge: Judge) -> Downloaded:
+def top_up(done: Downloaded, drawn: Sequence[tuple[Content, str]], *, wanted: int, judge: Judge) -> Downloaded:
     """Add images of `drawn`, in their order, until `wanted` are accepted; their `source` is `generated`.
 
     They must pass the same curation, and be no near-duplicates of what was found. What was found stays.
     """
     candidates = [candidate for candidate, _ in done.accepted]
     images = {place: image for place, (_, image) in enumerate(done.accepted)}
-    for image in drawn:
-        images[len(candidates)] = FetchedImage(None, image.content)
-        number = caption_id(clean_caption(image.prompt))
-        candidates.append(Candidate(image.prompt, number, image.prompt, 1.0, None, source=GENERATED))
+    for content, prompt in drawn:
+        images[len(candidates)] = FetchedImage(None, content)
+        number = caption_id(clean_caption(prompt))
+        candidates.append(Candidate(prompt, number, prompt, 1.0, None, source=GENERATED))
     # A prompt has many images; the limits per caption and host were kept before.
     both = select(candidates, images, limits=Limits(wanted, per_caption=wanted), judge=judge)
     return replace(
@@ -165,8 +156,6 @@ def _large_enough(path: Path, least: int, folder: Path) -> Path:
     factor = -(-least // min(picture.size))
     if factor <= 1:
         return path
-    target = folder / path.name
-    with atomic_path(target) as temporary:
-        size = (picture.width * factor, picture.height * factor)
-        picture.resize(size, Image.Resampling.NEAREST).save(temporary, format="PNG")
-    return target
+    size = (picture.width * factor, picture.height * factor)
+    save_png(picture.resize(size, Image.Resampling.NEAREST), folder / path.name)
+    return folder / path.name

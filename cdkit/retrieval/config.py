@@ -10,8 +10,8 @@ from pydantic import field_validator, model_validator
 from cdkit.core.config import ModelConfig, ParallelConfig, did_you_mean, setting
 from cdkit.core.fingerprints import EMBEDDED
 from cdkit.fetching.job import MAX_THREADS
-from cdkit.pictures.hashing import NEAR
 from cdkit.pictures.layouts import LAYOUTS
+from cdkit.pictures.picture import NEAR
 from cdkit.sampling.config import SampleConfig
 
 # As the paper drew its class images.

@@ -7,27 +7,25 @@ candidate order, so that of two near-duplicates the better-ranked one is kept.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from cdkit.core.errors import InputError
 from cdkit.core.formatting import json_text
 from cdkit.core.protocols import Progress, SilentProgress
-from cdkit.fetching.outcomes import FetchedImage
+from cdkit.fetching.job import FetchedImage
 from cdkit.index.search import encode_queries
 from cdkit.pictures.folder import shown
-from cdkit.pictures.hashing import NEAR, NearHashes, mirrored_hash, perceptual_hash
-from cdkit.pictures.picture import Picture
+from cdkit.pictures.picture import NEAR, NearHashes, Picture, mirrored_hash, open_file, perceptual_hash
 from cdkit.pictures.reading import read_pictures
 from cdkit.pictures.regularization_set import GENERATED
 from cdkit.retrieval.candidates import DIGITS, Candidate
 from cdkit.retrieval.inspect import Inspection, Inspectors
 
 if TYPE_CHECKING:
-    from cdkit.core.protocols import ImageEncoder, TextEncoder
+    from cdkit.core.protocols import TextEncoder
 
 JOURNAL_NAME = "inspected.jsonl"
 PLACEHOLDER = "placeholder"
@@ -35,10 +33,8 @@ PLACEHOLDER = "placeholder"
 TARGET_SIDE = 1024
 
 
-class Scorer(Protocol):
-    """Says how well an image fits its caption: the cosine of their embeddings."""
-
-    def score(self, caption: str, path: Path) -> float: ...
+# Says how well the picture in a file fits a caption: the cosine of their embeddings.
+Scorer = Callable[[str, Path], float]
 
 
 @dataclass(frozen=True)
@@ -84,7 +80,7 @@ class Curator:
         ):
             for place, inspection in self._inspectors.inspect(contents):
                 self._inspections[names[place]] = inspection
-                journal.write(json_text({"image": names[place]} | inspection.as_json()) + "\n")
+                journal.write(json_text({"image": names[place]} | asdict(inspection)) + "\n")
                 journal.flush()
                 task.advance()
 
@@ -99,7 +95,7 @@ class Curator:
         inspection = self.inspection(image)
         key = (inspection.sha256, candidate.caption_id)
         if key not in self._scores:
-            self._scores[key] = self._scorer.score(candidate.caption, self.store / inspection.name)
+            self._scores[key] = self._scorer(candidate.caption, self.store / inspection.name)
         return self._scores[key]
 
     def admission(self) -> CurationAdmission:
@@ -125,20 +121,14 @@ def _read_journal(store: Path) -> dict[str, Inspection]:
             inspection = Inspection(**entry)
         except (ValueError, TypeError, KeyError, AttributeError):
             continue
-        if inspection.reason is not None or _size(store / inspection.name) == inspection.size:
+        stored = store / inspection.name
+        if inspection.reason is not None or (stored.is_file() and stored.stat().st_size == inspection.size):
             inspections[name] = inspection
     # A line cut short must not swallow the next one.
     if lines and not (store / JOURNAL_NAME).read_bytes().endswith(b"\n"):
         with (store / JOURNAL_NAME).open("a", encoding="utf-8") as journal:
             journal.write("\n")
     return inspections
-
-
-def _size(path: Path) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return -1
 
 
 @dataclass
@@ -194,27 +184,20 @@ class CurationAdmission:
         return True
 
 
-class ClipScorer:
-    """Scores one image at a time: what shares its batch must not decide in its last digits whether it is accepted."""
+def load_scorer(texts: TextEncoder) -> Scorer:
+    """A scorer with the picture tower of a text encoder's own CLIP; raises as loading an encoder does.
 
-    def __init__(self, images: ImageEncoder, texts: TextEncoder) -> None:
-        self._images = images
-        self._texts = texts
-
-    def score(self, caption: str, path: Path) -> float:
-        """Cosine of a caption and the picture in a file, rounded to six digits."""
-        from cdkit.pictures.picture import open_file
-
-        image = self._images.encode_images([open_file(path)])[0]
-        text = encode_queries(self._texts, [caption])[0]
-        return round(float(image @ text), DIGITS)
-
-
-def load_scorer(texts: TextEncoder) -> ClipScorer:
-    """The scorer with the picture tower of a text encoder's own CLIP; raises as loading an encoder does."""
+    One image at a time: what shares its batch must not decide in its last digits whether it is accepted.
+    """
     from cdkit.encoders.image_towers import load_image_encoder
 
-    return ClipScorer(load_image_encoder(texts.spec), texts)
+    images = load_image_encoder(texts.spec)
+
+    def score(caption: str, path: Path) -> float:
+        image = images.encode_images([open_file(path)])[0]
+        return round(float(image @ encode_queries(texts, [caption])[0]), DIGITS)
+
+    return score
 
 
 def target_hashes(sources: Sequence[str], note: Callable[[str], None]) -> tuple[int, ...]:

@@ -15,11 +15,12 @@ from cdkit.core.storage import Folder
 from cdkit.fetching.batches import WaveEnd, fetch_on_engine, run_wave, split_job, spread_hosts, wave_size
 from cdkit.fetching.blocklist import Blocklist, blocked_url
 from cdkit.fetching.failures import HOST_FAILURES, FetchFailure
-from cdkit.fetching.job import FetchSettings, Job
-from cdkit.fetching.outcomes import (
+from cdkit.fetching.job import (
     Attempt,
     FailedFetch,
     FetchedImage,
+    FetchSettings,
+    Job,
     Waiting,
     read_wave,
     settle,

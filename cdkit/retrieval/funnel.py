@@ -9,9 +9,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cdkit.core.formatting import command_line
-from cdkit.fetching.addresses import WEB_PORTS
 from cdkit.fetching.failures import FetchFailure
-from cdkit.fetching.urls import spellings
+from cdkit.fetching.urls import WEB_PORTS, spellings
 from cdkit.pictures.regularization_set import GENERATED
 from cdkit.retrieval.accept import Downloaded
 from cdkit.retrieval.candidates import DIGITS, CandidateSet, CandidateSettings

@@ -3,35 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdkit.core.errors import ConfigError, InputError
 from cdkit.core.text import caption_id, clean_caption
 from cdkit.fetching.failures import FetchFailure
-from cdkit.fetching.outcomes import FailedFetch, FetchedImage
+from cdkit.fetching.job import FailedFetch, FetchedImage
 from cdkit.fetching.urls import spellings, split_url
 from cdkit.index.search import Match, encode_queries
 from cdkit.pictures.picture import Picture
-from cdkit.pictures.reading import read_pictures
+from cdkit.pictures.reading import PictureFolder, read_pictures
 from cdkit.retrieval.candidates import Candidate, CandidateSet, CandidateSettings, ordered_candidates
 
 if TYPE_CHECKING:
     from cdkit.core.protocols import TextEncoder
 
 
-@dataclass(frozen=True)
-class StoredImages:
-    """The captioned images of a folder and its layout; rejected: what could not be used, by reason."""
-
-    layout: str
-    images: list[Picture]
-    rejected: dict[str, int] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-
-def read_images(folder: Path, wanted: Sequence[Candidate] | None = None) -> StoredImages:
+def read_images(folder: Path, wanted: Sequence[Candidate] | None = None) -> PictureFolder:
     """Find the images of `folder`, whatever its layout, that have a caption or a URL; nothing is decoded.
 
     wanted: keep only what these candidates may be joined with, in an output of millions of rows. Raises InputError
@@ -48,7 +38,7 @@ def read_images(folder: Path, wanted: Sequence[Candidate] | None = None) -> Stor
             hint="Captions are expected in a .txt or .caption beside each image, in metadata.jsonl or metadata.csv, "
             "or in caption.txt.",
         )
-    return StoredImages(source.layout, images, rejected, source.all_notes())
+    return replace(source, pictures=images, rejected=rejected)
 
 
 class _OfUse:
@@ -130,7 +120,12 @@ def local_candidates(
     matches = [
         (
             prompts[column],
-            Match(caption_id(cleaned), written[row], float(similarities[row, column]), _rows(images)),
+            Match(
+                caption_id(cleaned),
+                written[row],
+                float(similarities[row, column]),
+                [{"url": image.url, "source": image.key} for image in images],
+            ),
         )
         for row, (cleaned, images) in enumerate(groups.items())
         for column in range(len(prompts))
@@ -143,10 +138,6 @@ def local_candidates(
         for place, candidate in enumerate(result.candidates)
     }
     return result, images
-
-
-def _rows(images: Sequence[Picture]) -> list[dict[str, str | None]]:
-    return [{"url": image.url, "source": image.key} for image in images]
 
 
 @dataclass(frozen=True)

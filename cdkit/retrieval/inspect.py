@@ -9,19 +9,17 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from cdkit.core.errors import CdkitError, InputError
-from cdkit.core.system_errors import write_problem
-from cdkit.core.threads import limit_memory, limit_time
-from cdkit.engines.main_guard import require_main_guard
+from cdkit.core.errors import CdkitError, InputError, write_problem
+from cdkit.core.machine import limit_memory, limit_time
+from cdkit.engines.local import require_main_guard
 from cdkit.fetching.blocklist import BLOCKLISTED, Blocklist, digests
-from cdkit.pictures.hashing import NEAR, NearHashes, perceptual_hash
-from cdkit.pictures.picture import Content, FileContent
+from cdkit.pictures.picture import NEAR, Content, FileContent, NearHashes, perceptual_hash
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -75,9 +73,6 @@ class Inspection:
     phash: int = 0
     name: str = ""
     size: int = 0
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def inspect(content: Content, rules: InspectionRules, store: Path) -> Inspection:
@@ -275,7 +270,7 @@ def _warm_up(sample: Content) -> None:
     from PIL import Image
 
     from cdkit.pictures import decoding
-    from cdkit.pictures.hashing import perceptual_hash
+    from cdkit.pictures.picture import perceptual_hash
 
     Image.init()
     picture = Image.linear_gradient("L").convert("RGB")

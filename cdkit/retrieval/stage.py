@@ -2,19 +2,202 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from cdkit.core.errors import CdkitError
-from cdkit.core.fingerprints import Input
+from cdkit.core.fingerprints import EMBEDDED, Input
+from cdkit.core.machine import cpu_count
 from cdkit.core.manifest import Counts
 from cdkit.core.protocols import Context
 from cdkit.core.shards import Dataset, finished_facts, part_name
 from cdkit.core.storage import Folder
-from cdkit.retrieval.class_images import DRAWN, ClassImageDrawer, drawn_rows
+from cdkit.fetching.blocklist import Blocklist, read_blocklist
+from cdkit.fetching.job import FailedFetch, FetchedImage, FetchSettings
+from cdkit.fetching.urls import AllowedHosts
+from cdkit.index.caption_index import open_index
+from cdkit.pictures.regularization_set import GENERATED, SetRow
+from cdkit.retrieval.accept import Downloaded, Limits, select
+from cdkit.retrieval.candidates import (
+    CandidateSet,
+    CandidateSettings,
+    find_candidates,
+    read_candidates,
+    require_urls,
+    write_candidates,
+)
+from cdkit.retrieval.class_images import DRAWN, ClassImageDrawer, drawn_rows, fill, image_drawing
 from cdkit.retrieval.config import ClassImagesConfig, RetrieveConfig
-from cdkit.retrieval.run import RetrievalRun
-from cdkit.retrieval.set_folder import BUILDING, REJECTS, drawn_card, write_set
+from cdkit.retrieval.curate import CurationRules, Curator, load_scorer, target_hashes
+from cdkit.retrieval.download import download
+from cdkit.retrieval.funnel import Funnel, count_funnel, nearest_captions, similarity_histogram
+from cdkit.retrieval.images import is_embedded_pool, local_candidates, match_candidates, read_images, rendered
+from cdkit.retrieval.inspect import InspectionRules, Inspectors
+from cdkit.retrieval.set_folder import (
+    BUILDING,
+    REJECTS,
+    drawn_card,
+    retrieved_card,
+    set_rows,
+    write_rejects,
+    write_set,
+)
+
+if TYPE_CHECKING:
+    from cdkit.core.protocols import TextEncoder
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """Candidates, and for images at hand what is behind each; the least similarity that counted.
+
+    search: looks for candidates again, with other settings.
+    """
+
+    candidates: CandidateSet
+    threshold: float
+    encoder: TextEncoder
+    search: Callable[[CandidateSettings], CandidateSet]
+    images: dict[int, FetchedImage | FailedFetch] | None = None
+
+
+class RetrievalRun:
+    """One retrieval on its way."""
+
+    def __init__(self, config: RetrieveConfig, out: Folder, context: Context) -> None:
+        self.config = config
+        self.out = out
+        self.context = context
+        self.building = out.sub(BUILDING)
+
+    def run(self) -> tuple[dict[str, Any], dict[str, float]]:
+        """Everything but the manifest; the rejects are written last and carry the result."""
+        config = self.config
+        AllowedHosts.parse(config.allow_host)
+        blocklist = read_blocklist(Path(config.blocklist)) if config.blocklist else Blocklist()
+        targets = target_hashes(config.exclude_like, self.context.progress.note)
+        clock = time.monotonic()
+        result = self.find()
+        for note in result.candidates.notes:
+            self.context.progress.note(note)
+        inspection = InspectionRules(config.min_side, config.max_aspect_ratio, config.max_side, blocklist)
+        rules = CurationRules(config.near_duplicate_bits, targets, config.min_image_similarity)
+        scorer = load_scorer(result.encoder) if config.min_image_similarity is not None else None
+        store = self.building.sub("curated").path
+        workers = self.context.engine.workers if config.engine == "local" else cpu_count()
+        clocks = {"candidates_seconds": time.monotonic() - clock}
+        with Inspectors(inspection, store, workers=workers) as inspectors:
+            curator = Curator(inspectors, store, rules, scorer=scorer, progress=self.context.progress)
+            done = self.gather(result, curator, blocklist)
+            if config.fill:
+                draw = image_drawing(config, self.building, self.context)
+                done = fill(done, draw, wanted=config.count, judge=curator)
+        clocks["gathering_seconds"] = time.monotonic() - clock - clocks["candidates_seconds"]
+        clocks["waves_seconds"] = sum(wave.seconds for wave in done.waves)
+        # As the seconds: of this run alone, not of one that was interrupted.
+        clocks["urls_tried"] = sum(wave.urls for wave in done.waves)
+        facts = self.write(result, done, curator)
+        return facts, {name: round(value, 3) for name, value in clocks.items()}
+
+    def find(self) -> SearchResult:
+        """Candidates from the index, and images at hand where the config says so."""
+        config, settings = self.config, CandidateSettings.of(self.config)
+        settings.caption_limit(config.count)
+        index = open_index(Path(config.index))
+        threshold = index.default_threshold if config.min_similarity is None else config.min_similarity
+        folder = self.building.sub("candidates").path
+        candidates = read_candidates(folder, self.context.fingerprint)
+        search = partial(find_candidates, index, config.prompts, config.count)
+        if candidates is None:
+            candidates = search(settings)
+            write_candidates(folder, candidates, self.context.fingerprint)
+        if config.images is None or config.images == EMBEDDED:
+            return SearchResult(candidates, threshold, index.encoder, search, self.embedded_images(candidates))
+
+        stored = read_images(Path(config.images), candidates.candidates)
+        for sentence in stored.all_notes():
+            self.context.progress.note(sentence)
+        matched = match_candidates(candidates.candidates, stored.pictures)
+        if matched:
+            return SearchResult(candidates, threshold, index.encoder, search, dict(matched))
+        stored = read_images(Path(config.images))
+        self.context.progress.note(
+            f"No image of {config.images} belongs to a caption of the index; the folder's own captions are compared."
+        )
+        compare = partial(local_candidates, stored.pictures, config.prompts, index.encoder)
+        local, images = compare(settings)
+        return SearchResult(local, threshold, index.encoder, lambda other: compare(other)[0], dict(images))
+
+    def embedded_images(self, candidates: CandidateSet) -> dict[int, FetchedImage | FailedFetch] | None:
+        """The embedded world's images when they are asked for, or when the URLs are its own and nobody serves them."""
+        if self.config.images == EMBEDDED:
+            return rendered(candidates.candidates)
+        require_urls(candidates)
+        if not is_embedded_pool(candidates.candidates) or self.config.allow_host or self.config.proxy:
+            return None
+        self.context.progress.note(
+            "The index is over the embedded pool, whose URLs lead nowhere: its images are drawn here, as with "
+            "--images embedded."
+        )
+        return rendered(candidates.candidates)
+
+    def gather(self, result: SearchResult, curator: Curator, blocklist: Blocklist) -> Downloaded:
+        """Accept images: from the web, or from what is at hand."""
+        config, candidates = self.config, result.candidates.candidates
+        limits = Limits(config.count, config.per_caption, config.per_host)
+        if result.images is not None:
+            return select(candidates, result.images, limits=limits, judge=curator, blocklist=blocklist)
+        return download(
+            candidates,
+            self.building,
+            self.context,
+            limits=limits,
+            settings=FetchSettings(
+                threads=config.downloads,
+                deadline=config.deadline,
+                retries=config.retries,
+                max_bytes=config.max_bytes,
+                allow_hosts=tuple(config.allow_host),
+                proxy=config.proxy,
+            ),
+            judge=curator,
+            blocklist=blocklist,
+        )
+
+    def write(self, result: SearchResult, done: Downloaded, curator: Curator) -> dict[str, Any]:
+        """Write the set in all its forms; returns what the manifest says of it."""
+        config, fingerprint = self.config, self.context.fingerprint
+        rows = set_rows(done, curator)
+        counted = count_funnel(result.candidates, done, config.count, result.threshold)
+        nearest = ""
+        if not result.candidates.captions:
+            nearest = nearest_captions(result.search, config.count, CandidateSettings.of(config)).sentence()
+        facts = {"details": self.details(result, counted, rows), "shortfall": counted.shortfall(nearest)}
+        self.out.remove([REJECTS])
+        title = f"{len(rows)} of {config.count}: {', '.join(config.prompts)}"
+        card = retrieved_card(config.prompts, counted)
+        write_set(self.out, rows, fingerprint, title=title, card=card, layouts=config.also_write)
+        write_rejects(self.out, done, curator, fingerprint, facts)
+        return facts
+
+    def details(self, result: SearchResult, counted: Funnel, rows: Sequence[SetRow]) -> dict[str, Any]:
+        similarities = [row.similarity for row in rows if row.source != GENERATED]
+        return {
+            "asked": counted.asked,
+            "accepted": counted.accepted,
+            "generated": counted.generated,
+            "tried": counted.tried,
+            "threshold": result.threshold,
+            "prompts": self.config.prompts,
+            "funnel": counted.steps(),
+            "rejected": dict(counted.rejected),
+            "similarities": similarity_histogram(similarities, result.threshold),
+            "filtered": result.candidates.rejected,
+        }
 
 
 def retrieve(config: RetrieveConfig, inputs: Mapping[str, Input], out: Folder, context: Context) -> Dataset:

@@ -10,16 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdkit.core.devices import choose_device
 from cdkit.core.errors import ConfigError, InputError
+from cdkit.core.machine import choose_device
 from cdkit.core.protocols import Context
 from cdkit.core.storage import atomic_path
 from cdkit.core.text import same_word, whole_words
 from cdkit.deltas.apply import apply_deltas
-from cdkit.deltas.base_model import load_base_model
+from cdkit.deltas.base_model import load_base_model, pipeline_resolution
 from cdkit.deltas.delta import delta_tokens, load_delta
 from cdkit.deltas.pipeline_folder import library_errors
-from cdkit.deltas.resolution import pipeline_resolution
 from cdkit.deltas.text_features import text_towers
 from cdkit.pictures.grid import Block, Cell
 from cdkit.sampling.config import SampleConfig

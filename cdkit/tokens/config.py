@@ -2,33 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import model_validator
 
-from cdkit.core.config import ParallelConfig, setting
+from cdkit.core.config import ParallelConfig, StageConfig, setting
 
 CLIP = "clip"
-Purpose = Literal["initializer", "prompt"]
-
-
-@dataclass(frozen=True)
-class RareRule:
-    """Every bound of the rule.
-
-    max_words: how often the surface form may stand in the captions as a word of its own: in 200,000 captions, 5 to 10
-    is also what many an everyday word reaches. prompts: the concept's own; a token that stands in one is no pick.
-    """
-
-    min_count: int = 5
-    max_count: int = 10
-    max_words: int = 0
-    limit: int = 20
-    purpose: Purpose = "initializer"
-    letters: Literal["ascii", "any"] = "ascii"
-    inside_others: bool = False
-    prompts: tuple[str, ...] = ()
 
 
 class CaptionSampleConfig(ParallelConfig):
@@ -55,10 +35,12 @@ class TokenCountsConfig(CaptionSampleConfig):
         return self
 
 
-class RareTokensConfig(CaptionSampleConfig):
-    """Settings of stage `tokens`."""
+class RareRule(StageConfig):
+    """Every bound of the rule.
 
-    counts: str | None = setting(None, "Counts that cdkit tokens count has made, instead of captions.", input="folder")
+    Of 200,000 captions, 5 to 10 is also what many an everyday word reaches, so words of their own do not count.
+    """
+
     min_count: int = setting(5, "Fewest times a token may occur.", ge=0)
     max_count: int = setting(10, "Most times a token may occur.", ge=0)
     max_words: int = setting(0, "Most times it may stand in the captions as a word of its own.", ge=0)
@@ -71,6 +53,18 @@ class RareTokensConfig(CaptionSampleConfig):
     prompts: list[str] = setting([], "The concept's own prompts: no token of them is picked.", flag="--prompt")
     letters: Literal["ascii", "any"] = setting("ascii", "Which letters count as alphabetic: a to z, or any script's.")
     inside_others: bool = setting(False, "Also take tokens that are part of another token.")
+
+    @model_validator(mode="after")
+    def _bounds(self) -> RareRule:
+        if self.min_count > self.max_count:
+            raise ValueError(f"min_count {self.min_count} is above max_count {self.max_count}")
+        return self
+
+
+class RareTokensConfig(RareRule, CaptionSampleConfig):
+    """Settings of stage `tokens`."""
+
+    counts: str | None = setting(None, "Counts that cdkit tokens count has made, instead of captions.", input="folder")
     base: str | None = setting(
         None, "A base model: shows each pick's nearest tokens by its embeddings.", input="model"
     )
@@ -79,19 +73,4 @@ class RareTokensConfig(CaptionSampleConfig):
     def _one_source(self) -> RareTokensConfig:
         if [bool(self.captions), bool(self.index), bool(self.counts)].count(True) != 1:
             raise ValueError("give one of captions (pool files), index (an index folder) or counts (a counts folder)")
-        if self.min_count > self.max_count:
-            raise ValueError(f"min_count {self.min_count} is above max_count {self.max_count}")
         return self
-
-    def rule(self) -> RareRule:
-        """The rule these settings describe."""
-        return RareRule(
-            min_count=self.min_count,
-            max_count=self.max_count,
-            max_words=self.max_words,
-            limit=self.limit,
-            purpose=self.purpose,
-            letters=self.letters,
-            inside_others=self.inside_others,
-            prompts=tuple(self.prompts),
-        )

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from cdkit.core.errors import InputError, NetworkError
 from cdkit.core.file_kinds import check_weight_folder
 from cdkit.core.fingerprints import EMBEDDED
+from cdkit.core.formatting import first_line
+from cdkit.core.text import clean_caption
 from cdkit.tokens.count import TokenCounts, read_counts
 from cdkit.tokens.modifiers import Neighbour, Pick
 from cdkit.tokens.vocabulary import END_OF_WORD, Tower, Vocabulary, load_towers
@@ -96,8 +98,6 @@ def explain_words(words: Sequence[str], tokenizer: str, counts: Path | None = No
 
 def explain_word(word: str, tower: Tower, counts: TokenCounts | None = None) -> Explanation:
     """Explain one word; a vocabulary entry such as `ktn` or `ucd</w>` may be given by its own spelling."""
-    from cdkit.core.text import clean_caption
-
     vocabulary = tower.vocabulary
     exact = word if word in vocabulary.ids and word.endswith(END_OF_WORD) else ""
     typed = exact.removesuffix(END_OF_WORD) or clean_caption(word)
@@ -169,8 +169,7 @@ def _text_encoder(base: str) -> object:
             str(folder) if folder.exists() else base, subfolder="text_encoder", variant=variant
         )
     except Exception as error:  # hub, file and shape errors alike
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        message = f"The text encoder of {base} cannot be loaded: {first}"
+        message = f"The text encoder of {base} cannot be loaded: {first_line(error)}"
         if folder.exists():
             raise InputError(message, hint="The files may be incomplete.") from error
         raise NetworkError(message, hint="Check the name and the network, or give a local model folder.") from error

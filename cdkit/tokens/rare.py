@@ -8,6 +8,7 @@ from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from cdkit.core.text import clean_caption
 from cdkit.tokens.config import RareRule
 from cdkit.tokens.count import TokenCounts
 from cdkit.tokens.modifiers import Pick
@@ -87,8 +88,6 @@ class _Search:
     @cached_property
     def prompt_letters(self) -> set[str]:
         """Surface forms of every token the concept's prompts are made of."""
-        from cdkit.core.text import clean_caption
-
         cleaned = [clean_caption(prompt) for prompt in self.rule.prompts]
         encoded = self.towers[0].encode(cleaned) if cleaned else []
         return {self.vocabulary.letters[index] for ids in encoded for index in ids}

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from cdkit.core.config import parse_config
 from cdkit.core.errors import InputError
-from cdkit.core.fingerprints import Input
+from cdkit.core.fingerprints import GOLDEN, Input, splitmix64
 from cdkit.core.manifest import STARTED_NAME, read_manifest
 from cdkit.core.protocols import Context
 from cdkit.core.shards import parts, read_parts
-from cdkit.core.splitmix64 import GOLDEN, splitmix64
 from cdkit.core.storage import Folder
+from cdkit.core.text import clean_caption
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,8 +75,6 @@ def sample_rows(folder: Path, sample: int, seed: int, context: Context) -> Sampl
     """
     import numpy as np
     import pyarrow as pa
-
-    from cdkit.core.text import clean_caption
 
     chosen = _smallest(_priorities(folder, seed, context), sample)
     if not chosen.available:

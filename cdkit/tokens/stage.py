@@ -16,7 +16,7 @@ from cdkit.tokens.config import CaptionSampleConfig, RareTokensConfig, TokenCoun
 from cdkit.tokens.count import TokenCounts, count_tokens, count_words, finished_counts, read_counts, write_counts
 from cdkit.tokens.explain import add_neighbours, embedding_table
 from cdkit.tokens.modifiers import PICKS_FORMAT, PICKS_NAME
-from cdkit.tokens.rare import RareTokens, find_rare
+from cdkit.tokens.rare import find_rare
 from cdkit.tokens.sample import IMPORTED, SampledCaptions, captions_folder, import_pools, sample_rows
 from cdkit.tokens.vocabulary import Tower, load_towers
 
@@ -40,16 +40,29 @@ def count_caption_tokens(
 
 
 def pick_tokens(config: RareTokensConfig, inputs: Mapping[str, Input], out: Folder, context: Context) -> Dataset:
-    """Pick rare tokens into picks.json; counts made on the way stay beside it. Short when no token qualifies."""
-    rare = _pick(config, inputs, out, context)
-    write_json(out / PICKS_NAME, {"format": PICKS_FORMAT, "tokenizer": config.tokenizer, **rare.as_json()})
+    """Pick rare tokens into picks.json, with neighbours when a base model is given; short when no token qualifies.
+
+    Counts made on the way stay beside it.
+    """
+    if config.counts is not None:
+        counts = read_counts(Path(config.counts), load_towers(config.tokenizer))
+    else:
+        counts = _count(config, inputs, out, context)
+    if counts.words is None:
+        context.progress.note("These counts do not say which tokens stand as words: everyday words may be picked.")
+    rare = find_rare(counts, config)
+    if config.base is not None and rare.picks:
+        table = embedding_table(config.base)
+        rare = replace(rare, picks=add_neighbours(rare.picks, counts.towers[0].vocabulary, table))
+    details = {"tokenizer": config.tokenizer, **rare.as_json()}
+    write_json(out / PICKS_NAME, {"format": PICKS_FORMAT, **details})
     kept = len(rare.picks)
     return Dataset(
         kind="picks",
         folder=out.path,
         counts=Counts(kept + sum(rare.rejected.values()), kept, rare.rejected),
-        details={"tokenizer": config.tokenizer, **rare.as_json()},
-        shortfall=rare.shortfall(config.rule()),
+        details=details,
+        shortfall=rare.shortfall(config),
     )
 
 
@@ -62,7 +75,11 @@ def _count(config: CaptionSampleConfig, inputs: Mapping[str, Input], out: Folder
     done = finished_counts(out.path, towers, context.fingerprint)
     if done is not None:
         return done
-    sample = _sample(config, inputs, out, context)
+    if config.index is not None:
+        folder = captions_folder(Path(config.index))
+    else:
+        folder = import_pools(inputs["captions"], config.pool, config.caption_column, out, context)
+    sample = sample_rows(folder, config.sample, config.seed, context)
     if sample.sampled < config.sample:
         context.progress.note(f"There are only {sample.available:,} caption rows; all of them are counted.")
     counts: list[np.ndarray] = []
@@ -75,16 +92,6 @@ def _count(config: CaptionSampleConfig, inputs: Mapping[str, Input], out: Folder
     return result
 
 
-def _sample(
-    config: CaptionSampleConfig, inputs: Mapping[str, Input], out: Folder, context: Context
-) -> SampledCaptions:
-    if config.index is not None:
-        folder = captions_folder(Path(config.index))
-    else:
-        folder = import_pools(inputs["captions"], config.pool, config.caption_column, out, context)
-    return sample_rows(folder, config.sample, config.seed, context)
-
-
 def _count_tower(
     tower: Tower, earlier: list[Tower], counts: list[np.ndarray], sample: SampledCaptions, context: Context
 ) -> np.ndarray:
@@ -95,21 +102,3 @@ def _count_tower(
     label = f"counting tokens ({tower.name})"
     with context.progress.task(label, len(sample.captions), unit="captions") as task:
         return count_tokens(sample.captions, tower, sample.rows, task)
-
-
-def _pick(config: RareTokensConfig, inputs: Mapping[str, Input], scratch: Folder, context: Context) -> RareTokens:
-    """The picks, with neighbours when a base model is given; counts made on the way are kept in `scratch`."""
-    counts = _counts(config, inputs, scratch, context)
-    if counts.words is None:
-        context.progress.note("These counts do not say which tokens stand as words: everyday words may be picked.")
-    rare = find_rare(counts, config.rule())
-    if config.base is None or not rare.picks:
-        return rare
-    table = embedding_table(config.base)
-    return replace(rare, picks=add_neighbours(rare.picks, counts.towers[0].vocabulary, table))
-
-
-def _counts(config: RareTokensConfig, inputs: Mapping[str, Input], scratch: Folder, context: Context) -> TokenCounts:
-    if config.counts is not None:
-        return read_counts(Path(config.counts), load_towers(config.tokenizer))
-    return _count(config, inputs, scratch, context)

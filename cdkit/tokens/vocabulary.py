@@ -13,6 +13,7 @@ from typing import Any
 
 from cdkit.core.errors import InputError, NetworkError
 from cdkit.core.fingerprints import EMBEDDED
+from cdkit.core.formatting import first_line
 from cdkit.tokens.config import CLIP
 
 END_OF_WORD = "</w>"
@@ -253,9 +254,8 @@ def _load(folder: Path) -> Any:
     try:
         return kind.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # every backend has its own; all mean that the files cannot be used
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"The tokenizer in {folder} cannot be loaded: {first}",
+            f"The tokenizer in {folder} cannot be loaded: {first_line(error)}",
             hint="The files may be truncated, or of a tokenizer this transformers does not know.",
         ) from error
 
@@ -268,8 +268,7 @@ def _from_hub(spec: str) -> Path:
     try:
         return Path(snapshot_download(spec, allow_patterns=list(_HUB_PATTERNS)))
     except Exception as error:  # httpx, hub and file-system errors alike
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise NetworkError(
-            f"The tokenizer of {spec} could not be fetched from the hub: {first}",
+            f"The tokenizer of {spec} could not be fetched from the hub: {first_line(error)}",
             hint="Check the name and the network, or give a local model folder; 'clip' needs no download.",
         ) from error

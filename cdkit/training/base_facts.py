@@ -10,17 +10,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cdkit.core.storage import read_json
-from cdkit.deltas.base_model import load_base_model
+from cdkit.deltas.base_model import checked_resolution, latent_factor, load_base_model, own_resolution
 from cdkit.deltas.pipeline_folder import (
     check_channels,
     check_family,
     is_pipeline_folder,
     read_classes,
     read_tokenizer,
-    tokenizer_name,
 )
-from cdkit.deltas.resolution import checked_resolution, latent_factor, own_resolution
-from cdkit.deltas.text_features import TOWERS, text_towers
+from cdkit.deltas.text_features import TOWERS, text_towers, tokenizer_name
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

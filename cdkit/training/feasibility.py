@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cdkit.core.devices import choose_device
-from cdkit.core.errors import CdkitError, ConfigError, ResourceError
-from cdkit.core.system_errors import shortage
+from cdkit.core.errors import CdkitError, ConfigError, ResourceError, shortage
+from cdkit.core.machine import choose_device
 from cdkit.deltas.methods import METHODS
 from cdkit.training.base_facts import BaseFacts, read_base
 from cdkit.training.memory import FP32, GIB, MemoryEstimate, estimate_memory, gigabytes

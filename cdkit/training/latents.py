@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from cdkit.core.protocols import Task
-from cdkit.deltas.resolution import latent_factor
+from cdkit.deltas.base_model import latent_factor
 from cdkit.pictures.picture import Picture
 from cdkit.training.augmentation import Placement, place
 from cdkit.training.photos import Frame, Square, centre_square

@@ -16,10 +16,9 @@ import torch
 
 from cdkit.core.formatting import json_text
 from cdkit.core.startup import import_pipelines
-from cdkit.deltas.base_model import compute_type
+from cdkit.deltas.base_model import compute_type, latent_factor
 from cdkit.deltas.methods import METHODS, selected_names
 from cdkit.deltas.pipeline_folder import AUTOENCODER, library_errors
-from cdkit.deltas.resolution import latent_factor
 from cdkit.training.base_facts import BaseFacts
 from cdkit.training.plan import Plan
 

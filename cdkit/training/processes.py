@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cdkit.core.errors import CdkitError, ConfigError, MissingExtraError
-from cdkit.core.threads import environment
-from cdkit.engines.local import end_with_parent
-from cdkit.engines.main_guard import require_main_guard
+from cdkit.core.machine import environment
+from cdkit.engines.local import end_with_parent, require_main_guard
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

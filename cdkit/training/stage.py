@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from cdkit.core.config import canonical
 from cdkit.core.fingerprints import Input
 from cdkit.core.formatting import command_line
+from cdkit.core.machine import set_threads
 from cdkit.core.manifest import Counts
 from cdkit.core.protocols import Context, SilentProgress
 from cdkit.core.shards import Dataset
 from cdkit.core.storage import Folder
-from cdkit.core.threads import set_threads
 from cdkit.deltas.delta import DELTA_NAME, ON_TOP_OF, Delta, load_delta, save_delta
 from cdkit.training.config import TrainConfig
 
@@ -46,7 +46,7 @@ def _take_part(config: TrainConfig, out: Folder, team: Team) -> None:
 
 
 def _train(config: TrainConfig, out: Folder, context: Context, team: Team) -> Dataset:
-    from cdkit.core.devices import choose_device
+    from cdkit.core.machine import choose_device
     from cdkit.deltas.apply import apply_deltas
     from cdkit.deltas.base_model import base_hash
     from cdkit.deltas.pipeline_folder import library_errors

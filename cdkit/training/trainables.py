@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from cdkit.deltas.apply import extended_tokenizer, mend_legacy_end
 from cdkit.deltas.delta import ModifierToken
-from cdkit.deltas.text_features import text_towers
+from cdkit.deltas.text_features import text_towers, tokenizer_name
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -70,7 +70,7 @@ def install_tokens(pipeline: DiffusionPipeline, tokens: Sequence[NewToken]) -> d
         rows = RowsBesideTable(table, ids, table.weight.detach()[starts])
         tower.model.set_input_embeddings(rows)
         mend_legacy_end(tower.model, tokenizer.eos_token_id)
-        setattr(pipeline, tower.name.replace("text_encoder", "tokenizer"), tokenizer)
+        setattr(pipeline, tokenizer_name(tower.name), tokenizer)
         installed[tower.name] = rows
     return installed
 

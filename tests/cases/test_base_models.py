@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from cdkit.core.errors import CdkitError, ConfigError, InputError, NetworkError
 from cdkit.deltas.base_model import base_hash, load_base_model
-from cdkit.deltas.formats.webui import write_full_matrices
+from cdkit.deltas.formats.lora import write_full_matrices
 from tests.cli.running import ran
 from tests.support.made_deltas import made_delta
 from tests.support.single_file import cached_settings, checkpoint_pipeline, single_file_state

@@ -22,8 +22,9 @@ from cdkit.pictures.regularization_set import SetRow, write_images
 from cdkit.retrieval.images import read_images
 from cdkit.training.photos import concept_photos, regularization_pictures
 from tests.support.photo_pool import picture
+from tests.support.progress import Notes
 from tests.training.conftest import make_material
-from tests.training.running import Material, Notes, run
+from tests.training.running import Material, run
 
 CASE = Path(__file__).parent / "09-captions-in-other-places"
 CAPTIONS = [f"a cat with an é, “quotes” & number {number}" for number in range(4)]
@@ -146,10 +147,10 @@ def test_every_convention_means_the_same_in_every_place(tmp_path: Path, conventi
     photos, regularization = concept_photos(str(folder)), regularization_pictures(str(folder))
     at_hand = read_images(folder)
     expected = {picture(number): caption for number, caption in enumerate(CAPTIONS)}
-    for pictures in (photos.pictures, regularization.pictures, at_hand.images):
+    for pictures in (photos.pictures, regularization.pictures, at_hand.pictures):
         assert {entry.content.read(): entry.caption for entry in pictures} == expected
-    assert photos.all_notes() == regularization.all_notes() == at_hand.notes == []
-    urls = {entry.url for entry in at_hand.images} - {None}
+    assert photos.all_notes() == regularization.all_notes() == at_hand.all_notes() == []
+    urls = {entry.url for entry in at_hand.pictures} - {None}
     assert urls in (set(), {f"http://a.test/{number}" for number in range(4)})
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from cdkit.core.errors import ConfigError, InputError
 from cdkit.pictures.captions import metadata_captions
-from cdkit.pictures.shards import read_img2dataset
+from cdkit.pictures.reading import read_img2dataset
 from tests.captions.running import run_import, write_jsonl, write_parquet
 
 CASES = Path(__file__).parent
@@ -256,9 +256,9 @@ def test_statistics_of_a_file_decide_nothing(tmp_path: Path, out: Path) -> None:
 def test_tables_of_images_at_hand_go_by_the_same_rule(tmp_path: Path) -> None:
     table = {"KEY": ["0"], "Status": ["success"], "URL": ["https://x/1"], "Caption": ["a dog"], "jpg": [b"bytes"]}
     pq.write_table(pa.table(table), tmp_path / "00000.parquet")
-    found = read_img2dataset(tmp_path)
-    assert found is not None
-    (picture,) = found.pictures
+    folder = read_img2dataset(tmp_path, "images")
+    assert folder is not None
+    (picture,) = folder.pictures
     assert (picture.key, picture.caption, picture.url, picture.content.read()) == (
         "0",
         "a dog",
@@ -267,7 +267,7 @@ def test_tables_of_images_at_hand_go_by_the_same_rule(tmp_path: Path) -> None:
     )
     pq.write_table(pa.table(table | {"url": ["https://evil/1"]}), tmp_path / "00000.parquet")
     with pytest.raises(InputError, match=r"00000\.parquet: the columns 'URL' and 'url' have the same name"):
-        read_img2dataset(tmp_path)
+        read_img2dataset(tmp_path, "images")
 
 
 @pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv"])

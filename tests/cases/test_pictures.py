@@ -27,6 +27,7 @@ from cdkit.training.photos import concept_photos
 from tests.support.hashing_encoder import HashingEncoder
 from tests.support.photo_pool import PoolPicture, index_of, picture
 from tests.support.pretend_run import run_stage
+from tests.support.progress import Notes
 from tests.support.regularization_sets import read_regularization_set
 
 CASES = Path(__file__).parent
@@ -261,14 +262,9 @@ def test_a_pipe_among_the_photos_is_left_out(samples: Path, tmp_path: Path) -> N
     (photos / "a.jpg").write_bytes(picture(1))
     for name in ("b.jpg", "a.txt", "metadata.jsonl", "caption.txt"):
         os.mkfifo(photos / name)
-    notes: list[str] = []
-
-    class Notes(SilentProgress):
-        def note(self, message: str) -> None:
-            notes.append(message)
-
-    assert len(evaluation._pictures(str(photos), Notes())) == 1
-    assert "b.jpg (no file)" in notes[0]
+    progress = Notes()
+    assert len(evaluation._pictures(str(photos), progress)) == 1
+    assert "b.jpg (no file)" in progress.notes[0]
     (photos / "samples").mkdir()
     os.mkfifo(photos / "samples" / "s.png")
     (photos / "prompts.json").write_text('{"s": "a photo of a star"}')

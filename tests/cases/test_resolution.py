@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cdkit.deltas.resolution import checked_resolution, latent_factor
+from cdkit.deltas.base_model import checked_resolution, latent_factor
 from tests.cli.running import ran
 from tests.support.tiny_pipeline import tiny_pipeline
 

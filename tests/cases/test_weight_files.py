@@ -16,8 +16,9 @@ import torch
 from safetensors.torch import save_file
 
 from cdkit.core.errors import InputError
-from cdkit.deltas.delta import DELTA_NAME, Delta, LowRank, load_delta, norm, save_delta
-from cdkit.deltas.formats.recognition import read_foreign
+from cdkit.deltas.delta import DELTA_NAME, Delta, load_delta, save_delta
+from cdkit.deltas.importing import read_foreign
+from cdkit.deltas.low_rank import LowRank, norm
 from tests.cli.running import ran
 
 CASES = Path(__file__).parent

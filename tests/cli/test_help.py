@@ -10,7 +10,7 @@ import pytest
 import typer
 
 from cdkit.cli import app as application
-from cdkit.cli.help import COLUMNS_FOR_TABLES, broken
+from cdkit.cli.parsing import COLUMNS_FOR_TABLES, broken
 from tests.cli.running import command_words, ran
 
 COMMANDS = command_words(application.app)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import cdkit
-from cdkit.cli import class_images, index, merge, train
+from cdkit.cli import delta, index, sample, train
 from cdkit.cli.app import ENTRIES, execute_command
 from cdkit.cli.output import Output
 from cdkit.core.manifest import Manifest
@@ -73,10 +73,10 @@ DETAILS: dict[str, dict[str, Any]] = {
         ("train", train._human, ["--base", "models/my base", "--delta", "OUT", "--prompt", PROMPT]),
         (
             "merge",
-            merge._human,
+            delta._merged,
             ["--base", "models/my base", "--delta", "OUT", "--prompt", PROMPT, "--prompt", "a cat"],
         ),
-        ("class-images", class_images._human, ["--regularization", "NAME=OUT"]),
+        ("class-images", sample._drawn_set, ["--regularization", "NAME=OUT"]),
         ("index", index._print_result, ["index", "search", "OUT", "a photo of a dog"]),
     ],
 )

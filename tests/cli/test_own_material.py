@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cdkit.core.cache_file import cache_folder
+from cdkit.core.fingerprints import cache_folder
 from cdkit.embedded.concepts import write_concept
 from cdkit.embedded.grammar import describe
 from cdkit.embedded.rendering import render

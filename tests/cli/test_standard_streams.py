@@ -140,7 +140,7 @@ def test_limits_are_named(tmp_path: Path, limit: str, command: str, code: int, w
 
 CRASHING = """
 import os, sys
-from cdkit.cli.watched import run_watched
+from cdkit.cli.process import run_watched
 from cdkit.core.errors import ResourceError
 what = sys.argv[1]
 def command():

@@ -4,9 +4,20 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import torch
+from safetensors import safe_open
 
 from cdkit.core.errors import InputError
-from cdkit.core.shards import finished_facts, merge_counts, part_name, parts, read_parts, schema, write_shard
+from cdkit.core.shards import (
+    finished_facts,
+    merge_counts,
+    part_name,
+    parts,
+    read_parts,
+    schema,
+    write_shard,
+    write_tensors,
+)
 
 
 def test_a_shard_knows_what_it_was_made_from(tmp_path: Path) -> None:
@@ -39,3 +50,15 @@ def test_schemas_are_the_documented_ones() -> None:
 
 def test_counts_add_up_without_zeros() -> None:
     assert merge_counts([{"empty": 1, "nsfw": 0}, {"empty": 2}]) == {"empty": 3}
+
+
+def test_the_same_content_is_the_same_bytes(tmp_path: Path) -> None:
+    """Header texts come out of safetensors in a random order."""
+    tensors = {f"unet.{number}": torch.full((2, 3), float(number)) for number in range(4)}
+    header = {f"text {number}": f'ä "quoted" \\ \n {number}' for number in range(12)}
+    for number in range(6):
+        write_tensors(tmp_path / str(number), tensors, header)
+    assert len({(tmp_path / str(number)).read_bytes() for number in range(6)}) == 1
+    with safe_open(tmp_path / "0", "pt") as file:
+        assert file.metadata() == header
+        assert all(file.get_tensor(name).equal(tensor) for name, tensor in tensors.items())

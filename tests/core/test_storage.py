@@ -10,10 +10,9 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from cdkit.core.errors import CdkitError, InputError, NetworkError, OutputError
+from cdkit.core.errors import CdkitError, InputError, NetworkError, OutputError, writing
 from cdkit.core.fingerprints import content_fingerprint
 from cdkit.core.storage import TEMPORARY_PREFIX, Folder, SourceFile, atomic_path, find_files, read_json, write_json
-from cdkit.core.system_errors import writing
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_temporary(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from cdkit.core.errors import ConfigError
 from cdkit.deltas.apply import apply_deltas
 from cdkit.deltas.base_model import cross_attention_names
-from cdkit.deltas.delta import LowRank, matrix
+from cdkit.deltas.low_rank import LowRank, matrix
 from cdkit.deltas.text_features import encode_ids, text_towers, token_ids
 from tests.support.made_deltas import made_delta, unet_output
 

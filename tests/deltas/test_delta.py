@@ -14,15 +14,14 @@ from cdkit.core.errors import InputError
 from cdkit.deltas.delta import (
     DELTA_NAME,
     Delta,
-    LowRank,
     ModifierToken,
     delta_path,
     delta_tokens,
     load_delta,
-    matrix,
     read_header,
     save_delta,
 )
+from cdkit.deltas.low_rank import LowRank, matrix
 
 
 def _delta() -> Delta:

@@ -16,14 +16,15 @@ from cdkit.core.manifest import MANIFEST_NAME
 from cdkit.core.storage import Folder
 from cdkit.deltas.apply import apply_deltas
 from cdkit.deltas.config import ExportConfig
-from cdkit.deltas.delta import DELTA_NAME, Delta, LowRank, load_delta, matrix, save_delta
+from cdkit.deltas.delta import DELTA_NAME, Delta, load_delta, save_delta
 from cdkit.deltas.formats.lora import write_kohya_lora
 from cdkit.deltas.formats.names import file_stems
-from cdkit.deltas.low_rank import approximate
+from cdkit.deltas.low_rank import LowRank, approximate, matrix
 from cdkit.execute import Result, execute
 from cdkit.stages import STAGES
 from tests.deltas.conftest import loaded
 from tests.support.made_deltas import made_delta, unet_output
+from tests.support.progress import Notes
 from tests.support.real_names import cross_attention_shapes
 from tests.support.web_ui_reader import read_patches
 
@@ -224,21 +225,13 @@ def test_what_a_format_cannot_hold_is_refused(tiny_base: Path, tiny_xl_base: Pat
 
 
 def test_a_lora_larger_than_the_matrices_says_so(tiny_base: Path, tmp_path: Path) -> None:
-    from cdkit.core.protocols import SilentProgress
-
-    notes: list[str] = []
-
-    class Notes(SilentProgress):
-        def note(self, message: str) -> None:
-            notes.append(message)
-
     delta = _save(made_delta(loaded(tiny_base)), tmp_path)
     config = parse_config(ExportConfig, {"delta": str(delta), "to": "kohya-lora", "rank": 32})
-    execute("export", config, tmp_path / "large", progress=Notes())
-    assert any("the full matrices only" in note for note in notes)
-    notes.clear()
-    execute("export", config.model_copy(update={"rank": 2}), tmp_path / "small", progress=Notes())
-    assert notes == []
+    large, small = Notes(), Notes()
+    execute("export", config, tmp_path / "large", progress=large)
+    assert any("the full matrices only" in note for note in large.notes)
+    execute("export", config.model_copy(update={"rank": 2}), tmp_path / "small", progress=small)
+    assert small.notes == []
 
 
 def test_file_names_are_safe_and_different() -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from cdkit.core.config import parse_config
 from cdkit.core.errors import InputError
 from cdkit.deltas.config import ImportDeltaConfig
-from cdkit.deltas.formats.recognition import read_foreign
+from cdkit.deltas.importing import read_foreign
 from cdkit.execute import execute
 
 

@@ -12,12 +12,14 @@ from safetensors.torch import save_file
 from cdkit.core.config import parse_config
 from cdkit.core.errors import ConfigError, InputError
 from cdkit.deltas.config import ExportConfig, ImportDeltaConfig
-from cdkit.deltas.delta import Delta, LowRank, load_delta, matrix, save_delta
-from cdkit.deltas.formats.recognition import read_foreign
+from cdkit.deltas.delta import Delta, load_delta, save_delta
+from cdkit.deltas.importing import read_foreign
+from cdkit.deltas.low_rank import LowRank, matrix
 from cdkit.execute import execute
 from tests.deltas.conftest import loaded
 from tests.support import material
 from tests.support.made_deltas import made_delta, unet_output
+from tests.support.progress import Notes
 from tests.support.real_names import cross_attention_shapes
 
 
@@ -247,20 +249,13 @@ def test_what_does_not_belong_together_is_refused(tiny_base: Path, tiny_xl_base:
 
 
 def test_another_base_model_is_suspected(tiny_base: Path, tmp_path: Path) -> None:
-    from cdkit.core.protocols import SilentProgress
-
     pipeline = loaded(tiny_base)
     weights = {name: torch.randn_like(value) for name, value in _weights(pipeline, made_delta(pipeline)).items()}
     torch.save({"unet": weights, "modifier_token": {}}, tmp_path / "delta.bin")
-    notes: list[str] = []
-
-    class Notes(SilentProgress):
-        def note(self, message: str) -> None:
-            notes.append(message)
-
     config = parse_config(ImportDeltaConfig, {"files": [str(tmp_path / "delta.bin")], "base": str(tiny_base)})
-    execute("delta-import", config, tmp_path / "out", progress=Notes())
-    assert any("trained on this base" in note for note in notes)
+    progress = Notes()
+    execute("delta-import", config, tmp_path / "out", progress=progress)
+    assert any("trained on this base" in note for note in progress.notes)
 
 
 def test_an_imported_delta_has_its_effect(tiny_base: Path, tmp_path: Path) -> None:

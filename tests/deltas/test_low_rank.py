@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cdkit.core.errors import ConfigError
-from cdkit.deltas.delta import LowRank, matrix
-from cdkit.deltas.low_rank import approximate, cut, factors, rank_for, relative_error
+from cdkit.deltas.low_rank import LowRank, approximate, cut, factors, matrix, rank_for, relative_error
 
 shapes = st.tuples(st.integers(1, 30), st.integers(1, 30))
 

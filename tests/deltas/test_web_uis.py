@@ -9,10 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cdkit.deltas.delta import DELTA_NAME, Delta, LowRank, save_delta
+from cdkit.deltas.delta import DELTA_NAME, Delta, save_delta
+from cdkit.deltas.formats.lora import write_full_matrices
 from cdkit.deltas.formats.names import loading_hints, original_module, spellings
-from cdkit.deltas.formats.webui import write_full_matrices
 from cdkit.deltas.importing import _kohya_names
+from cdkit.deltas.low_rank import LowRank
 from tests.cli.running import ran
 from tests.deltas.conftest import loaded
 from tests.support.made_deltas import made_delta

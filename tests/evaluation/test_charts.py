@@ -7,15 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdkit.evaluation.chart_parts import Scale, nice_step, number_text
 from cdkit.evaluation.charts import (
     Interval,
+    Scale,
     Series,
     Strip,
     bar_chart,
     histogram,
     interval_chart,
     line_chart,
+    nice_step,
+    number_text,
     strip_chart,
 )
 

@@ -58,7 +58,8 @@ def test_group_means_leave_out_parameters_without_a_rate() -> None:
 def pipelines(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     """A base, a copy whose cross-attention moved by half and one convolution by a tenth, and a delta of the former."""
     from cdkit.deltas.base_model import base_hash, cross_attention_names
-    from cdkit.deltas.delta import Delta, LowRank, save_delta
+    from cdkit.deltas.delta import Delta, save_delta
+    from cdkit.deltas.low_rank import LowRank
 
     folder = tmp_path_factory.mktemp("pipelines")
     pipeline = tiny_pipeline(folder / "base")

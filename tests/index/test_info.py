@@ -19,22 +19,8 @@ from cdkit.index.recall import Recall, recall_warnings
 from cdkit.index.records import iterate_captions, iterate_image_rows
 from cdkit.index.stage import index_embeddings
 from tests.support.hashing_encoder import HashingEncoder
+from tests.support.progress import Notes
 from tests.support.small_index import grammar_captions, make_index
-
-
-class Notes:
-    """Progress that keeps what is said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def note(self, message: str) -> None:
-        self.said.append(message)
-
-    def task(self, label: str, total: float | None, *, unit: str = "") -> Any:
-        from cdkit.core.protocols import SilentProgress
-
-        return SilentProgress().task(label, total, unit=unit)
 
 
 def _pool(path: Path, captions: list[str], first: int = 0) -> str:
@@ -124,7 +110,7 @@ def test_a_missed_recall_target_is_said_everywhere(
     recall = details["recall"]
     assert recall["target"] == 1.0
     assert recall["target_reached"] is False
-    assert any("below the target of 1: similar captions will be missed" in line for line in notes.said)
+    assert any("below the target of 1: similar captions will be missed" in line for line in notes.notes)
     manifest, words = _cdkit(capsys, "index", "info", folder)
     assert manifest["details"]["recall"]["target_reached"] is False
     assert "below the target of 1" in words

@@ -13,21 +13,14 @@ import torch
 from cdkit.cli.app import execute_command
 from cdkit.core.config import parse_config
 from cdkit.core.errors import ConfigError, InputError
-from cdkit.core.protocols import SilentProgress
 from cdkit.deltas.apply import apply_deltas
-from cdkit.deltas.delta import DELTA_NAME, Delta, LowRank, load_delta, matrix, save_delta
+from cdkit.deltas.delta import DELTA_NAME, Delta, load_delta, save_delta
+from cdkit.deltas.low_rank import LowRank, matrix
 from cdkit.execute import Result, execute
 from cdkit.merging.config import MergeConfig
 from tests.merging.conftest import loaded
 from tests.support.made_deltas import made_delta
-
-
-class Notes(SilentProgress):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, message: str) -> None:
-        self.notes.append(message)
+from tests.support.progress import Notes
 
 
 def _save(folder: Path, *deltas: Delta) -> list[str]:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from cdkit.core.shards import parts
 from cdkit.core.text import clean_caption
 from cdkit.deltas.formats.lora import DIFFUSERS_LORA_NAME
-from cdkit.pictures.hashing import perceptual_hash
+from cdkit.pictures.picture import perceptual_hash
 from tests.real.real_web import RealWeb
 from tests.support.regularization_sets import read_regularization_set
 

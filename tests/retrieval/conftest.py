@@ -9,25 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from cdkit.core.protocols import Context, SilentProgress
+from cdkit.core.protocols import Context
 from cdkit.engines.local import LocalEngine
 from cdkit.retrieval.candidates import Candidate
 from tests.support.hostile_server import HostileServer
-
-
-class NotingProgress(SilentProgress):
-    """Progress that keeps the notes."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, message: str) -> None:
-        self.notes.append(message)
+from tests.support.progress import Notes
 
 
 @pytest.fixture
 def context() -> Context:
-    return Context(LocalEngine(1), NotingProgress())
+    return Context(LocalEngine(1), Notes())
 
 
 @pytest.fixture

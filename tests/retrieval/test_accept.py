@@ -8,7 +8,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdkit.fetching.outcomes import FailedFetch, FetchedImage
+from cdkit.fetching.job import FailedFetch, FetchedImage
 from cdkit.pictures.picture import FileContent
 from cdkit.retrieval.accept import Limits, Standing, stand
 from cdkit.retrieval.candidates import Candidate

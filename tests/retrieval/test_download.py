@@ -17,13 +17,13 @@ from cdkit.engines.local import LocalEngine
 from cdkit.fetching import batches
 from cdkit.fetching.batches import split_job
 from cdkit.fetching.blocklist import Blocklist
-from cdkit.fetching.job import ENDED_NAME, LOG_NAME, FetchSettings, Job
-from cdkit.fetching.outcomes import FetchedImage, read_wave
+from cdkit.fetching.job import ENDED_NAME, LOG_NAME, FetchedImage, FetchSettings, Job, read_wave
 from cdkit.retrieval.accept import Downloaded, Limits
 from cdkit.retrieval.candidates import Candidate
 from cdkit.retrieval.download import download
-from tests.retrieval.conftest import NotingProgress, candidates_of
+from tests.retrieval.conftest import candidates_of
 from tests.support.accept_all import AcceptAll
+from tests.support.progress import Notes
 
 
 @pytest.fixture(autouse=True)
@@ -263,5 +263,5 @@ def test_impossible_settings_and_a_proxy_are_said_first(tmp_path: Path, context:
     assert not (tmp_path / "waves").exists()
     settings = FetchSettings(proxy="http://127.0.0.1:3128")
     download(candidates_of([None]), Folder(tmp_path), context, limits=Limits(1), settings=settings, judge=AcceptAll())
-    assert isinstance(context.progress, NotingProgress)
+    assert isinstance(context.progress, Notes)
     assert "proxy" in context.progress.notes[0]

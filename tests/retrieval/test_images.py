@@ -15,8 +15,9 @@ import pytest
 
 from cdkit.core.errors import ConfigError, InputError
 from cdkit.core.text import caption_id
+from cdkit.pictures.reading import PictureFolder
 from cdkit.retrieval.candidates import Candidate
-from cdkit.retrieval.images import StoredImages, local_candidates, match_candidates, read_images
+from cdkit.retrieval.images import local_candidates, match_candidates, read_images
 from tests.support.hashing_encoder import HashingEncoder
 
 # Completion order, as img2dataset writes it; the third URL failed.
@@ -63,12 +64,12 @@ def test_img2dataset_output_is_joined_by_key(tmp_path: Path, layout: str) -> Non
     found = read_images(tmp_path)
     assert found.layout == layout
     assert found.rejected == {"failed_to_download": 1}
-    images = {image.url: image for image in found.images}
+    images = {image.url: image for image in found.pictures}
     assert {url: image.caption for url, image in images.items()} == {
         "http://a.test/2": "a cat",
         "http://a.test/0": "a dog",
     }
-    for image in found.images:
+    for image in found.pictures:
         # Read in another process, as curation does.
         content = pickle.loads(pickle.dumps(image.content))
         assert content.read() == picture(image.key)
@@ -76,9 +77,11 @@ def test_img2dataset_output_is_joined_by_key(tmp_path: Path, layout: str) -> Non
 
 def test_only_what_candidates_may_use_is_kept(tmp_path: Path) -> None:
     write_webdataset(tmp_path)
-    assert [image.key for image in read_images(tmp_path, [wanted(0, "x", "http://A.test/0")]).images] == ["000000000"]
-    assert [image.key for image in read_images(tmp_path, [wanted(0, "a cat", None)]).images] == ["000000002"]
-    assert read_images(tmp_path, [wanted(0, "a cat", "http://b.test/")]).images == []
+    assert [image.key for image in read_images(tmp_path, [wanted(0, "x", "http://A.test/0")]).pictures] == [
+        "000000000"
+    ]
+    assert [image.key for image in read_images(tmp_path, [wanted(0, "a cat", None)]).pictures] == ["000000002"]
+    assert read_images(tmp_path, [wanted(0, "a cat", "http://b.test/")]).pictures == []
 
 
 def test_images_that_are_missing_or_unknown_are_counted(tmp_path: Path) -> None:
@@ -86,7 +89,7 @@ def test_images_that_are_missing_or_unknown_are_counted(tmp_path: Path) -> None:
     (tmp_path / "00000" / "000000002.jpg").unlink()
     (tmp_path / "00000" / "000000009.jpg").write_bytes(b"x")
     found = read_images(tmp_path)
-    assert [image.key for image in found.images] == ["000000000"]
+    assert [image.key for image in found.pictures] == ["000000000"]
     assert found.rejected == {"failed_to_download": 1, "missing": 1, "no_row": 1}
 
 
@@ -105,8 +108,8 @@ def write_pictures(folder: Path, *names: str) -> None:
         (folder / name).write_bytes(picture(name))
 
 
-def captions_of(found: StoredImages) -> dict[str, str | None]:
-    return {image.key: image.caption for image in found.images}
+def captions_of(found: PictureFolder) -> dict[str, str | None]:
+    return {image.key: image.caption for image in found.pictures}
 
 
 def test_captions_in_text_files_beside_the_pictures(tmp_path: Path) -> None:
@@ -116,7 +119,7 @@ def test_captions_in_text_files_beside_the_pictures(tmp_path: Path) -> None:
     found = read_images(tmp_path)
     assert captions_of(found) == {"a.jpg": "A dog on the grass", "deep/b.PNG": "a cat"}
     assert found.rejected == {"no_caption": 1}
-    assert found.images[0].content.read() == picture("a.jpg")
+    assert found.pictures[0].content.read() == picture("a.jpg")
 
 
 def test_captions_in_hugging_face_metadata(tmp_path: Path) -> None:
@@ -147,7 +150,7 @@ def test_the_layout_of_adobes_and_diffusers_scripts(tmp_path: Path) -> None:
     (tmp_path / "urls.txt").write_text("http://a.test/9\nhttp://a.test/10\n")
     found = read_images(tmp_path)
     assert captions_of(found) == {"images/9.jpg": "nine", "images/10.jpg": "ten"}
-    assert {image.key: image.url for image in found.images}["images/9.jpg"] == "http://a.test/9"
+    assert {image.key: image.url for image in found.pictures}["images/9.jpg"] == "http://a.test/9"
     (tmp_path / "images.txt").unlink()
     (tmp_path / "urls.txt").unlink()
     assert captions_of(read_images(tmp_path)) == {"images/10.jpg": "nine", "images/9.jpg": "ten"}
@@ -172,7 +175,7 @@ def wanted(number: int, caption: str, url: str | None) -> Candidate:
 
 def test_candidates_find_their_images_by_url_else_by_caption(tmp_path: Path) -> None:
     write_files(tmp_path)
-    stored = read_images(tmp_path).images
+    stored = read_images(tmp_path).pictures
     candidates = [
         wanted(0, "another caption of the same picture", "HTTP://A.test:80/0#top"),
         wanted(1, "a cat", "http://gone.test/"),
@@ -192,7 +195,7 @@ def test_a_folder_is_a_source_of_candidates_without_an_index(tmp_path: Path) -> 
     write_pictures(tmp_path, *captions)
     for name, caption in captions.items():
         (tmp_path / name).with_suffix(".txt").write_text(caption)
-    stored = read_images(tmp_path).images
+    stored = read_images(tmp_path).pictures
     found, images = local_candidates(stored, ["a dog", "a red dog"], encoder)
     shown = [(candidate.source, candidate.query, candidate.similarity) for candidate in found.candidates]
     # Equal similarities stand by caption id; the second picture of a caption is a spare one.

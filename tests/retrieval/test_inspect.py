@@ -16,8 +16,7 @@ from PIL import Image
 
 from cdkit.core.errors import InputError, OutputError
 from cdkit.fetching.blocklist import Blocklist
-from cdkit.pictures.hashing import perceptual_hash
-from cdkit.pictures.picture import Content
+from cdkit.pictures.picture import Content, perceptual_hash
 from cdkit.retrieval.inspect import Inspection, InspectionLimits, InspectionRules, Inspectors
 from tests.pictures.test_decoding import png_header, saved
 from tests.support.photo_pool import picture

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from cdkit.core.protocols import Context
 from cdkit.core.storage import Folder
-from cdkit.fetching.job import FetchSettings
-from cdkit.fetching.outcomes import read_wave
+from cdkit.fetching.job import FetchSettings, read_wave
 from cdkit.retrieval.accept import Limits
 from cdkit.retrieval.download import download
 from tests.retrieval.conftest import candidates_of

@@ -21,7 +21,7 @@ from cdkit.core.errors import InputError
 from cdkit.core.shards import parts
 from cdkit.embedded.pool import DEFAULT_HOST, pool_rows
 from cdkit.index.changes.remove import remove
-from cdkit.pictures.hashing import NEAR, perceptual_hash
+from cdkit.pictures.picture import NEAR, perceptual_hash
 from cdkit.training.photos import regularization_pictures
 from tests.pictures.test_decoding import png_header, saved
 from tests.support.hashing_encoder import HashingEncoder

@@ -8,12 +8,12 @@ from PIL import Image
 
 from cdkit.core.config import parse_config
 from cdkit.core.errors import ConfigError, InputError
-from cdkit.core.protocols import SilentProgress
 from cdkit.deltas.config import ExportConfig
 from cdkit.evaluation.samples import read_sample_set
 from cdkit.execute import execute
 from cdkit.sampling.config import SampleConfig
 from cdkit.sampling.schedulers import SCHEDULERS, make_scheduler
+from tests.support.progress import Notes
 from tests.support.samples import read_samples
 from tests.support.tiny_pipeline import tiny_pipeline
 
@@ -108,19 +108,10 @@ def test_where_nothing_was_left_to_draw_no_time_is_given(base: str, out: Path) -
 def test_a_file_of_prompts_and_a_prompt_beyond_the_context(base: str, out: Path, tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
     file.write_text("\ufeffcat\n\n  dog \ncat\n" + "dog " * 100 + "\n", encoding="utf-8")
-    notes: list[str] = []
-
-    class Notes:
-        from cdkit.core.protocols import SilentProgress
-
-        task = SilentProgress.task
-
-        def note(self, message: str) -> None:
-            notes.append(message)
-
-    execute("sample", _config(base, prompts=[], prompts_file=str(file), seeds=1), out, progress=Notes())
+    progress = Notes()
+    execute("sample", _config(base, prompts=[], prompts_file=str(file), seeds=1), out, progress=progress)
     assert [sample.prompt for sample, _ in read_samples(out)][:2] == ["cat", "dog"]
-    assert [note for note in notes if "context" in note]
+    assert [note for note in progress.notes if "context" in note]
 
 
 @pytest.mark.parametrize(
@@ -224,14 +215,9 @@ def test_the_words_of_a_baked_in_delta_are_known(base: str, tmp_path: Path) -> N
     delta = _save_delta(base, tmp_path / "delta", "<new1>")
     values = {"delta": delta, "to": "diffusers-pipeline", "base": base}
     execute("export", parse_config(ExportConfig, values), tmp_path / "baked")
-    notes: list[str] = []
-
-    class Notes(SilentProgress):
-        def note(self, message: str) -> None:
-            notes.append(message)
-
+    progress = Notes()
     config = _config(str(tmp_path / "baked"), prompts=["a <new1> cat and a <new2>"], seeds=1)
-    execute("sample", config, tmp_path / "out", progress=Notes())
-    assert [note for note in notes if "No delta brings" in note] == [
+    execute("sample", config, tmp_path / "out", progress=progress)
+    assert [note for note in progress.notes if "No delta brings" in note] == [
         "No delta brings the word <new2>: the prompt is read without it. Give --delta."
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from cdkit.fetching.outcomes import FetchedImage
+from cdkit.fetching.job import FetchedImage
 from cdkit.retrieval.accept import Admission
 from cdkit.retrieval.candidates import Candidate
 

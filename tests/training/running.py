@@ -43,16 +43,6 @@ class Material:
         return parse_config(TrainConfig, given)
 
 
-class Notes(SilentProgress):
-    """Progress that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, message: str) -> None:
-        self.notes.append(message)
-
-
 class Interrupted(Exception):
     """Stands for the kill of a process."""
 

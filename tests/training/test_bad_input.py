@@ -14,9 +14,10 @@ from PIL import Image
 from cdkit.core.errors import CdkitError, ConfigError, InputError
 from cdkit.execute import execute
 from cdkit.training.base_facts import BaseFacts
+from tests.support.progress import Notes
 from tests.support.tiny_pipeline import tiny_pipeline
 from tests.training.conftest import write_photos
-from tests.training.running import Material, Notes, run
+from tests.training.running import Material, run
 
 
 @pytest.fixture

@@ -23,8 +23,9 @@ from cdkit.training.memory import GIB, MemoryEstimate, estimate_memory, gigabyte
 from cdkit.training.plan import Plan, make_plan
 from cdkit.training.processes import Team, accelerated
 from cdkit.training.setup import set_up
+from tests.support.progress import Notes
 from tests.support.tiny_xl_pipeline import tiny_xl_pipeline
-from tests.training.running import Material, Notes, run
+from tests.training.running import Material, run
 
 CPU = torch.device("cpu")
 XL = {

@@ -15,14 +15,16 @@ from cdkit.core.config import parse_config
 from cdkit.core.errors import ConfigError
 from cdkit.deltas.apply import apply_deltas
 from cdkit.deltas.base_model import load_base_model
-from cdkit.deltas.delta import load_delta, matrix
+from cdkit.deltas.delta import load_delta
+from cdkit.deltas.low_rank import matrix
 from cdkit.deltas.methods import METHODS, selected_names
 from cdkit.execute import Result, execute
 from cdkit.stages import STAGES
 from tests.support.made_deltas import unet_output
+from tests.support.progress import Notes
 from tests.support.tiny_pipeline import tiny_pipeline
 from tests.support.web_ui_reader import read_patches
-from tests.training.running import Material, Notes, delta_tensors, run
+from tests.training.running import Material, delta_tensors, run
 
 CPU = torch.device("cpu")
 WHOLE = ("fine-tune-all", "dreambooth")

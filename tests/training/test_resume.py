@@ -15,7 +15,8 @@ import torch
 
 from cdkit.core.errors import OutputError
 from cdkit.core.storage import read_json, write_json
-from tests.training.running import Interrupted, Material, Notes, StopAfter, delta_tensors, losses, run
+from tests.support.progress import Notes
+from tests.training.running import Interrupted, Material, StopAfter, delta_tensors, losses, run
 
 STEPS = 7
 

@@ -16,7 +16,8 @@ from cdkit.core.config import parse_config
 from cdkit.core.protocols import Context
 from cdkit.deltas.apply import apply_deltas
 from cdkit.deltas.base_model import load_base_model
-from cdkit.deltas.delta import LowRank, load_delta, matrix
+from cdkit.deltas.delta import load_delta
+from cdkit.deltas.low_rank import LowRank, matrix
 from cdkit.execute import Result, execute
 from cdkit.stages import STAGES
 from cdkit.training.base_facts import read_base
@@ -26,9 +27,10 @@ from cdkit.training.processes import Team, accelerated
 from cdkit.training.setup import Setup, set_up
 from tests.support.diffusers_loading import load_embeddings
 from tests.support.made_deltas import unet_output
+from tests.support.progress import Notes
 from tests.support.tiny_xl_pipeline import tiny_xl_pipeline
 from tests.training.conftest import write_photos
-from tests.training.running import Material, Notes, run
+from tests.training.running import Material, run
 
 CPU = torch.device("cpu")
 PROMPT = "photo of a <new1> cat"

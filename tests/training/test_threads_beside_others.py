@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cdkit.core.threads import NUMBERS, WAITING, cpu_count
+from cdkit.core.machine import NUMBERS, WAITING, cpu_count
 
 STEPS = 120
 SHARE = 3.0

@@ -20,7 +20,8 @@ from cdkit.training.base_facts import read_base
 from cdkit.training.plan import make_plan
 from cdkit.training.processes import Team, accelerated
 from cdkit.training.setup import set_up
-from tests.training.running import Material, Notes, assert_same_training, delta_tensors, losses, run
+from tests.support.progress import Notes
+from tests.training.running import Material, assert_same_training, delta_tensors, losses, run
 
 CPU = torch.device("cpu")
 

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from cdkit.core.errors import InputError
-from cdkit.deltas.delta import LowRank, ModifierToken
+from cdkit.deltas.delta import ModifierToken
 from cdkit.deltas.formats.reading import Contents, Found, make_product, make_token, require_tensor, shown
+from cdkit.deltas.low_rank import LowRank
 
 if TYPE_CHECKING:
     import torch
@@ -62,13 +63,13 @@ def read_diffusers(contents: Contents) -> Found:
 
 def _parameter(contents: Contents, key: str) -> str:
     """The diffusers name of a CompVis parameter (Stable Diffusion 1 and 2: three layers to a block)."""
-    found = _COMPVIS.fullmatch(key)
-    if found is None:
+    match = _COMPVIS.fullmatch(key)
+    if match is None:
         raise InputError(
             f"{contents.path} holds {shown(key)}, which is no cross-attention weight.",
             hint="A whole checkpoint is no delta; Adobe's get_deltas.py takes the delta out of one.",
         )
-    place, number, rest = found[1], int(found[2] or 0), found[3]
+    place, number, rest = match[1], int(match[2] or 0), match[3]
     if place == "middle_block":
         return f"mid_block.attentions.0.{rest}"
     if place == "input_blocks":
@@ -108,11 +109,11 @@ def read_processors(contents: Contents) -> Found:
     for key, value in contents.values.items():
         if isinstance(value, dict) and not value:
             continue
-        found = _KEY.fullmatch(key)
-        if found is None:
+        match = _KEY.fullmatch(key)
+        if match is None:
             raise InputError(
                 f"{contents.path} holds {shown(key)}, which is no Custom Diffusion weight.", hint="Damaged file."
             )
         require_tensor(contents.path, key, value)
-        full[f"{found[1]}.{found[2]}.{found[3]}"] = value
+        full[f"{match[1]}.{match[2]}.{match[3]}"] = value
     return Found("diffusers", contents.path, full, header=contents.header)

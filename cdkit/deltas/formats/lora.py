@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from cdkit.core.errors import InputError
 from cdkit.core.shards import write_tensors
-from cdkit.deltas.delta import Delta, LowRank
+from cdkit.deltas.delta import Delta
 from cdkit.deltas.formats.names import SD2_WIDTH, SDXL_WIDTH, header, kohya_module, module_of, text_width
 from cdkit.deltas.formats.reading import Contents, Found, make_product, require_tensor, shown
+from cdkit.deltas.low_rank import LowRank, matrix
 
 if TYPE_CHECKING:
     import torch
-
 
 # The name that load_lora_weights looks for in a folder.
 DIFFUSERS_LORA_NAME = "pytorch_lora_weights.safetensors"
@@ -105,39 +105,40 @@ def read_lora(contents: Contents, kind: str) -> Found:
 def _peft(contents: Contents) -> dict[str, torch.Tensor | LowRank]:
     parts: dict[str, dict[str, Any]] = {}
     for key, value in contents.values.items():
-        end = next((one for one in _PEFT if key.endswith(one)), None)
-        if end is None or not key.startswith("unet."):
+        end = key[-len(_PEFT[0]) :]
+        if end not in _PEFT or not key.startswith("unet."):
             _refuse(contents, key)
-        parts.setdefault(key.removeprefix("unet.").removesuffix(str(end)), {})[str(end)] = value
+        parts.setdefault(key.removeprefix("unet.").removesuffix(end), {})[end] = value
+    down, up = _PEFT
     return {
-        f"{module}.weight": make_product(contents.path, module, one.get(_PEFT[1]), one.get(_PEFT[0]), _CONVOLUTION)
-        for module, one in parts.items()
+        f"{module}.weight": make_product(contents.path, module, factors.get(up), factors.get(down), _CONVOLUTION)
+        for module, factors in parts.items()
     }
 
 
 def _kohya(contents: Contents) -> dict[tuple[str, str], torch.Tensor | LowRank]:
     parts: dict[str, dict[str, Any]] = {}
-    found: dict[tuple[str, str], torch.Tensor | LowRank] = {}
+    changes: dict[tuple[str, str], torch.Tensor | LowRank] = {}
     for key, value in contents.values.items():
         module, _, end = key.partition(".")
         if not module.startswith("lora_unet_"):
             _refuse(contents, key)
         if f".{end}" in _WHOLE:
             require_tensor(contents.path, key, value)
-            found[module, _WHOLE[f".{end}"]] = value
+            changes[module, _WHOLE[f".{end}"]] = value
         elif f".{end}" in _KOHYA:
             parts.setdefault(module, {})[f".{end}"] = value
         else:
             _refuse(contents, key)
-    for module, one in parts.items():
-        if (module, "weight") in found:
+    for module, factors in parts.items():
+        if (module, "weight") in changes:
             raise InputError(f"{contents.path}: {shown(module)} has a whole change and factors.", hint="Damaged file.")
-        product = make_product(contents.path, module, one.get(_KOHYA[1]), one.get(_KOHYA[0]), _CONVOLUTION)
-        up = product.up * _strength(contents, module, one.get(_KOHYA[2]), product.rank)
+        product = make_product(contents.path, module, factors.get(_KOHYA[1]), factors.get(_KOHYA[0]), _CONVOLUTION)
+        up = product.up * _strength(contents, module, factors.get(_KOHYA[2]), product.rank)
         if not up.isfinite().all():
             raise InputError(f"{contents.path}: {shown(module)} has an absurd alpha.", hint="Damaged file.")
-        found[module, "weight"] = LowRank(up, product.down)
-    return found
+        changes[module, "weight"] = LowRank(up, product.down)
+    return changes
 
 
 def _strength(contents: Contents, module: str, alpha: Any, rank: int) -> float:
@@ -157,3 +158,16 @@ def _refuse(contents: Contents, key: str) -> None:
             hint="Only changes of the U-Net's matrices can be imported.",
         )
     raise InputError(f"{contents.path} holds {shown(key)}, which cannot be imported.", hint="Damaged file, or DoRA.")
+
+
+_ENDS = {"weight": "diff", "bias": "diff_b"}
+
+
+def write_full_matrices(delta: Delta, path: Path, *, half: bool) -> None:
+    """`lora_unet_<module>.diff` for every changed weight, `.diff_b` for a bias."""
+    width = text_width(delta.changes)
+    tensors: dict[str, torch.Tensor] = {}
+    for name, change in delta.changes.items():
+        module, kind = module_of(name)
+        tensors[f"{kohya_module(module, width)}.{_ENDS[kind]}"] = matrix(change)
+    write_tensors(path, tensors, header(delta, **family(width)), half=half)

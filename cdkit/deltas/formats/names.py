@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from cdkit.core.errors import pip_install
 from cdkit.core.formatting import command_line, json_text
-from cdkit.deltas.delta import Delta, LowRank
+from cdkit.deltas.delta import Delta
 
 if TYPE_CHECKING:
     import torch
 
-    from cdkit.deltas.delta import LowRank
+    from cdkit.deltas.low_rank import LowRank
 
 
 def lora_name(out: Path) -> str:
@@ -54,7 +54,7 @@ LAST_NORM = "conv_norm_out"
 
 def file_stems(texts: Iterable[str]) -> dict[str, str]:
     """A file name without ending for every text: letters, digits, `-` and `_`, different even ignoring case."""
-    found: dict[str, str] = {}
+    stems: dict[str, str] = {}
     used: set[str] = set()
     for text in texts:
         stem = re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-")[:_LONGEST].strip("-") or "token"
@@ -63,8 +63,8 @@ def file_stems(texts: Iterable[str]) -> dict[str, str]:
         while chosen.lower() in used:
             chosen, number = f"{stem}-{number}", number + 1
         used.add(chosen.lower())
-        found[text] = chosen
-    return found
+        stems[text] = chosen
+    return stems
 
 
 @dataclass(frozen=True)
@@ -122,11 +122,11 @@ def original_module(module: str) -> str:
     if module in _OUTSIDE_BLOCKS:
         return _OUTSIDE_BLOCKS[module]
     for pattern, named in _IN_BLOCKS:
-        found = re.match(pattern, module)
-        if found:
-            rest = module[found.end() :]
+        match = re.match(pattern, module)
+        if match:
+            rest = module[match.end() :]
             inner = _IN_RESNET.get(rest, rest) if "resnets" in pattern else rest
-            return named(*(int(number) for number in found.groups())) + inner
+            return named(*(int(number) for number in match.groups())) + inner
     return module
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from cdkit.core.errors import InputError
 from cdkit.core.file_kinds import check_weight_file, is_safetensors
 from cdkit.core.shards import read_tensors
-from cdkit.deltas.delta import LowRank, ModifierToken
+from cdkit.deltas.delta import ModifierToken
+from cdkit.deltas.low_rank import LowRank
 from cdkit.deltas.torch_file import read_torch_file
 
 if TYPE_CHECKING:
@@ -114,12 +115,12 @@ def shown(key: object) -> str:
 
 def _checked(values: Mapping[Any, Any], path: Path, depth: int) -> dict[str, Any]:
     """The mapping with its tensors as fp32; raises InputError for values that no weight file has."""
-    found: dict[str, Any] = {}
+    checked: dict[str, Any] = {}
     for key, value in values.items():
         if not isinstance(key, str):
             raise InputError(f"{path} has a key that is no name, {shown(key)}.", hint="It is no weight file.")
-        found[key] = _value(value, f"{path}: {shown(key)}", path, depth)
-    return found
+        checked[key] = _value(value, f"{path}: {shown(key)}", path, depth)
+    return checked
 
 
 def _value(value: Any, where: str, path: Path, depth: int) -> Any:
@@ -132,7 +133,7 @@ def _value(value: Any, where: str, path: Path, depth: int) -> Any:
     if depth and isinstance(value, Mapping):
         return _checked(value, path, depth - 1)
     if depth and isinstance(value, list | tuple):
-        return [_value(one, where, path, depth - 1) for one in value]
+        return [_value(item, where, path, depth - 1) for item in value]
     raise InputError(f"{where} is a {type(value).__name__}, not a tensor.", hint="It is no weight file.")
 
 

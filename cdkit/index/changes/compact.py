@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cdkit.core.errors import writing
 from cdkit.core.protocols import Progress, SilentProgress
 from cdkit.core.shards import FINGERPRINT_KEY, parts, read_shard, shard_metadata
 from cdkit.core.storage import Folder, atomic_path
-from cdkit.core.system_errors import writing
 from cdkit.index.caption_index import INDEX_NAME, check_files, check_fits, index_hash, index_manifest
 from cdkit.index.changes.transaction import Change, changed_manifest, recall_before
 from cdkit.index.embedding_files import embedding_shard

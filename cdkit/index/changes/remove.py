@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cdkit.core.errors import ConfigError, InputError
+from cdkit.core.errors import ConfigError, InputError, writing
 from cdkit.core.formatting import without_userinfo
 from cdkit.core.manifest import Counts
 from cdkit.core.shards import part_name, parts, write_shard
 from cdkit.core.storage import Folder
-from cdkit.core.system_errors import writing
 from cdkit.core.text import caption_id, clean_captions
 from cdkit.index.caption_index import check_files, index_manifest
 from cdkit.index.changes.transaction import Change, changed_manifest

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cdkit.evaluation.samples import find_tokens, without_tokens
+from cdkit.pictures.picture import png_texts
 from cdkit.report.pictures import PictureBox, Shown
 from cdkit.report.run_folder import StepFolder
 
@@ -26,6 +27,11 @@ class GridRow:
     kind: str
     prompt: str
     images: Sequence[Shown | None]
+
+    @property
+    def concepts(self) -> int:
+        """How many modifier tokens the prompt has."""
+        return len(find_tokens(self.prompt))
 
 
 @dataclass(frozen=True)
@@ -49,12 +55,14 @@ class ImagesSection:
     @property
     def hero(self) -> tuple[GridRow, Sequence[int]]:
         """The images for the head of the page, and their seeds: a prompt with most concepts in it, drawn last."""
-        grid = max(self.grids, key=lambda grid: max(map(_concepts, grid.rows)))
-        return max(reversed(grid.rows), key=_concepts), grid.seeds
+        grid = max(self.grids, key=lambda grid: max(row.concepts for row in grid.rows))
+        return max(reversed(grid.rows), key=lambda row: row.concepts), grid.seeds
 
 
 @dataclass(frozen=True)
-class _Image:
+class DrawnImage:
+    """An image that a step drew, and for what."""
+
     path: Path
     prompt: str
     seed: int
@@ -62,11 +70,11 @@ class _Image:
 
 def images_section(steps: Sequence[StepFolder], pictures: PictureBox) -> ImagesSection | None:
     """Grids of every prompt, those most sets share first; None when no step drew anything."""
-    sets = {step.name: (step, _images(step)) for step in steps}
+    sets = {step.name: (step, drawn_images(step)) for step in steps}
     sets = {name: entry for name, entry in sets.items() if entry[1]}
     if not sets:
         return None
-    by_prompt: dict[str, dict[tuple[str, str], list[_Image]]] = {}
+    by_prompt: dict[str, dict[tuple[str, str], list[DrawnImage]]] = {}
     for name, (step, images) in sets.items():
         tokens = [str(token) for token in step.details.get("tokens", [])]
         for image in images:
@@ -79,7 +87,7 @@ def images_section(steps: Sequence[StepFolder], pictures: PictureBox) -> ImagesS
     return ImagesSection(grids, len(by_prompt), sum(len(images) for _, images in sets.values()), drawn)
 
 
-def _fitting(prompts: Sequence[str], by_prompt: dict[str, dict[tuple[str, str], list[_Image]]]) -> list[str]:
+def _fitting(prompts: Sequence[str], by_prompt: dict[str, dict[tuple[str, str], list[DrawnImage]]]) -> list[str]:
     """The first prompts, fewer where many sets make every grid tall; always one."""
     chosen: list[str] = []
     rows = 0
@@ -91,38 +99,32 @@ def _fitting(prompts: Sequence[str], by_prompt: dict[str, dict[tuple[str, str], 
     return chosen
 
 
-def _interest(rows: dict[tuple[str, str], list[_Image]]) -> int:
+def _interest(rows: dict[tuple[str, str], list[DrawnImage]]) -> int:
     """Prompts with a modifier token and in most sets come first."""
     tokens = any(find_tokens(prompt) for _, prompt in rows)
     return 2 * len({name for name, _ in rows}) + tokens
 
 
-def _concepts(row: GridRow) -> int:
-    return len(find_tokens(row.prompt))
-
-
-def _images(step: StepFolder) -> list[_Image]:
+def drawn_images(step: StepFolder) -> list[DrawnImage]:
     """The images a step drew; of an interrupted one those that are there, by their own captions."""
     import pyarrow.parquet as pq
 
     if (step.path / TABLE_NAME).exists():
         rows: list[dict[str, Any]] = pq.read_table(step.path / TABLE_NAME).to_pylist()
-        return [_Image(step.path / row["path"], str(row["prompt"]), int(row["seed"])) for row in rows]
+        return [DrawnImage(step.path / row["path"], str(row["prompt"]), int(row["seed"])) for row in rows]
     return [image for path in sorted((step.path / "images").glob("*.png")) if (image := _captioned(path)) is not None]
 
 
-def _captioned(path: Path) -> _Image | None:
-    from cdkit.pictures.picture import png_texts
-
+def _captioned(path: Path) -> DrawnImage | None:
     texts = png_texts(path)
     prompt, seed = texts.get("prompt", ""), texts.get("seed", "0")
-    return _Image(path, prompt, int(seed)) if prompt and seed.isdecimal() else None
+    return DrawnImage(path, prompt, int(seed)) if prompt and seed.isdecimal() else None
 
 
 def _grid(
     plain: str,
-    rows: dict[tuple[str, str], list[_Image]],
-    sets: dict[str, tuple[StepFolder, list[_Image]]],
+    rows: dict[tuple[str, str], list[DrawnImage]],
+    sets: dict[str, tuple[StepFolder, list[DrawnImage]]],
     box: PictureBox,
 ) -> PromptGrid:
     """A row per set and wording of the prompt: a tuned model may have drawn it with its token and without."""
@@ -132,12 +134,12 @@ def _grid(
             counts[seed] = counts.get(seed, 0) + 1
     seeds = sorted(sorted(counts, key=lambda seed: (-counts[seed], seed))[:SEEDS_SHOWN])
     names = list(sets)
-    found = []
+    grid_rows = []
     for name, prompt in sorted(rows, key=lambda row: (names.index(row[0]), len(find_tokens(row[1])))):
         by_seed = {image.seed: image for image in rows[name, prompt]}
         shown = [box.file(by_seed[seed].path, SIDE) if seed in by_seed else None for seed in seeds]
-        found.append(GridRow(name, _kind(sets[name][0]), prompt, shown))
-    return PromptGrid(plain, seeds, found)
+        grid_rows.append(GridRow(name, _kind(sets[name][0]), prompt, shown))
+    return PromptGrid(plain, seeds, grid_rows)
 
 
 def _kind(step: StepFolder) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,8 +73,7 @@ class RegularizationSection:
     @property
     def from_elsewhere(self) -> int:
         """How many came from the web or from files, with whatever rights their owners have."""
-        own = (GENERATED_HOST, RENDERED_HOST)
-        return sum(_host(source) not in own for source in self.sources)
+        return sum(_host(source) not in (GENERATED_HOST, RENDERED_HOST) for source in self.sources)
 
     @property
     def hosts(self) -> list[tuple[str, int]]:
@@ -89,7 +88,6 @@ def regularization_section(step: StepFolder, pictures: PictureBox) -> Regulariza
     """What a retrieve step found, or a class-images step drew; of an interrupted one whatever images it wrote."""
     details = step.details
     steps = [(str(entry["step"]), int(entry["count"])) for entry in details.get("funnel", [])]
-    rejected = sorted(dict(details.get("rejected", {})).items(), key=lambda item: (-item[1], item[0]))
     threshold = details.get("threshold")
     prompts = details.get("prompts") or step.values.get("prompts") or []
     section = RegularizationSection(
@@ -102,7 +100,7 @@ def regularization_section(step: StepFolder, pictures: PictureBox) -> Regulariza
         shortfall=step.manifest.shortfall if step.manifest is not None else "",
         funnel=steps,
         funnel_chart=bar_chart(steps, title=f"From captions to accepted images, {step.name}") if steps else "",
-        rejected=[(str(reason).replace("_", " "), int(number)) for reason, number in rejected],
+        rejected=_most_first(details.get("rejected", {})),
         histogram_chart=_histogram(details.get("similarities"), threshold, step.name),
     )
     _add_images(section, step.path / "images", pictures)
@@ -131,16 +129,8 @@ def _add_images(section: RegularizationSection, folder: Path, pictures: PictureB
         for row in table.select([name for name in wanted if name in table.column_names]).to_pylist():
             caption = str(row.get("caption") or "")
             section.total += 1
-            section.sources.append(
-                Source(
-                    section.name,
-                    str(row.get("key") or ""),
-                    without_userinfo(str(row.get("url") or "")),
-                    str(row.get("source") or ""),
-                    caption,
-                    str(row.get("sha256") or ""),
-                )
-            )
+            key, url, source, sha256 = (str(row.get(name) or "") for name in ("key", "url", "source", "sha256"))
+            section.sources.append(Source(section.name, key, without_userinfo(url), source, caption, sha256))
             if len(section.images) < SHEET_IMAGES:
                 content = (row.get("image") or {}).get("bytes")
                 shown = pictures.content(content, SHEET_SIDE) if content else None
@@ -148,6 +138,12 @@ def _add_images(section: RegularizationSection, folder: Path, pictures: PictureB
                     # A drawn image has the prompt itself for a caption: there is nothing to compare.
                     similarity = None if row.get("source") == GENERATED else row.get("similarity")
                     section.images.append(SetImage(shown, caption, similarity))
+
+
+def _most_first(reasons: Mapping[str, int]) -> list[tuple[str, int]]:
+    """Reasons as words with how often each stands, the most frequent first."""
+    most = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+    return [(str(reason).replace("_", " "), int(number)) for reason, number in most]
 
 
 def _host(source: Source) -> str:
@@ -175,7 +171,6 @@ def import_section(step: StepFolder) -> ImportSection | None:
     counts = step.manifest.counts if step.manifest is not None else {}
     if not counts.get("in"):
         return None
-    rejected = sorted(dict(counts.get("rejected", {})).items(), key=lambda item: (-item[1], item[0]))
     simple = {
         key: value for key, value in step.details.items() if isinstance(value, int | float | str) and value != ""
     }
@@ -184,7 +179,7 @@ def import_section(step: StepFolder) -> ImportSection | None:
         step.stage,
         int(counts["in"]),
         int(counts.get("kept", 0)),
-        [(str(reason).replace("_", " "), int(number)) for reason, number in rejected],
+        _most_first(counts.get("rejected", {})),
         [
             (key.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))
             for key, value in simple.items()
@@ -206,7 +201,7 @@ def token_section(step: StepFolder) -> TokenSection | None:
     """The picks with their ids, counts and nearest tokens; None when the step made none."""
     if not (step.path / "picks.json").exists():
         return None
-    found = read_json(step.path / "picks.json")
+    picked = read_json(step.path / "picks.json")
     picks = [
         (
             str(pick["token"]),
@@ -214,12 +209,6 @@ def token_section(step: StepFolder) -> TokenSection | None:
             int(pick["count"]),
             ", ".join(f"{near['token']} {near['similarity']:.2f}" for near in pick.get("neighbours") or ()),
         )
-        for pick in found.get("picks", [])
+        for pick in picked.get("picks", [])
     ]
-    passed = sorted(dict(found.get("rejected", {})).items(), key=lambda item: -item[1])
-    return TokenSection(
-        step.name,
-        str(found.get("tokenizer", "")),
-        picks,
-        [(str(reason).replace("_", " "), int(number)) for reason, number in passed],
-    )
+    return TokenSection(step.name, str(picked.get("tokenizer", "")), picks, _most_first(picked.get("rejected", {})))

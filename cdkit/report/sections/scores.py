@@ -8,10 +8,19 @@ from typing import Any
 
 from cdkit.core.storage import read_json
 from cdkit.evaluation.charts import Interval, interval_chart
-from cdkit.evaluation.comparison import COLUMN_NAMES, COLUMNS, GROUP_NAMES, bounds_text, interval_text, short_number
+from cdkit.evaluation.comparison import (
+    COLUMN_NAMES,
+    COLUMNS,
+    GROUP_NAMES,
+    TableRow,
+    bounds_text,
+    interval_text,
+    short_number,
+    shown_columns,
+)
+from cdkit.evaluation.config import MAIN
 from cdkit.report.run_folder import StepFolder
 
-MAIN = "samples"
 # name → heading, what it says, multiplied by.
 METRICS: Mapping[str, tuple[str, str, float]] = {
     "text_alignment": ("text alignment", "cosine of image and prompt without its modifier tokens; more is better", 1),
@@ -29,6 +38,8 @@ METRICS: Mapping[str, tuple[str, str, float]] = {
     "train_seconds": ("training, s", "seconds of training", 1),
     "seconds_per_image": ("sampling, s", "seconds per image", 1),
 }
+# The methods of the paper's own.
+HIGHLIGHTED = ("custom-diffusion", "joint", "merged")
 CHARTED = ("text_alignment", "image_alignment", "dino_image_alignment", "nearest_photo", "drift", "kid")
 
 
@@ -91,10 +102,10 @@ def scores_section(steps: Sequence[StepFolder]) -> ScoresSection | None:
     if not sets:
         return None
     names = list(dict.fromkeys(name for scored in sets for name in scored.metrics))
-    known = [name for name in METRICS if name in names] + [name for name in names if name not in METRICS]
+    ordered = [name for name in METRICS if name in names] + [name for name in names if name not in METRICS]
     return ScoresSection(
         sets=sets,
-        columns=[(name, *heading(name)) for name in known],
+        columns=[(name, *heading(name)) for name in ordered],
         charts=[chart for name in CHARTED if (chart := _chart(name, sets)) is not None],
         encoders=list(dict.fromkeys(encoders)),
         notes=list(dict.fromkeys(notes)),
@@ -121,15 +132,15 @@ def _scaled(metric: str, estimate: Mapping[str, Any]) -> dict[str, Any]:
 
 def _chart(metric: str, sets: Sequence[ScoredSet]) -> tuple[str, str] | None:
     """One chart over all sets; with a single set its alignments would be one dot each, so there is none."""
-    known = [scored for scored in sets if metric in scored.metrics]
-    if len(known) < 2:
+    rows = [_interval(scored.label, scored.metrics[metric]) for scored in sets if metric in scored.metrics]
+    if len(rows) < 2:
         return None
-    rows = [
-        Interval(s.label, s.metrics[metric]["value"], s.metrics[metric]["low"], s.metrics[metric]["high"])
-        for s in known
-    ]
     title, what = heading(metric)
     return title, interval_chart(rows, x_label=what.partition(";")[0] if len(what) < 60 else title, title=title)
+
+
+def _interval(label: str, estimate: Mapping[str, Any], *, highlight: bool = False) -> Interval:
+    return Interval(label, estimate["value"], estimate["low"], estimate["high"], highlight)
 
 
 def _encoder(summary: Mapping[str, Any]) -> str:
@@ -153,41 +164,24 @@ def comparison_section(step: StepFolder) -> ComparisonSection | None:
     if not (step.path / "table.json").exists():
         return None
     details = read_json(step.path / "table.json")
-    entries = details["rows"]
-    shown = [c for c in COLUMNS if any(c in entry["ours"] or c in entry["paper"] for entry in entries)]
+    rows = [TableRow(**entry) for entry in details["rows"]]
+    shown = shown_columns(rows)
     groups: dict[str, list[tuple[str, list[str]]]] = {}
-    for entry in entries:
-        cells: list[str] = []
-        for column in shown:
-            cells.append(interval_text(entry["ours"].get(column)))
-            cells.append(short_number(entry["paper"][column]) if column in entry["paper"] else "–")
-        groups.setdefault(_group(entry), []).append((str(entry["method"]), cells))
+    for row in rows:
+        groups.setdefault(GROUP_NAMES.get(row.group, row.group), []).append((row.method, row.cells(shown)))
     headings = [head for column in shown for head in (COLUMN_NAMES[column], "paper")]
-    return ComparisonSection(
-        step.name, headings, groups, [str(n) for n in details["notes"]], _comparison_charts(entries)
-    )
+    return ComparisonSection(step.name, headings, groups, details["notes"], _comparison_charts(rows))
 
 
-def _group(entry: Mapping[str, Any]) -> str:
-    return GROUP_NAMES.get(str(entry["group"]), str(entry["group"]))
-
-
-def _comparison_charts(entries: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+def _comparison_charts(rows: Sequence[TableRow]) -> list[tuple[str, str]]:
     charts = []
-    for group in dict.fromkeys(_group(entry) for entry in entries):
+    for group in dict.fromkeys(row.group for row in rows):
         for column in COLUMNS:
-            known = [e for e in entries if _group(e) == group and column in e["ours"]]
-            if len(known) > 1:
-                rows = [
-                    Interval(
-                        e["method"],
-                        e["ours"][column]["value"],
-                        e["ours"][column]["low"],
-                        e["ours"][column]["high"],
-                        highlight=e["method"] in ("custom-diffusion", "joint", "merged"),
-                    )
-                    for e in known
+            methods = [row for row in rows if row.group == group and column in row.ours]
+            if len(methods) > 1:
+                intervals = [
+                    _interval(row.method, row.ours[column], highlight=row.method in HIGHLIGHTED) for row in methods
                 ]
-                title = f"{group}: {COLUMN_NAMES[column]}"
-                charts.append((title, interval_chart(rows, x_label=COLUMN_NAMES[column], title=title)))
+                title = f"{GROUP_NAMES.get(group, group)}: {COLUMN_NAMES[column]}"
+                charts.append((title, interval_chart(intervals, x_label=COLUMN_NAMES[column], title=title)))
     return charts

@@ -12,6 +12,7 @@ from typing import Any
 from cdkit.core.errors import CdkitError
 from cdkit.core.formatting import json_text
 from cdkit.core.storage import read_json
+from cdkit.deltas.delta import DELTA_NAME
 from cdkit.deltas.formats.names import Spelling, spellings
 from cdkit.deltas.methods import METHODS
 from cdkit.evaluation.charts import Series, Strip, line_chart, strip_chart
@@ -23,7 +24,6 @@ PHOTOS_SHOWN = 8
 PHOTO_SIDE = 150
 SAMPLES_SHOWN = 8
 POINTS = 600
-DELTA_NAME = "delta.safetensors"
 
 
 @dataclass(frozen=True)
@@ -99,12 +99,12 @@ def training_section(step: StepFolder, pictures: PictureBox) -> TrainingSection:
 def token_texts(tokens: Any) -> list[str]:
     """The tokens' texts, whether the manifest lists texts or records with a text each, or maps concepts to them."""
     entries = list(tokens.values()) if isinstance(tokens, Mapping) else list(tokens or [])
-    found = []
+    texts = []
     for entry in entries:
         text = entry.get("token") or entry.get("text") if isinstance(entry, Mapping) else entry
         if text:
-            found.append(str(text))
-    return found
+            texts.append(str(text))
+    return texts
 
 
 def token_spellings(step: StepFolder) -> list[Spelling]:
@@ -161,11 +161,11 @@ def _number(text: Any) -> float:
 def _smoothed(values: Sequence[float]) -> list[float]:
     """Mean over a window of a twentieth of the run around each step; values that are not finite do not count."""
     half = max(len(values) // 40, 1)
-    found = []
+    means = []
     for place in range(len(values)):
         window = [v for v in values[max(place - half, 0) : place + half + 1] if math.isfinite(v)]
-        found.append(sum(window) / len(window) if window else math.nan)
-    return found
+        means.append(sum(window) / len(window) if window else math.nan)
+    return means
 
 
 def _thinned(steps: Sequence[float], values: Sequence[float]) -> tuple[list[float], list[float]]:
@@ -177,12 +177,12 @@ def _training_samples(folder: Path, pictures: PictureBox) -> list[tuple[str, Sho
     paths = sorted(folder.glob("*.png")) if folder.is_dir() else []
     every = max(-(-len(paths) // SAMPLES_SHOWN), 1)
     kept = sorted({*paths[::every], *paths[-1:]})
-    found = []
+    samples = []
     for path in kept:
         shown = pictures.file(path, 420)
         if shown is not None:
-            found.append((f"step {path.stem.rpartition('-')[2].lstrip('0') or '0'}", shown))
-    return found
+            samples.append((f"step {path.stem.rpartition('-')[2].lstrip('0') or '0'}", shown))
+    return samples
 
 
 @dataclass(frozen=True)

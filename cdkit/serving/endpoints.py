@@ -1,0 +1,89 @@
+"""What every endpoint does alike: read a body within limits, wait in the queue, answer errors, count."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from cdkit.core.errors import CdkitError, ConfigError, NetworkError
+from cdkit.core.formatting import json_text, without_credentials
+from cdkit.serving.metrics import RequestTimes
+from cdkit.serving.work_queue import BusyError, WorkQueue
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
+    from starlette.routing import Route
+
+# A picture in base64; recipes send a few hundred bytes.
+MOST_BODY_BYTES = 24 << 20
+Handler = Callable[["Request"], Awaitable["Response"]]
+
+
+class TooLargeError(ConfigError):
+    """A request whose body is larger than any that means something."""
+
+
+@dataclass
+class Endpoints:
+    """Makes routes whose work waits in one queue, and whose errors have one shape."""
+
+    queue: WorkQueue
+    times: RequestTimes = field(default_factory=RequestTimes)
+
+    def route(self, path: str, handler: Handler, method: str = "GET") -> Route:
+        """A route that counts and times its requests, and says in JSON what went wrong.
+
+        The shape is clip-retrieval's `message` and the command line's `error` in one object.
+        """
+        from starlette.routing import Route
+
+        async def answer(request: Request) -> Response:
+            started = time.monotonic()
+            try:
+                response = await handler(request)
+            except BusyError as busy:
+                response = problem("busy", str(busy), "", 429, {"Retry-After": str(busy.retry_after)})
+            except CdkitError as error:
+                response = problem(error.code, error.message, error.hint, _status(error))
+            self.times.record(path, response.status_code, time.monotonic() - started)
+            return response
+
+        return Route(path, answer, methods=[method])
+
+
+def _status(error: CdkitError) -> int:
+    if isinstance(error, TooLargeError):
+        return 413
+    if isinstance(error, NetworkError):
+        return 502
+    return 400 if isinstance(error, ConfigError) else 503
+
+
+def problem(code: str, message: str, hint: str, status: int, headers: Mapping[str, str] | None = None) -> Response:
+    """An error as an answer."""
+    message, hint = without_credentials(message), without_credentials(hint)
+    body = {"message": message, "error": {"code": code, "message": message, "hint": hint}}
+    return json_response(body, status, headers)
+
+
+def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    from starlette.responses import Response
+
+    return Response(json_text(content), status, headers, media_type="application/json")
+
+
+async def json_body(request: Request) -> Any:
+    """The body as JSON, whatever its content type says; raises ConfigError when it is none, or too large."""
+    content = bytearray()
+    async for block in request.stream():
+        content += block
+        if len(content) > MOST_BODY_BYTES:
+            raise TooLargeError(f"A body has {MOST_BODY_BYTES:,} bytes at most.")
+    try:
+        return json.loads(bytes(content))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError("The body must be JSON.") from error

@@ -1,0 +1,121 @@
+"""The service as a whole: names, the queue that sends requests away, figures, the command, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import httpx
+import pytest
+
+from cdkit.core.errors import ConfigError
+from cdkit.serving.catalogue import Catalogue, open_catalogue
+from cdkit.serving.work_queue import BusyError, WorkQueue
+from tests.cli.running import ran
+from tests.support.hashing_encoder import HashingEncoder
+from tests.support.served import Running, serving
+from tests.support.small_index import grammar_captions, make_index
+
+
+def test_a_name_means_one_index(tmp_path: Path) -> None:
+    encoder = HashingEncoder(32)
+    first, second = (make_index(tmp_path / name, grammar_captions(9, seed), encoder) for seed, name in enumerate("ab"))
+    catalogue = open_catalogue([first], {"laion_400m": second}, encoder=encoder)
+    assert [catalogue.named(name)[0] for name in ("a", "laion_400m", "laion5B-L-14", None, "")] == [
+        *("a", "laion_400m", "a", "a", "a")
+    ]
+    with pytest.raises(ConfigError, match="no index 'c'"):
+        catalogue.named("c")
+    assert Catalogue({"a": catalogue.indexes["a"]}).named("whatever")[0] == "a"
+    assert catalogue.indexes["a"].encoder is catalogue.indexes["laion_400m"].encoder
+    with pytest.raises(ConfigError, match="called 'a'"):
+        open_catalogue([first], {"a": second}, encoder=encoder)
+
+
+def test_a_full_queue_says_when_to_come_again() -> None:
+    async def overrun() -> tuple[list[Any], int]:
+        queue, gate = WorkQueue(threads=1, longest=3), threading.Event()
+        queue.mean_seconds = 4.0
+        running = [asyncio.create_task(queue.run(lambda: gate.wait(30))) for _ in range(3)]
+        await asyncio.sleep(0)
+        with pytest.raises(BusyError) as refused:
+            await queue.run(lambda: True)
+        gate.set()
+        done = await asyncio.gather(*running)
+        assert await queue.run(lambda: "room again") == "room again"
+        queue.close()
+        return done, refused.value.retry_after
+
+    assert asyncio.run(overrun()) == ([True] * 3, 12)
+
+
+def test_too_many_requests_are_answered_with_429(index_folder: Path) -> None:
+    with serving(index_folder, threads=1, longest=1) as service:
+        statuses: list[httpx.Response] = []
+
+        def ask(number: int) -> None:
+            # Every one has captions of its own to encode.
+            params = {"q": f"star number {number}", "min_similarity": -1, "limit": 900}
+            statuses.append(httpx.get(f"{service.url}search", params=params, timeout=60, trust_env=False))
+
+        threads = [threading.Thread(target=ask, args=(number,)) for number in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    refused = [answer for answer in statuses if answer.status_code == 429]
+    assert {answer.status_code for answer in statuses} == {200, 429}
+    assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
+
+
+def test_figures_are_prometheus_text(service: Running) -> None:
+    service.client.get("/search", params={"q": "a star"})
+    service.client.get("/search")
+    lines = service.client.get("/metrics").text.splitlines()
+    values = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    assert int(values['cdkit_requests_total{path="/search",status="200"}']) >= 1
+    assert int(values['cdkit_requests_total{path="/search",status="400"}']) >= 1
+    assert (
+        values['cdkit_request_seconds_bucket{path="/search",le="+Inf"}']
+        == (values['cdkit_request_seconds_count{path="/search"}'])
+    )
+    assert float(values["cdkit_encoder_batches"]) >= 1
+
+
+def test_the_command_refuses_the_network_without_a_token(index_folder: Path, tmp_path: Path) -> None:
+    refused = ran(["serve", index_folder, "--host", "0.0.0.0", "--format", "json"])
+    assert refused.code == 2
+    assert "--token" in refused.data["error"]["hint"]
+    assert ran(["serve"]).code == 2
+    assert ran(["serve", tmp_path / "nowhere"]).code == 3
+    assert ran(["serve", "--name", "laion_400m", index_folder]).code == 2
+
+
+@pytest.fixture
+def started(index_folder: Path) -> Iterator[subprocess.Popen[str]]:
+    words = ["serve", str(index_folder), "--name", f"laion_400m={index_folder}", "--port", "0", "--format", "json"]
+    with subprocess.Popen([sys.executable, "-m", "cdkit", *words], stdout=subprocess.PIPE, text=True) as process:
+        yield process
+        process.kill()
+
+
+def test_the_command_serves_until_it_is_told_to_stop(started: subprocess.Popen[str]) -> None:
+    stdout: IO[str] = started.stdout  # type: ignore[assignment]
+    told = json.loads(stdout.readline())
+    assert set(told["indexes"]) == {"scenes", "laion_400m"}
+    with httpx.Client(base_url=told["url"], trust_env=False, timeout=60) as client:
+        body = {"text": "a star", "indice_name": "laion_400m", "num_images": 3}
+        assert len(client.post("/knn-service", content=json.dumps(body)).json()) == 3
+        taken = ran(["serve", "--name", "x=y", "--port", "1"])
+        assert taken.code == 3
+    os.kill(started.pid, signal.SIGTERM)
+    assert started.wait(30) == 0
+    assert stdout.read() == ""

@@ -9,16 +9,16 @@ import sys
 import threading
 import tokenize
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import wait
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cdkit.core.errors import ConfigError, ResourceError
 from cdkit.core.machine import set_threads, thread_count
 from cdkit.core.protocols import Item, Outcome, Value
 from cdkit.core.startup import claim_process
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ProcessPoolExecutor
 
 
 class LocalEngine:
@@ -50,6 +50,8 @@ class LocalEngine:
     def _map_in_processes(
         self, work: Callable[[Item], Value], items: Sequence[Item], label: str, workers: int, devices: Sequence[str]
     ) -> Iterator[Outcome[Item, Value]]:
+        from concurrent.futures.process import BrokenProcessPool
+
         pool = _pool(workers, devices, share=max(1, thread_count() // workers))
         try:
             futures = [pool.submit(work, item) for item in items]
@@ -89,6 +91,8 @@ def _attempt_alone(
 
 def _pool(workers: int, devices: Sequence[str], *, share: int) -> ProcessPoolExecutor:
     """Processes that use `share` threads each, and a GPU each where `devices` names some."""
+    from concurrent.futures import ProcessPoolExecutor
+
     require_main_guard()
     context = multiprocessing.get_context("spawn")
     free = context.Queue()
@@ -113,6 +117,8 @@ def end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is None:
         return
+
+    from multiprocessing.connection import wait
 
     def watch() -> None:
         wait([parent.sentinel])

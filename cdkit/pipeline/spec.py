@@ -52,11 +52,11 @@ class Pipeline:
 
     def descendants(self, name: str) -> set[str]:
         """The step called `name` and every step that depends on it; raises ConfigError when there is none."""
-        found = {self.named(name)}
+        reached = {self.named(name)}
         for step in self.steps:
-            if found & set(step.needs):
-                found.add(step.name)
-        return found
+            if reached & set(step.needs):
+                reached.add(step.name)
+        return reached
 
     def up_to(self, name: str) -> Pipeline:
         """The step called `name` and what it needs, without the rest; raises ConfigError when there is none."""
@@ -94,17 +94,17 @@ def find(name: str, kind: str = "pipelines") -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    known = shipped(kind)
-    if path.stem in known and (path.name == path.stem or path.parent.name in ("", kind)):
-        return known[path.stem]
+    by_name = shipped(kind)
+    if path.stem in by_name and (path.name == path.stem or path.parent.name in ("", kind)):
+        return by_name[path.stem]
     if path.exists():
         raise ConfigError(f"{path} is not a file.", hint=f"Give a YAML file, or the name of a {kind[:-1]}.")
     raise InputError(
         f"There is no {kind[:-1]} {name!r}: it is neither a file nor one that ships with cdkit"
-        f"{did_you_mean(path.stem, known)}.",
+        f"{did_you_mean(path.stem, by_name)}.",
         hint="cdkit pipeline list shows what ships with cdkit."
         if kind == "pipelines"
-        else f"These ship with cdkit: {', '.join(known)}.",
+        else f"These ship with cdkit: {', '.join(by_name)}.",
     )
 
 

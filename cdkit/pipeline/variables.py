@@ -81,13 +81,13 @@ class Body:
     variables: Mapping[str, Any]
 
 
-def resolve_variables(given: Mapping[Any, Any], overrides: Mapping[str, Any], mistakes: Mistakes) -> dict[str, Any]:
+def resolve_variables(written: Mapping[Any, Any], overrides: Mapping[str, Any], mistakes: Mistakes) -> dict[str, Any]:
     """The variables' values; each may refer to those above it. overrides: values that replace what the file says."""
     variables: dict[str, Any] = {}
-    if len(given) > MOST_VARIABLES:
+    if len(written) > MOST_VARIABLES:
         mistakes.add("vars", f"more than {MOST_VARIABLES:,} variables")
         return variables
-    for key, value in given.items():
+    for key, value in written.items():
         name = str(key)
         variables[name] = interpolate(overrides.get(name, value), variables, f"vars.{name}", mistakes)
     return variables
@@ -111,18 +111,18 @@ def interpolate(value: Any, variables: Mapping[str, Any], where: str, mistakes: 
         return [interpolate(item, variables, where, mistakes) for item in value]
     if not isinstance(value, str):
         return value
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name in _REFERENCE.findall(value):
         try:
-            found[name] = _look_up(name, variables)
+            values[name] = _look_up(name, variables)
         except KeyError:
             mistakes.add(where, f"unknown variable ${{{name}}}{did_you_mean(name, variables)}")
             return value
     whole = _REFERENCE.fullmatch(value)
     if whole:
-        mistakes.spend(found[whole[1]], where)
-        return found[whole[1]]
-    return _filled(value, found, where, mistakes)
+        mistakes.spend(values[whole[1]], where)
+        return values[whole[1]]
+    return _filled(value, values, where, mistakes)
 
 
 def _filled(text: str, values: Mapping[str, Any], where: str, mistakes: Mistakes) -> str:
@@ -157,33 +157,33 @@ def _chosen(cases: Mapping[str, Any], variables: Mapping[str, Any], where: str, 
     except KeyError:
         mistakes.add(f"{where}.{CHOICE}", f"unknown variable {name!r}{did_you_mean(name, variables)}")
         return None
-    known = {case: value for case, value in cases.items() if case not in (CHOICE, OTHERWISE)}
-    if selected in known:
-        return known[selected]
+    named = {case: value for case, value in cases.items() if case not in (CHOICE, OTHERWISE)}
+    if selected in named:
+        return named[selected]
     if OTHERWISE not in cases:
-        mistakes.add(where, f"{name} is {selected!r}, for which there is no case{did_you_mean(selected, known)}")
+        mistakes.add(where, f"{name} is {selected!r}, for which there is no case{did_you_mean(selected, named)}")
     return cases.get(OTHERWISE)
 
 
 def repeat_stages(stages: Mapping[Any, Any], variables: Mapping[str, Any], mistakes: Mistakes) -> dict[str, Body]:
     """Every stage by its name; one with `each` once for each combination of what its lists hold."""
-    found: dict[str, Body] = {}
+    bodies: dict[str, Body] = {}
     for key, body in stages.items():
         where = f"stages.{key}"
         values, scopes = body, [dict(variables)]
         if isinstance(body, dict) and EACH in body:
             values = {name: item for name, item in body.items() if name != EACH}
             scopes = _scopes(body[EACH], variables, f"{where}.{EACH}", mistakes)
-        if len(found) + len(scopes) > MOST_STAGES:
+        if len(bodies) + len(scopes) > MOST_STAGES:
             mistakes.add(where, f"makes more than {MOST_STAGES:,} stages")
-            return found
+            return bodies
         for scope in scopes:
             name = str(interpolate(str(key), scope, where, mistakes))
             mistakes.origins[f"stages.{name}"] = where
-            if name in found:
+            if name in bodies:
                 mistakes.add(where, f"there are two stages called {name!r}: name them by every variable of `{EACH}`")
-            found[name] = Body(values, scope)
-    return found
+            bodies[name] = Body(values, scope)
+    return bodies
 
 
 def _scopes(each: Any, variables: Mapping[str, Any], where: str, mistakes: Mistakes) -> list[dict[str, Any]]:

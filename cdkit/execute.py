@@ -50,14 +50,14 @@ def identity_of(stage: Stage, config: StageConfig, inputs: Mapping[str, Input]) 
 
 def earlier_identities(stage: Stage, config: StageConfig, inputs: Mapping[str, Input]) -> dict[str, Identity]:
     """Identities of the stages that `stage` extends, by name: what a half-way folder may hold."""
-    found: dict[str, Identity] = {}
+    identities: dict[str, Identity] = {}
     while stage.extends is not None:
         stage = STAGES[stage.extends]
         config = project(config, stage.config_class())
         needed = field_settings(type(config))
-        inputs = {name: given for name, given in inputs.items() if name in needed}
-        found[stage.name] = identity_of(stage, config, inputs)
-    return found
+        inputs = {name: value for name, value in inputs.items() if name in needed}
+        identities[stage.name] = identity_of(stage, config, inputs)
+    return identities
 
 
 def project(config: StageConfig, target: type[StageConfig]) -> StageConfig:
@@ -83,14 +83,14 @@ def execute(
     refuse_in_worker()
     stage = stage_named(name)
     if not isinstance(config, stage.config_class()):
-        takes, given = stage.config.replace(":", "."), type(config).__name__
-        raise ConfigError(f"The stage {name!r} does not take a {given}.", hint=f"It takes a {takes}.")
+        takes, offered = stage.config.replace(":", "."), type(config).__name__
+        raise ConfigError(f"The stage {name!r} does not take a {offered}.", hint=f"It takes a {takes}.")
     with writing(out):
         target = Target(Folder(out), stage, config, resolve_inputs(config))
         clock = time.monotonic()
-        known = None if force else target.finished()
-        if known is not None:
-            return Result(name, "partial" if known.shortfall else "cached", known, out, time.monotonic() - clock)
+        finished = None if force else target.finished()
+        if finished is not None:
+            return Result(name, "partial" if finished.shortfall else "cached", finished, out, time.monotonic() - clock)
         check_apart(target.inputs, out)
         target.check(may_replace=force or replace_other)
         parallel = (config.engine, config.worker_count()) if isinstance(config, ParallelConfig) else ("local", 1)
@@ -169,8 +169,8 @@ class Target:
 
     def holds_results(self) -> bool:
         """Whether anything would be lost: a run that failed at once (a misspelt column) leaves only its marker."""
-        found = [path for name in self.stage.owns for path in (self.folder / name, *(self.folder / name).rglob("*"))]
-        kept = [path for path in found if path.is_file() and not path.name.startswith(TEMPORARY_PREFIX)]
+        paths = [path for name in self.stage.owns for path in (self.folder / name, *(self.folder / name).rglob("*"))]
+        kept = [path for path in paths if path.is_file() and not path.name.startswith(TEMPORARY_PREFIX)]
         return bool(kept) or (self.folder / MANIFEST_NAME).exists()
 
     def make(self, engine: Engine, progress: Progress) -> Result:

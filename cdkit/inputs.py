@@ -59,12 +59,12 @@ def check_apart(inputs: Mapping[str, Input], folder: Path) -> None:
     if not is_text(str(folder)):
         hint = "Choose another --out: its name has bytes that are not UTF-8."
         raise OutputError(f"--out {folder} cannot be written to by every library.", hint=hint)
-    for given in inputs.values():
-        places = {os.path.dirname(source.url): source.url for source in given.files if source.is_local}
+    for item in inputs.values():
+        places = {os.path.dirname(source.url): source.url for source in item.files if source.is_local}
         for place, url in places.items():
             if _lies_in(Path(place), folder):
                 raise _not_apart(f"would overwrite the input {url}", folder)
-        for value in _values(given.value):
+        for value in _values(item.value):
             path = Path(value)
             if value == EMBEDDED or not path.exists():
                 continue

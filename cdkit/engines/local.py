@@ -50,14 +50,12 @@ class LocalEngine:
     def _map_in_processes(
         self, work: Callable[[Item], Value], items: Sequence[Item], label: str, workers: int, devices: Sequence[str]
     ) -> Iterator[Outcome[Item, Value]]:
-        from concurrent.futures.process import BrokenProcessPool
-
         pool = _pool(workers, devices, share=max(1, thread_count() // workers))
         try:
             futures = [pool.submit(work, item) for item in items]
             for item, future in zip(items, futures, strict=True):
                 outcome = _outcome(item, future)
-                if isinstance(outcome.error, BrokenProcessPool):
+                if _has_died(outcome):
                     # One dead worker breaks the whole pool; alone in a process, only the guilty item fails again.
                     outcome = _attempt_alone(work, item, label, devices)
                 yield outcome
@@ -80,7 +78,7 @@ def _attempt_alone(
 ) -> Outcome[Item, Value]:
     with _pool(1, devices, share=thread_count()) as pool:
         outcome = _outcome(item, pool.submit(work, item))
-    if isinstance(outcome.error, BrokenProcessPool):
+    if _has_died(outcome):
         error = ResourceError(
             f"A worker process of {label!r} died (killed, or out of memory).",
             hint="Run again with fewer --workers; finished shards are kept.",
@@ -132,6 +130,13 @@ def _attempt(work: Callable[[Item], Value], item: Item) -> Outcome[Item, Value]:
         return Outcome(item, value=work(item))
     except Exception as error:
         return Outcome(item, error=error)
+
+
+def _has_died(outcome: Outcome[Item, Value]) -> bool:
+    """Whether the worker process is gone, rather than its work having raised an error."""
+    from concurrent.futures.process import BrokenProcessPool
+
+    return isinstance(outcome.error, BrokenProcessPool)
 
 
 def _outcome(item: Item, future: Future[Value]) -> Outcome[Item, Value]:

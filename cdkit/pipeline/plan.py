@@ -93,7 +93,7 @@ def _state(target: Target, step: Step, forced: Set[str], rerun: Set[str]) -> tup
 
 
 def _input_bytes(inputs: dict[str, Input]) -> int | None:
-    sizes = [source.size for given in inputs.values() for source in given.files]
+    sizes = [source.size for item in inputs.values() for source in item.files]
     return sum(sizes) if sizes else None
 
 

@@ -71,10 +71,10 @@ def check_apart(inputs: Mapping[str, Input], folder: Path) -> None:
             if _lies_in(path, folder):
                 raise _not_apart(f"would overwrite the input {value}", folder)
             # A run's report stands in the run's folder, and does not count as a part of it.
-            steps = (entry for entry in path.iterdir() if _step_mark(entry)) if given.kind == "run" else (path,)
+            steps = (entry for entry in path.iterdir() if _step_mark(entry)) if item.kind == "run" else (path,)
             if any(_lies_in(folder, inner) for inner in steps):
                 raise _not_apart(f"lies in the input {value}, which it would change", folder)
-        for pattern in _values(given.value) if given.kind == "files" else []:
+        for pattern in _values(item.value) if item.kind == "files" else []:
             if _matches_folder(pattern, folder):
                 raise _not_apart(f"lies where the input {pattern} is looked for", folder)
 

@@ -14,8 +14,9 @@ from cdkit.training.base_facts import read_base
 from cdkit.training.passes import EagerPass, GraphedPass
 from cdkit.training.plan import make_plan
 from cdkit.training.setup import Setup, set_up
+from tests.support.progress import Notes
 from tests.support.tiny_xl_pipeline import tiny_xl_pipeline
-from tests.training.running import Material, Notes
+from tests.training.running import Material
 
 CPU = torch.device("cpu")
 

@@ -138,7 +138,7 @@ def nearest_similarities(index: CaptionIndex, query: np.ndarray, count: int) -> 
     import numpy as np
 
     found = index.faiss.top(query, count, selector=index.selector)
-    similarities = _stored(index, query, found)[1] if index.records.has_embeddings else found.similarities
+    similarities = _stored(index, query, found)[1] if index.embeddings.any else found.similarities
     return np.sort(similarities)[::-1]
 
 

@@ -18,7 +18,7 @@ OPEN_PATHS = ("/healthz", "/assets/")
 SHARED_PATHS = ("/knn-service", "/indices-list", "/metadata")
 # Scripts, styles and data of ours alone; pictures as the page needs them.
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src {images}; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data: {images}; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 HEADERS = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,10 @@ class Endpoints:
                 response = problem("busy", str(busy), "", 429, {"Retry-After": str(busy.retry_after)})
             except CdkitError as error:
                 response = problem(error.code, error.message, error.hint, _status(error))
+            except Exception as error:
+                # One request must not end the service, and what it did wrong is no business of the asker's.
+                traceback.print_exception(error)
+                response = problem("bug", "The service failed at this request; its output says why.", "", 500)
             self.times.record(path, response.status_code, time.monotonic() - started)
             return response
 

@@ -158,7 +158,7 @@ def answer_similarities(query: SearchQuery, catalogue: Catalogue) -> dict[str, A
     def look(index: CaptionIndex) -> dict[str, Any]:
         vector = encode_queries(index.encoder, [query.q])[0]
         similarities = nearest_similarities(index, vector, MOST_SIMILARITIES)
-        estimated = not (index.faiss.layout_exact or index.records.has_embeddings)
+        estimated = not (index.faiss.layout_exact or index.embeddings.any)
         return {
             "index": name,
             "similarities": [round(value, SIMILARITY_DIGITS) for value in similarities.tolist()],

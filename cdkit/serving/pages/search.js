@@ -148,7 +148,7 @@ byId("copy").addEventListener("click", async () => {
   say("Copied.");
 });
 document.addEventListener("keydown", (event) => {
-  if (event.key !== "/" || event.target.matches("input, select, textarea")) return;
+  if (event.key !== "/" || event.target.matches("input[type=search], select")) return;
   event.preventDefault();
   query.focus();
 });

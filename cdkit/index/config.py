@@ -6,10 +6,7 @@ from typing import Literal
 
 from cdkit.captions.config import ImportConfig
 from cdkit.core.config import setting
-
-EXACT_BELOW = 200_000
-CODE_BYTES = 64
-RECALL_TARGET = 0.99
+from cdkit.index.layout import CODE_BYTES, EXACT_BELOW, RECALL_TARGET
 
 
 class EmbedConfig(ImportConfig):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from cdkit.index.config import CODE_BYTES, EXACT_BELOW, RECALL_TARGET
+EXACT_BELOW = 200_000
+CODE_BYTES = 64
+RECALL_TARGET = 0.99
 
 
 @dataclass(frozen=True)

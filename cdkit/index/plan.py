@@ -16,7 +16,6 @@ from cdkit.core.config import describe_mistakes, did_you_mean
 from cdkit.core.errors import ConfigError
 from cdkit.core.machine import thread_count
 from cdkit.core.yaml_files import read_yaml
-from cdkit.index.config import CODE_BYTES
 from cdkit.index.faiss_index import (
     KMEANS_ROUNDS,
     OPQ_FIRST_ITERATIONS,
@@ -29,7 +28,14 @@ from cdkit.index.faiss_index import (
     new_exact,
     rotation,
 )
-from cdkit.index.layout import CENTROIDS_PER_CODEBOOK, Layout, choose_layout, compressed_layout, exact_layout
+from cdkit.index.layout import (
+    CENTROIDS_PER_CODEBOOK,
+    CODE_BYTES,
+    Layout,
+    choose_layout,
+    compressed_layout,
+    exact_layout,
+)
 
 CODE_SIZES = (16, 32, 64, 128)
 SHARD_ROWS = 500_000

@@ -14,9 +14,8 @@ from cdkit.core.text import caption_id, clean_captions
 from cdkit.index.brute_force import Queries, Truth, brute_force
 from cdkit.index.caption_index import INDEX_NAME
 from cdkit.index.codes import Shards
-from cdkit.index.config import RECALL_TARGET
 from cdkit.index.faiss_index import OpenIndex, estimates, id_selector
-from cdkit.index.layout import IndexSettings, Layout
+from cdkit.index.layout import RECALL_TARGET, IndexSettings, Layout
 from cdkit.index.records import KeyedTable, Records
 
 if TYPE_CHECKING:

@@ -29,10 +29,9 @@ from cdkit.engines.local import LocalEngine
 from cdkit.index.brute_force import Queries, Truth, brute_force
 from cdkit.index.caption_index import INDEX_NAME, CaptionIndex
 from cdkit.index.codes import inspect_shards, write_compressed
-from cdkit.index.config import CODE_BYTES
 from cdkit.index.embedding_files import embedding_shard
 from cdkit.index.faiss_index import faiss_threads, open_faiss
-from cdkit.index.layout import choose_layout
+from cdkit.index.layout import CODE_BYTES, choose_layout
 from cdkit.index.recall import measure
 from cdkit.index.records import Records
 from cdkit.index.search import similar

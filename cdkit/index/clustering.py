@@ -119,7 +119,7 @@ def learn_rotation(vectors: Tensor, reduced: int, code_bytes: int, kernels: Kern
     points = vectors[:ROTATION_POINTS].float() @ basis.T
     # A random start spreads the principal directions over the parts of a code.
     random = torch.randn((reduced, reduced), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    turn = torch.linalg.qr(random)[0].float().to(points.device)
+    turn: Tensor = torch.linalg.qr(random)[0].float().to(points.device)
     codebooks = None
     for number in range(ROTATION_ROUNDS):
         turned = points @ turn.T

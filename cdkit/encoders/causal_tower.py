@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+# Keys and values, [rows or 1, heads, length, width of a head] each, of tokens that stand before the ones given.
+Before = tuple[Tensor, Tensor]
+
+
 class CausalBlock(nn.Module):
     """x + scale₁·attention(norm₁(x)), then + scale₂·mlp(norm₂(x)); `qkv` maps width to 3·width, query first."""
 
@@ -42,29 +46,37 @@ class CausalBlock(nn.Module):
         self.qkv, self.output, self.mlp = qkv, output, mlp
         self.scale_1, self.scale_2 = scale_1 or nn.Identity(), scale_2 or nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[rows, length, width] to the same."""
+    def forward(self, x: Tensor, before: Before | None = None) -> tuple[Tensor, Before]:
+        """[rows, length, width] to the same, and the keys and values of these tokens."""
         rows, length, width = x.shape
         query, key, value = self._split(self.qkv(self.norm_1(x)), 3)
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        if before is None:
+            mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        else:
+            every_key, every_value = _joined(before, key, value)
+            visible = torch.ones(length, every_key.shape[2], dtype=torch.bool, device=x.device)
+            visible = visible.tril(every_key.shape[2] - length)
+            mixed = F.scaled_dot_product_attention(query, every_key, every_value, attn_mask=visible)
         x = x + self.scale_1(self.output(mixed.transpose(1, 2).reshape(rows, length, width)))
-        mapped: Tensor = x + self.scale_2(self.mlp(self.norm_2(x)))
-        return mapped
+        return x + self.scale_2(self.mlp(self.norm_2(x))), (key, value)
 
-    def at_ends(self, x: Tensor, ends: Tensor) -> Tensor:
+    def at_ends(self, x: Tensor, ends: Tensor, before: Before | None = None) -> Tensor:
         """The block's output at one position per row only, [rows, width]: all that the last block is asked for."""
         rows, length, width = x.shape
-        rows_in_order = torch.arange(rows, device=x.device)
+        in_order = torch.arange(rows, device=x.device)
         normed = self.norm_1(x)
         weight, bias = self.qkv.weight, self.qkv.bias
         # Keys and values of all positions, the query of the end token alone.
         key, value = self._split(F.linear(normed, weight[width:], None if bias is None else bias[width:]), 2)
-        query = F.linear(normed[rows_in_order, ends], weight[:width], None if bias is None else bias[:width])
+        query = F.linear(normed[in_order, ends], weight[:width], None if bias is None else bias[:width])
         visible = torch.arange(length, device=x.device) <= ends[:, None]
+        if before is not None:
+            key, value = _joined(before, key, value)
+            visible = F.pad(visible, (key.shape[2] - length, 0), value=True)
         mixed = F.scaled_dot_product_attention(
             query.view(rows, self.heads, 1, width // self.heads), key, value, attn_mask=visible[:, None, None, :]
         )
-        pooled = x[rows_in_order, ends] + self.scale_1(self.output(mixed.reshape(rows, width)))
+        pooled = x[in_order, ends] + self.scale_1(self.output(mixed.reshape(rows, width)))
         mapped: Tensor = pooled + self.scale_2(self.mlp(self.norm_2(pooled)))
         return mapped
 
@@ -73,6 +85,11 @@ class CausalBlock(nn.Module):
         return (
             joined.view(rows, length, parts, self.heads, width // parts // self.heads).permute(2, 0, 3, 1, 4).unbind()
         )
+
+
+def _joined(before: Before, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    first_key, first_value = (part.expand(len(key), -1, -1, -1) for part in before)
+    return torch.cat([first_key, key], dim=2), torch.cat([first_value, value], dim=2)
 
 
 class CausalTower(nn.Module):
@@ -97,15 +114,43 @@ class CausalTower(nn.Module):
         self.projection = projection or nn.Identity()
         self.end_id = end_id
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """int64 [rows, length] to [rows, dimension]."""
+    def forward(self, tokens: Tensor, start: Sequence[Before] | None = None) -> Tensor:
+        """int [rows, length] to [rows, dimension].
+
+        start: what `starting` gives for the first token where all rows have the same: it is then not run again.
+        """
         ends = (tokens if self.end_id is None else tokens == self.end_id).int().argmax(dim=-1)
-        x = self.token_embedding(tokens) + self.positions[: tokens.shape[1]]
-        for block in self.blocks[:-1]:
-            x = block(x)
+        skipped = 0 if start is None else start[0][0].shape[2]
+        x = self.token_embedding(tokens[:, skipped:]) + self.positions[skipped : tokens.shape[1]]
+        for number, block in enumerate(self.blocks[:-1]):
+            x, _ = block(x, None if start is None else start[number])
         last: CausalBlock = self.blocks[-1]  # type: ignore[assignment]
-        projected: Tensor = self.projection(self.final_norm(last.at_ends(x, ends)))
+        projected: Tensor = self.projection(
+            self.final_norm(last.at_ends(x, ends - skipped, None if start is None else start[-1]))
+        )
         return projected
+
+    def starting(self, tokens: Tensor) -> list[Before]:
+        """Keys and values that tokens, int [rows, length], have at every block, whatever follows them."""
+        x = self.token_embedding(tokens) + self.positions[: tokens.shape[1]]
+        before = []
+        for block in self.blocks:
+            x, keyed = block(x)
+            before.append(keyed)
+        return before
+
+
+# The scale in OpenAI's x·σ(1.702·x), which the libraries compute in three passes over the widest tensor there is.
+QUICK_GELU = 1.702
+QUICK_GELUS = ("QuickGELU", "QuickGELUActivation", "QuickGelu")
+
+
+def two_layers(first: nn.Linear, activation: nn.Module, second: nn.Linear) -> nn.Sequential:
+    """A block's MLP; x·σ(c·x) = silu(c·x) / c is one pass when the layers before and after it carry the constant."""
+    if type(activation).__name__ not in QUICK_GELUS:
+        return nn.Sequential(first, activation, second)
+    scaled = linear(first.weight * QUICK_GELU, None if first.bias is None else first.bias * QUICK_GELU)
+    return nn.Sequential(scaled, nn.SiLU(inplace=True), linear(second.weight / QUICK_GELU, second.bias))
 
 
 def linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
@@ -140,7 +185,7 @@ def same_without_padding(
     probes = np.arange(len(PROBES))
 
     def embed(tower: Callable[[Tensor], Tensor], rows: np.ndarray, width: int | None = None) -> Tensor:
-        return F.normalize(tower(torch.from_numpy(tokens.padded(rows, pad_id, width))).float(), dim=-1)
+        return F.normalize(tower(torch.from_numpy(tokens.padded(rows, pad_id, width)).long()).float(), dim=-1)
 
     expected = embed(padded, probes, context_length)
     together = embed(trimmed, probes)

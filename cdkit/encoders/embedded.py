@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from cdkit.embedded.models import TEXT_CONFIG, VISION_CONFIG, picture_tensors, text_tensors
 from cdkit.embedded.tokenizer import CONTEXT, END_ID, END_TOKEN, START_TOKEN, load_tokenizer
 from cdkit.embedded.weight_files import default_threshold
-from cdkit.encoders.causal_tower import CausalBlock, CausalTower, linear
+from cdkit.encoders.causal_tower import CausalBlock, CausalTower, linear, two_layers
 from cdkit.encoders.text_tower import TextTower
 from cdkit.encoders.tokenizing import simple_tokenizer
 from cdkit.encoders.transformers import FastClipTokenizer
@@ -109,7 +109,7 @@ def _causal_tower(tensors: Mapping[str, Tensor]) -> CausalTower:
                 qkv=linear(torch.cat([m.weight for m in maps]), torch.cat([m.bias for m in maps])),
                 output=layer(f"{block}.self_attn.out_proj"),
                 norm_2=norm(f"{block}.layer_norm2"),
-                mlp=nn.Sequential(layer(f"{block}.mlp.fc1"), QuickGelu(), layer(f"{block}.mlp.fc2")),
+                mlp=two_layers(layer(f"{block}.mlp.fc1"), QuickGelu(), layer(f"{block}.mlp.fc2")),
             )
         )
     return CausalTower(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from cdkit.core.config import did_you_mean
 from cdkit.core.errors import CdkitError, ConfigError, InputError
 from cdkit.core.storage import read_json
-from cdkit.encoders.causal_tower import CausalBlock, CausalTower, linear
+from cdkit.encoders.causal_tower import CausalBlock, CausalTower, linear, two_layers
 from cdkit.encoders.text_tower import TextTower
 from cdkit.encoders.tokenizing import (
     ClipTokenizer,
@@ -208,7 +208,7 @@ def _causal_tower(text: Any, end_id: int | None) -> CausalTower:
             qkv=linear(block.attn.in_proj_weight, block.attn.in_proj_bias),
             output=block.attn.out_proj,
             norm_2=block.ln_2,
-            mlp=block.mlp,
+            mlp=two_layers(block.mlp.c_fc, block.mlp.gelu, block.mlp.c_proj),
             scale_1=block.ls_1,
             scale_2=block.ls_2,
         )

@@ -4,48 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cdkit.core.errors import InputError
+from cdkit.core.errors import InputError, ResourceError
 from cdkit.core.formatting import json_text
-from cdkit.encoders.causal_tower import CausalTower, same_without_padding
+from cdkit.encoders.batches import batching_of, length_sorted_batches
+from cdkit.encoders.causal_tower import Before, CausalTower, same_without_padding
 from cdkit.encoders.tokenizing import Tokenizer, Tokens
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-# One number for every device, thread count and memory size: which captions share a batch decides the last bits of an
-# embedding. Activations of a ViT-B tower then fit a CPU's cache (512 and 2,048 are slower), and a GPU is kept busy
-# because the next batch is queued while one runs.
-TOKEN_BUDGET = 1024
-
-
-def length_sorted_batches(lengths: np.ndarray, budget: int = TOKEN_BUDGET) -> Iterator[np.ndarray]:
-    """Yield row numbers batch by batch, shortest captions first; every row once.
-
-    lengths: int [n], tokens per row, at least 1. A batch's rows × its longest length stay within `budget`, except that
-    one row alone may exceed it. The same lengths give the same batches.
-    """
-    order = np.argsort(lengths, kind="stable")
-    start = 0
-    while start < len(order):
-        # In ascending order the last row is the longest, so rows × longest only grows: the fitting ones are a prefix.
-        ahead = lengths[order[start : start + max(1, budget)]].astype(np.int64)
-        sizes = ahead * np.arange(1, len(ahead) + 1)
-        stop = start + max(1, int(np.searchsorted(sizes, budget, side="right")))
-        yield order[start:stop]
-        start = stop
-
 
 _STARTING = threading.Lock()
 
@@ -96,8 +71,54 @@ class TextTower:
     skipped: tuple[str, ...] = ()
 
 
+# What the error of a half precision is measured on: short and long, plain and not.
+SAMPLE = (
+    *("a dog", "", "Two red cars parked in front of an old house by the sea, oil on canvas", "🎉🎉 20% OFF!!! #sale"),
+    *("Blick auf die Altstadt von Zürich im Winter", "IMG_20190714_113355.jpg", "the " * 100, "東京タワーの夜景"),
+)
+# Batches on a device at a time: one is computed, one waits for it, one is copied back.
+QUEUED = 3
+LEAST_TOKENS = 1024
+
+
+class _Pending(Protocol):
+    """Embeddings under way: what Future and _DeviceCopy have in common."""
+
+    def result(self) -> tuple[Tensor, Tensor]: ...
+
+
+class _DeviceCopy:
+    """Embeddings that a device copies to pinned memory while it goes on."""
+
+    def __init__(self, *tensors: Tensor) -> None:
+        self._copies = [torch.empty(one.shape, dtype=one.dtype, pin_memory=True) for one in tensors]
+        for copy, tensor in zip(self._copies, tensors, strict=True):
+            copy.copy_(tensor, non_blocking=True)
+        self._done = torch.cuda.Event()
+        self._done.record()
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        self._done.synchronize()
+        embedded, broken = self._copies
+        return embedded, broken
+
+
+@dataclass
+class _Window:
+    """Captions whose embeddings are asked for together; left: those that are still under way."""
+
+    vectors: Tensor
+    left: int
+    broken: int = 0
+
+
 class TowerTextEncoder:
-    """The TextEncoder of a TextTower. `trims` says whether captions run at their own length."""
+    """The TextEncoder of a TextTower. `trims` says whether captions run at their own length.
+
+    precision_error: the largest difference that the number format makes to a component of a normalised embedding,
+    against fp32 on the same device. batch_tokens: tokens of a batch, fewer than planned when the device's memory was
+    too small.
+    """
 
     def __init__(self, spec: str, tower: TextTower, *, device: str, precision: str, threshold: float) -> None:
         self.spec = spec
@@ -105,6 +126,8 @@ class TowerTextEncoder:
         self.default_threshold = threshold
         self.context_length = tower.context_length
         self.device = torch.device(device)
+        self.batching = batching_of(device)
+        self.batch_tokens = self.batching.tokens
         self._pad_id = tower.pad_id
         self._hash = tower_hash(tower.module.state_dict(), tower.facts, tower.skipped)
         self.trims = tower.trimmed is not None and same_without_padding(
@@ -114,68 +137,160 @@ class TowerTextEncoder:
             context_length=tower.context_length,
             pad_id=tower.pad_id,
         )
-        self._tokenizer = tower.tokenizer if self.trims else tower.tokenizer.full_length()
-        self._module = tower.trimmed if self.trims and tower.trimmed is not None else tower.module
-        self._forward: Callable[[Tensor], Tensor] = tower.trimmed if self.trims and tower.trimmed else tower.padded
-        self._module.eval().requires_grad_(False).to(device=self.device, dtype=PRECISIONS[precision])
-        self.dimension = int(self._embed(self._tokenizer(["a"]), np.arange(1)).shape[1])
+        self.tokenizer = tower.tokenizer if self.trims else tower.tokenizer.full_length()
+        self._trimmed = tower.trimmed if self.trims else None
+        self._module: nn.Module = self._trimmed or tower.module
+        self._forward: Callable[[Tensor], Tensor] = self._trimmed or tower.padded
+        self._module.eval().requires_grad_(False).to(self.device)
+        self._start: tuple[int, list[Before]] | None = None
+        sample = self.tokenizer(SAMPLE)
+        exact = self._embed(self._table(sample, np.arange(len(SAMPLE))))[0] if precision != "fp32" else None
+        self._module.to(PRECISIONS[precision])
+        self._start = self._shared_start(int(sample.ids[0]))
+        embedded, _ = self._embed(self._table(sample, np.arange(len(SAMPLE))))
+        self.precision_error = 0.0 if exact is None else float((embedded - exact).abs().max())
+        self.dimension = int(embedded.shape[1])
 
     def weights_hash(self) -> str:
         return self._hash
 
     def tokenize(self, captions: Sequence[str]) -> Tokens:
         """Token ids of captions as written: what encode_tokens takes."""
-        return self._tokenizer(captions)
+        return self.tokenizer(captions)
 
     def token_counts(self, captions: Sequence[str]) -> np.ndarray:
-        return self._tokenizer(captions).full_lengths
+        return self.tokenizer(captions).full_lengths
 
     def encode(self, captions: Sequence[str], *, advance: Callable[[int], None] | None = None) -> np.ndarray:
-        return self.encode_tokens(self._tokenizer(captions), advance=advance)
+        return self.encode_tokens(self.tokenizer(captions), advance=advance)
 
     def encode_tokens(self, tokens: Tokens, *, advance: Callable[[int], None] | None = None) -> np.ndarray:
         """float32 [n, dimension], rows of norm 1; raises InputError when some are not numbers."""
-        vectors = np.empty((len(tokens.full_lengths), self.dimension), dtype=np.float32)
-        widths = tokens.lengths if self.trims else np.full(len(vectors), self.context_length)
-        batches = list(length_sorted_batches(widths))
-        for rows, embedded in zip(batches, self._embed_all(tokens, batches), strict=True):
-            vectors[rows] = embedded.numpy()
+        return next(self.encode_windows([tokens], advance=advance))
+
+    def encode_windows(
+        self,
+        windows: Iterable[Tokens],
+        *,
+        half: bool = False,
+        advance: Callable[[int], None] | None = None,
+    ) -> Iterator[np.ndarray]:
+        """The embeddings of one window of captions after another, float16 when `half`, as soon as each is complete.
+
+        The device is given the next batches, of the next window too, before the last ones are back. Which captions
+        share a batch depends on their window alone. Raises InputError when some embeddings are not numbers.
+        """
+        kind = torch.float16 if half else torch.float32
+        most = QUEUED if self.device.type != "cpu" else 2 * torch.get_num_threads()
+        waiting: deque[tuple[_Window, np.ndarray, _Pending | None]] = deque()
+        for tokens in windows:
+            count = len(tokens.full_lengths)
+            window = _Window(torch.empty(count, self.dimension, dtype=kind), count)
+            widths = tokens.lengths if self.trims else np.full(count, self.context_length)
+            if not count:
+                waiting.append((window, np.empty(0, np.int64), None))
+            for rows in length_sorted_batches(widths, self.batching):
+                for part, pending in self._queue(tokens, rows, kind):
+                    waiting.append((window, part, pending))
+                    while len(waiting) > most:
+                        yield from self._collect(*waiting.popleft(), advance)
+        while waiting:
+            yield from self._collect(*waiting.popleft(), advance)
+
+    def _queue(self, tokens: Tokens, rows: np.ndarray, kind: torch.dtype) -> Iterator[tuple[np.ndarray, _Pending]]:
+        """Set a batch going; in smaller batches from now on where the device has too little memory for it."""
+        width = int(tokens.lengths[rows].max()) if self.trims else self.context_length
+        fitting = max(1, self.batch_tokens // width) if self.batch_tokens < self.batching.tokens else len(rows)
+        if len(rows) > fitting:
+            for start in range(0, len(rows), fitting):
+                yield from self._queue(tokens, rows[start : start + fitting], kind)
+            return
+        table = self._table(tokens, rows)
+        if self.device.type == "cpu":
+            yield rows, batch_threads().submit(self._embed, table, kind)
+            return
+        try:
+            pending = self._on_device(table, kind)
+        except torch.OutOfMemoryError as error:
+            self.batch_tokens = min(self.batch_tokens, len(rows) * width) // 2
+            if self.batch_tokens < LEAST_TOKENS:
+                raise ResourceError(
+                    f"{self.device} has too little memory for the encoder {self.spec!r}.",
+                    hint="Close what else uses it, or choose --device cpu.",
+                ) from error
+        else:
+            yield rows, pending
+            return
+        # Outside of the handler, whose error holds on to what was computed.
+        torch.cuda.empty_cache()
+        yield from self._queue(tokens, rows, kind)
+
+    def _on_device(self, table: Tensor, kind: torch.dtype) -> _Pending:
+        if self.device.type != "cuda":
+            return _Computed(*(part.cpu() for part in self._embed(table, kind)))
+        return _DeviceCopy(*self._embed(table.pin_memory().to(self.device, non_blocking=True), kind))
+
+    def _collect(
+        self, window: _Window, rows: np.ndarray, pending: _Pending | None, advance: Callable[[int], None] | None
+    ) -> Iterator[np.ndarray]:
+        """Put a finished batch into its window; the window's embeddings when that was the last one."""
+        if pending is not None:
+            embedded, broken = pending.result()
+            window.vectors[torch.from_numpy(rows)] = embedded
+            window.broken += int(broken)
+            window.left -= len(rows)
             if advance is not None:
                 advance(len(rows))
-        self._check(vectors)
-        return vectors
-
-    def _embed_all(self, tokens: Tokens, batches: Sequence[np.ndarray]) -> Iterator[Tensor]:
-        """Each batch's embeddings, on the CPU, in order."""
-        if self.device.type == "cpu":
-            yield from batch_threads().map(lambda rows: self._embed(tokens, rows), batches)
+        if window.left:
             return
-        waiting: Tensor | None = None
-        for rows in batches:
-            embedded = self._embed(tokens, rows)
-            # Fetched one batch late, so that a GPU has the next one queued meanwhile.
-            if waiting is not None:
-                yield waiting.cpu()
-            waiting = embedded
-        if waiting is not None:
-            yield waiting.cpu()
-
-    @torch.inference_mode()
-    def _embed(self, tokens: Tokens, rows: np.ndarray) -> Tensor:
-        table = tokens.padded(rows, self._pad_id, None if self.trims else self.context_length)
-        return F.normalize(self._forward(torch.from_numpy(table).to(self.device)).float(), dim=-1)
-
-    def _check(self, vectors: np.ndarray) -> None:
-        # A row of zeros has no direction; NaN compares false.
-        broken = int((~(np.abs(np.einsum("nd,nd->n", vectors, vectors) - 1) < 0.01)).sum())
-        if broken:
+        if window.broken:
             raise InputError(
                 f"The encoder {self.spec!r} ({self.precision}) gives NaN, infinite or zero embeddings "
-                f"for {broken} of {len(vectors)} captions.",
+                f"for {window.broken} of {len(window.vectors)} captions.",
                 hint="Its checkpoint is broken; use another copy."
                 if self.precision == "fp32"
                 else "Try --precision fp32; if that fails too, its checkpoint is broken.",
             )
+        yield window.vectors.numpy()
+
+    def _table(self, tokens: Tokens, rows: np.ndarray) -> Tensor:
+        """int32 [rows, longest of them or context]."""
+        return torch.from_numpy(tokens.padded(rows, self._pad_id, None if self.trims else self.context_length))
+
+    @torch.inference_mode()
+    def _embed(self, table: Tensor, kind: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        """Normalised embeddings of token ids, and how many of them are none: NaN, or without a direction."""
+        table = table.to(self.device)
+        if self._trimmed is not None and self._start is not None and table.shape[1] > 1:
+            token, before = self._start
+            shared = bool((table[:, 0] == token).all())
+            embedded = self._trimmed(table, before if shared else None)
+        else:
+            embedded = self._forward(table if self._trimmed is not None else table.long())
+        embedded = F.normalize(embedded.float(), dim=-1)
+        # NaN compares false.
+        broken = ((embedded.square().sum(dim=-1) - 1).abs() < 0.01).logical_not().sum()
+        return embedded.to(kind), broken
+
+    @torch.inference_mode()
+    def _shared_start(self, token: int) -> tuple[int, list[Before]] | None:
+        """What the start token is to all that follows it, on a CPU: there that is one token of fifteen less to run.
+
+        A GPU's causal kernels need no mask as long as queries and keys are the same tokens, which is worth more.
+        """
+        if self._trimmed is None or self.device.type != "cpu" or self.precision != "fp32":
+            return None
+        return token, self._trimmed.starting(torch.tensor([[token]]))
+
+
+class _Computed:
+    """Embeddings that are there."""
+
+    def __init__(self, *tensors: Tensor) -> None:
+        self._embedded, self._broken = tensors
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        return self._embedded, self._broken
 
 
 def tower_hash(state: Mapping[str, Tensor], facts: Mapping[str, Any], skipped: Iterable[str] = ()) -> str:

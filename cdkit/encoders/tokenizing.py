@@ -46,12 +46,15 @@ class Tokens:
         return np.diff(self.starts)
 
     def padded(self, rows: np.ndarray, pad_id: int, width: int | None = None) -> np.ndarray:
-        """int64 [len(rows), width], `pad_id` after each caption's end; width None: the longest of these rows."""
+        """int32 [len(rows), width], `pad_id` after each caption's end; width None: the longest of these rows."""
         lengths = self.starts[rows + 1] - self.starts[rows]
         columns = np.arange(lengths.max(initial=0) if width is None else width)
         inside = columns < lengths[:, None]
-        table = np.full(inside.shape, pad_id, dtype=np.int64)
-        table[inside] = self.ids[(self.starts[rows][:, None] + columns)[inside]]
+        first = self.starts[rows][:, None]
+        if inside.all():
+            return np.asarray(self.ids[first + columns], dtype=np.int32)
+        table = np.full(inside.shape, pad_id, dtype=np.int32)
+        table[inside] = self.ids[(first + columns)[inside]]
         return table
 
 
@@ -62,6 +65,15 @@ class Tokenizer(Protocol):
 
     def full_length(self) -> Tokenizer:
         """The same for a tower that sees its padding: no id that the tokenizer gives may be missing."""
+
+
+def joined(pieces: Sequence[Tokens]) -> Tokens:
+    """The captions of several Tokens, one after another."""
+    ends = np.cumsum([0, *(len(piece.ids) for piece in pieces)])
+    starts = [piece.starts[:-1] + end for piece, end in zip(pieces, ends[:-1], strict=True)]
+    lengths = [piece.full_lengths for piece in pieces]
+    ids = np.concatenate([np.empty(0, np.int32), *(piece.ids for piece in pieces)])
+    return Tokens(ids, np.concatenate([*starts, ends[-1:]]), np.concatenate([np.empty(0, np.int32), *lengths]))
 
 
 def truncated(rows: Sequence[list[int]], context_length: int, end_id: int) -> Tokens:
@@ -85,6 +97,20 @@ class ClipTokenizer:
         self.context_length = context_length
         self.clean = clean_caption if tokenizer.clean_fn.__name__ == "_clean_lower" else tokenizer.clean_fn
         self.words: dict[str, list[int]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process makes the same tokenizer of: open_clip's tables, and its cleaning by name."""
+        tables = {name: value for name, value in vars(self.tokenizer).items() if not name.endswith("_fn")}
+        cleaning = self.tokenizer.clean_fn.__name__
+        return {**vars(self), "tokenizer": {**tables, "cache": {}}, "clean": cleaning, "words": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        library = _tokenizer_module()
+        tokenizer = library.SimpleTokenizer.__new__(library.SimpleTokenizer)
+        vars(tokenizer).update(state["tokenizer"], clean_fn=getattr(library, state["clean"]), reduction_fn=None)
+        tokenizer.cache = {word: word for word in map(tokenizer.decoder.get, tokenizer.all_special_ids)}
+        clean = clean_caption if state["clean"] == "_clean_lower" else tokenizer.clean_fn
+        vars(self).update(state, tokenizer=tokenizer, clean=clean)
 
     def __call__(self, captions: Sequence[str]) -> Tokens:
         rows = [self.row(self.clean(caption)) for caption in captions]
@@ -177,8 +203,11 @@ def open_clip_library() -> ModuleType:
 
 def simple_tokenizer(context_length: int) -> Any:
     """CLIP's own tokenizer as open_clip has it; its file needs nothing else of open_clip."""
-    module = sys.modules.get(_TOKENIZER) or _tokenizer_alone()
-    return module.SimpleTokenizer(context_length=context_length)
+    return _tokenizer_module().SimpleTokenizer(context_length=context_length)
+
+
+def _tokenizer_module() -> Any:
+    return sys.modules.get(_TOKENIZER) or _tokenizer_alone()
 
 
 def _tokenizer_alone() -> ModuleType:

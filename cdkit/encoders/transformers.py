@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from cdkit.core.config import did_you_mean
 from cdkit.core.errors import CdkitError, ConfigError, InputError, NetworkError
 from cdkit.core.startup import import_clip
 from cdkit.core.text import clean_caption
-from cdkit.encoders.causal_tower import CausalBlock, CausalTower, linear
+from cdkit.encoders.causal_tower import CausalBlock, CausalTower, linear, two_layers
 from cdkit.encoders.text_tower import TextTower
 from cdkit.encoders.tokenizing import (
     ClipTokenizer,
@@ -168,7 +169,7 @@ def _causal_tower(text: Any, projection: Any, end_id: int | None) -> CausalTower
                 qkv=linear(torch.cat([m.weight for m in maps]), torch.cat([m.bias for m in maps])),
                 output=attention.out_proj,
                 norm_2=layer.layer_norm2,
-                mlp=layer.mlp,
+                mlp=two_layers(layer.mlp.fc1, layer.mlp.activation_fn, layer.mlp.fc2),
             )
         )
     return CausalTower(
@@ -228,11 +229,15 @@ class FastClipTokenizer(ClipTokenizer):
         return ids
 
 
+def _loaded(tokenizer: Any) -> Any:
+    return tokenizer
+
+
 def _tokenizer(tokenizer: Any, context_length: int, end_id: int | None) -> Tokenizer:
     clip = simple_tokenizer(context_length)
     if is_standard_clip(tokenizer.get_vocab(), clip.encoder):
         special = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
-        return FastClipTokenizer(clip, lambda: tokenizer, special, context_length)
+        return FastClipTokenizer(clip, partial(_loaded, tokenizer), special, context_length)
     return library_tokenizer(tokenizer, context_length, end_id, trims=True)
 
 

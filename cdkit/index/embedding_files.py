@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ ROW_GROUP_ROWS = 1 << 12
 LAYOUT_KEY, LAYOUT = "cdkit.layout", "sorted, one plain page per row group"
 # Larger than any row group can be: a page is never cut.
 PAGE_BYTES = 1 << 30
+AGAIN = "Delete it; run the same command again."
 
 
 class EmbeddingWriter:
@@ -51,7 +52,7 @@ class EmbeddingWriter:
         for start in range(0, len(ids), ROW_GROUP_ROWS):
             rows = slice(start, start + ROW_GROUP_ROWS)
             self._sorted &= bool((ids[rows][1:] >= ids[rows][:-1]).all())
-            values = pa.array(vectors[rows].astype("float16").reshape(-1), pa.float16())
+            values = pa.array(vectors[rows].astype("float16", copy=False).reshape(-1), pa.float16())
             column = pa.FixedSizeListArray.from_arrays(values, dimension)
             self._writer.write_table(pa.table([pa.array(ids[rows], pa.int64()), column], schema=self._schema))
 
@@ -75,6 +76,18 @@ def embedding_shard(
             writer.finish(shard_metadata(fingerprint, facts))
         finally:
             writer.close()
+
+
+def join_shards(paths: Sequence[Path], target: Path, *, fingerprint: str, facts: Mapping[str, Any]) -> None:
+    """Write the rows of several shards, in their order, as one."""
+    with ExitStack() as stack:
+        files = [stack.enter_context(open_shard(path, "embeddings", hint=AGAIN)) for path in paths]
+        dimension = files[0].schema_arrow.field("embedding").type.list_size
+        with embedding_shard(target, dimension, fingerprint=fingerprint, facts=facts) as writer:
+            for batch in (batch for file in files for batch in file.iter_batches(8 * ROW_GROUP_ROWS)):
+                writer.write(
+                    batch["caption_id"].to_numpy(), batch["embedding"].flatten().to_numpy().reshape(-1, dimension)
+                )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,24 @@
+"""The GPU benchmark runs wherever there is no GPU too, at tiny sizes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.bench.gpu.__main__ import measure
+
+
+def figures(part: str) -> dict[str, Any]:
+    """What a part measured at tiny sizes; it must miss and break nothing."""
+    measured: dict[str, Any] = measure([part], tiny=True, seconds=300)[part]  # type: ignore[assignment]
+    assert "missing" not in measured
+    assert "failed" not in measured
+    return measured
+
+
+def test_embedding() -> None:
+    measured = figures("embedding")
+    assert measured["end_to_end"]["captions"] == 1000
+    assert 12 < measured["end_to_end"]["mean_tokens"] < 18
+    assert measured["end_to_end"]["processes"] >= 1
+    assert measured["agreement"]["holds"]
+    assert all("failed" not in values for values in measured.values() if isinstance(values, dict))

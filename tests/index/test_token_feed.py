@@ -1,0 +1,83 @@
+"""Captions tokenised ahead in processes: the same tokens in the same order, also when a process dies."""
+
+from __future__ import annotations
+
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from cdkit.core.errors import InputError
+from cdkit.core.shards import part_name, schema, write_shard
+from cdkit.encoders.tokenizing import ClipTokenizer, Tokens, joined, simple_tokenizer
+from cdkit.index import token_feed
+from cdkit.index.token_feed import TokenFeed, pieces, tokeniser_count
+
+CAPTIONS = ["", "a dog", "x" * 10_000, "Caf\u00e9 &amp;amp; \U0001f389", *(f"number {n} of many" for n in range(96))]
+
+
+@pytest.fixture
+def tokenizer() -> ClipTokenizer:
+    return ClipTokenizer(simple_tokenizer(77), 77)
+
+
+@pytest.fixture
+def shard(tmp_path: Path) -> Path:
+    path = tmp_path / "captions" / part_name(0)
+    path.parent.mkdir()
+    ids, rows = pa.array(range(len(CAPTIONS))), pa.array([1] * len(CAPTIONS), pa.int32())
+    write_shard(path, pa.table([ids, pa.array(CAPTIONS), rows], schema=schema("captions")), fingerprint="test")
+    return path
+
+
+def same(first: Tokens, second: Tokens) -> bool:
+    pairs = ((first.ids, second.ids), (first.starts, second.starts), (first.full_lengths, second.full_lengths))
+    return all(np.array_equal(one, other) for one, other in pairs)
+
+
+def test_a_process_that_dies_costs_nothing_but_time(
+    tokenizer: ClipTokenizer, shard: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_feed, "PIECE_ROWS", 10)
+    captions = []
+    with TokenFeed(tokenizer, 1, ahead=2) as feed:
+        for part in feed.tokenised(pieces(shard, 0, len(CAPTIONS))):
+            captions.append(part)
+            if len(captions) == 3:
+                assert feed._pool is not None
+                (process,) = feed._pool._processes.values()
+                process.kill()
+    assert np.concatenate([part.ids for part in captions]).tolist() == list(range(len(CAPTIONS)))
+    assert same(joined([part.tokens for part in captions]), tokenizer(CAPTIONS))
+
+
+def test_without_processes_it_reads_what_is_asked(tokenizer: ClipTokenizer, shard: Path) -> None:
+    with TokenFeed(tokenizer, 0, ahead=2) as feed:
+        (part,) = feed.tokenised(pieces(shard, 2, 7))
+    assert part.ids.tolist() == [2, 3, 4, 5, 6]
+    assert same(part.tokens, tokenizer(CAPTIONS[2:7]))
+
+
+def test_a_damaged_shard_is_named(tokenizer: ClipTokenizer, shard: Path) -> None:
+    shard.write_bytes(shard.read_bytes()[:200])
+    with TokenFeed(tokenizer, 0, ahead=2) as feed, pytest.raises(InputError, match="part-00000"):
+        list(feed.tokenised(pieces(shard, 0, 5)))
+
+
+def test_a_tokenizer_travels(tokenizer: ClipTokenizer) -> None:
+    tokenizer(CAPTIONS)
+    received = ForkingPickler.loads(ForkingPickler.dumps(tokenizer))
+    assert not received.words
+    assert same(received(CAPTIONS), tokenizer(CAPTIONS))
+    canonical = ClipTokenizer(type(tokenizer.tokenizer)(clean="canonicalize"), 77)
+    assert same(ForkingPickler.loads(ForkingPickler.dumps(canonical))(CAPTIONS), canonical(CAPTIONS))
+
+
+def test_processes_where_they_are_worth_starting() -> None:
+    assert tokeniser_count(1000, 16, on_gpu=True) == 0
+    assert tokeniser_count(10**9, 1, on_gpu=True) == 0
+    assert tokeniser_count(10**9, 16, on_gpu=True) == token_feed.MOST_PROCESSES
+    assert tokeniser_count(10**9, 4, on_gpu=True) == 3
+    assert tokeniser_count(10**9, 16, on_gpu=False) == 1

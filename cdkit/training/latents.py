@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +15,9 @@ from cdkit.pictures.picture import Picture
 from cdkit.training.augmentation import Placement, place
 from cdkit.training.photos import Frame, Square, centre_square
 from cdkit.training.plan import PlannedConcept
+from cdkit.training.processes import send
 
-ENCODED_AT_ONCE = 8
+ENCODED_AT_ONCE, DECODED_AT_ONCE = 8, 32
 
 
 @dataclass(frozen=True)
@@ -81,17 +83,20 @@ class PictureEncoder:
         return Moments((posterior.mean.float() - shift) * scale, posterior.std.float() * scale)
 
     def encode_all(self, pictures: Iterable[torch.Tensor], *, flips: bool) -> Moments:
-        """Moments of many pictures, each (3, s, s), a few at a time; with `flips` each is followed by its mirror."""
+        """Moments of many pictures, uint8 (3, s, s) each, a few at a time; with `flips` each, then its mirror."""
         parts: list[Moments] = []
         waiting: list[torch.Tensor] = []
         for picture in pictures:
             waiting += [picture, picture.flip(-1)] if flips else [picture]
             if len(waiting) >= ENCODED_AT_ONCE:
-                parts.append(self.encode(torch.stack(waiting)))
+                parts.append(self._encode_bytes(waiting))
                 waiting = []
         if waiting:
-            parts.append(self.encode(torch.stack(waiting)))
+            parts.append(self._encode_bytes(waiting))
         return Moments(torch.cat([part.mean for part in parts]), torch.cat([part.deviation for part in parts]))
+
+    def _encode_bytes(self, pictures: Sequence[torch.Tensor]) -> Moments:
+        return self.encode(send(torch.stack(list(pictures)), self.device).float().div(127.5).sub(1))
 
     def photos(self, planned: PlannedConcept, resolution: int, *, augmented: bool, flips: bool) -> Pictures:
         """A concept's photos; with `augmented` they are encoded at each use, not now."""
@@ -99,7 +104,8 @@ class PictureEncoder:
         if augmented:
             squares = [square.pixels.to(self.device) for square in planned.squares]
             return Pictures(planned.captions, frames, squares=squares)
-        pixels = (_whole(square, resolution) for square in planned.squares)
+        whole = [place(square.pixels, Placement(resolution, 0, 0), resolution) for square in planned.squares]
+        pixels = [picture.add(1).mul(127.5).round().byte() for picture in whole]
         return Pictures(planned.captions, frames, moments=self.encode_all(pixels, flips=flips))
 
     def regularization(self, planned: PlannedConcept, resolution: int, *, flips: bool, task: Task) -> Pictures | None:
@@ -113,13 +119,14 @@ class PictureEncoder:
 
 
 def _decoded(pictures: Sequence[Picture], resolution: int, frames: list[Frame], task: Task) -> Iterator[torch.Tensor]:
-    """The pictures' pixels one by one, never all at once; their frames are added to `frames`."""
-    for picture in pictures:
-        square = centre_square(picture.open(), resolution, least=resolution)
-        frames.append(square.frame)
-        yield _whole(square, resolution)
-        task.advance()
+    """The pictures' squares one by one, decoded in threads, never all at once; their frames are added to `frames`."""
 
+    def decode(picture: Picture) -> Square:
+        return centre_square(picture.open(), resolution, least=resolution)
 
-def _whole(square: Square, resolution: int) -> torch.Tensor:
-    return place(square.pixels, Placement(resolution, 0, 0), resolution)
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        for start in range(0, len(pictures), DECODED_AT_ONCE):
+            for square in threads.map(decode, pictures[start : start + DECODED_AT_ONCE]):
+                frames.append(square.frame)
+                yield square.pixels
+                task.advance()

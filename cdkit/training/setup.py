@@ -18,6 +18,7 @@ from cdkit.training.augmentation import ALL_WORDS, with_words
 from cdkit.training.batches import Batches
 from cdkit.training.denoising import Conditioning, Denoising
 from cdkit.training.latents import PictureEncoder
+from cdkit.training.layout import lay_out
 from cdkit.training.plan import Plan
 from cdkit.training.trainables import Trainables, detach_first_token, install_tokens, select_weights
 
@@ -65,10 +66,10 @@ def set_up(
         # Nothing in the U-Net is random in training, and asking a GPU for its generator's state makes it wait.
         again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
         pipeline.unet.enable_gradient_checkpointing(again)
-    if device.type == "cpu":
-        # On a GPU every group norm would turn the layout round.
-        pipeline.unet.to(memory_format=torch.channels_last)
+    lay_out(pipeline.unet, device, context.progress.note)
     encoder = PictureEncoder(pipeline.vae, device=device, dtype=dtype)
+    if device.type == "cuda":
+        lay_out(pipeline.vae, device, context.progress.note)
     conditioning = Conditioning(text_towers(pipeline), rows)
     denoising = Denoising.of(pipeline, conditioning, device)
     batches = _batches(config, plan, encoder, len(denoising.alphas_cumprod), context)

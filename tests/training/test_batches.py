@@ -24,8 +24,12 @@ def _pixels(number: int) -> torch.Tensor:
     return torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(number)) * 2 - 1
 
 
+def _bytes(number: int) -> torch.Tensor:
+    return torch.randint(256, (3, 32, 32), generator=torch.Generator().manual_seed(number), dtype=torch.uint8)
+
+
 def _batches(encoder: PictureEncoder, *, augmented: bool, flip: bool = False) -> Batches:
-    moments = encoder.encode_all([_pixels(number) for number in range(3)], flips=flip)
+    moments = encoder.encode_all([_bytes(number) for number in range(3)], flips=flip)
     frames = [(48, 40, 4, 0)] * 3
     squares = [torch.full((3, 40, 40), 30 * number, dtype=torch.uint8) for number in range(3)]
     targets = Pictures(["t0", "t1", "t2"], frames, squares=squares)
@@ -57,8 +61,9 @@ def test_moments_are_the_autoencoders_scaled(encoder: PictureEncoder) -> None:
 
 
 def test_mirrors_stand_behind_their_pictures(encoder: PictureEncoder) -> None:
-    pixels = [_pixels(number) for number in range(5)]
-    both = encoder.encode_all(iter(pixels), flips=True)
+    pictures = [_bytes(number) for number in range(5)]
+    both = encoder.encode_all(iter(pictures), flips=True)
+    pixels = [picture.float() / 127.5 - 1 for picture in pictures]
     assert len(both.mean) == 10
     torch.testing.assert_close(both.mean[6:7], encoder.encode(pixels[3].unsqueeze(0)).mean)
     torch.testing.assert_close(both.mean[7:8], encoder.encode(pixels[3].flip(-1).unsqueeze(0)).mean)

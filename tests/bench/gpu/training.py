@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -36,6 +37,7 @@ def measure(*, tiny: bool, seconds: float) -> Figures:
         parts: list[tuple[str, Callable[[], dict[str, Any]]]] = [
             ("sd15", lambda: trained(small, images, device, top)),
             ("sd15_usual", lambda: usual(small, images, device)),
+            ("sd15_contiguous", lambda: contiguous(small, images, device)),
             ("sdxl", lambda: trained(large, images, device, top)),
         ]
         for name, part in parts:
@@ -79,7 +81,9 @@ def trained(shape: Shape, images: Path, device: torch.device, top: float) -> dic
         batch = loop.batches.make(0, range(loop.number))
         found["encode_ms_per_photo"] = encoding(loop, device)
         found["text_ms"] = milliseconds(lambda: loop.denoising.conditioning.features(batch.prompts), device)
+        found["loss"] = loss_of(loop, batch)
         if hasattr(loop.add_gradients, "eager"):
+            found["graph_difference"] = graph_difference(loop, batch)
             found["graph_ms"] = milliseconds(lambda: loop.add_gradients(batch), device)
             loop.add_gradients = loop.add_gradients.eager
         found["eager_ms"] = milliseconds(lambda: loop.add_gradients(batch), device)
@@ -107,6 +111,40 @@ def usual(shape: Shape, images: Path, device: torch.device) -> dict[str, Any]:
         "seconds_for_250_steps": round(PAPER_STEPS * each, 2),
         "steps_timed": few,
     }
+
+
+def contiguous(shape: Shape, images: Path, device: torch.device) -> dict[str, Any]:
+    """What the layout of pictures in memory and the fused norms are worth: a pass without them."""
+    settings = shape.settings | {"regularization_count": min(16, shape.regularization)}
+    pipeline = shape.pipeline(device)
+    with (
+        mock.patch("cdkit.training.layout.fused_norms_trouble", return_value="left out"),
+        training(pipeline, images, device, **settings) as (loop, *_),
+    ):
+        batch = loop.batches.make(0, range(loop.number))
+        return {
+            "loss": loss_of(loop, batch),
+            "pass_ms": milliseconds(lambda: loop.add_gradients(batch), device),
+            "encode_ms_per_photo": encoding(loop, device),
+        }
+
+
+def loss_of(loop: Any, batch: Any) -> float:
+    """The batch's loss kernel by kernel, which says whether two ways compute the same."""
+    eager = getattr(loop.add_gradients, "eager", loop.add_gradients)
+    return round(float(eager(batch).mean()), 6)
+
+
+def graph_difference(loop: Any, batch: Any) -> float:
+    """How far the gradients of a replayed pass are from those of one kernel by kernel, relative to these."""
+    parameters = list(loop.trainables.named().values())
+    gradients = []
+    for add in (loop.add_gradients, loop.add_gradients.eager):
+        loop.optimizer.zero_grad(set_to_none=False)
+        add(batch)
+        gradients.append(torch.cat([p.grad.reshape(-1).float() for p in parameters]))
+    loop.optimizer.zero_grad(set_to_none=False)
+    return float((gradients[0] - gradients[1]).norm() / gradients[1].norm())
 
 
 def encoding(loop: Any, device: torch.device) -> float:

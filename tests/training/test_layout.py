@@ -1,0 +1,62 @@
+"""Norms whose pictures lie channels together do what PyTorch's do; residual blocks run in fewer kernels."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from cdkit.training.layout import _is_plain
+
+
+def test_the_kernels_of_a_gpu_do_what_pytorch_does() -> None:
+    """By Triton's interpreter, which must be asked for before Triton is imported."""
+    pytest.importorskip("triton")
+    command = [sys.executable, "-m", "tests.training.test_layout"]
+    ended = subprocess.run(
+        command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+
+
+def _compare(*, silu: bool, shifted: bool) -> None:
+    from cdkit.training.norms import group_norm
+
+    random = torch.Generator().manual_seed(0)
+    norm = nn.GroupNorm(4, 72).requires_grad_(False)
+    for parameter in norm.parameters():
+        parameter.data.normal_(generator=random)
+    # Neither rows nor channels are a multiple of what a program reads, and rows are more than one program's.
+    values = torch.randn(1, 72, 17, 17, generator=random) * 2 + 1
+    shift = torch.randn(1, 72, generator=random) if shifted else None
+    passed = torch.randn(values.shape, generator=random)
+    found, wanted = (values.clone().requires_grad_(True) for _ in range(2))
+    output = group_norm(found, norm, silu=silu, shift=shift)
+    output.backward(passed)
+    expected = norm(wanted if shift is None else wanted + shift[:, :, None, None])
+    expected = functional.silu(expected) if silu else expected
+    expected.backward(passed)
+    torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.grad, wanted.grad, rtol=1e-5, atol=1e-5)
+    assert output.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_only_frozen_residual_blocks_of_the_known_kind_are_run_in_fewer_kernels() -> None:
+    from diffusers.models.resnet import ResnetBlock2D
+
+    sizes = {"in_channels": 32, "out_channels": 64, "temb_channels": 16, "groups": 8}
+    assert _is_plain(ResnetBlock2D(**sizes).requires_grad_(False))
+    assert not _is_plain(ResnetBlock2D(**sizes)), "its norms train"
+    assert not _is_plain(ResnetBlock2D(**sizes, time_embedding_norm="scale_shift").requires_grad_(False))
+    assert not _is_plain(ResnetBlock2D(**sizes, non_linearity="gelu").requires_grad_(False))
+    assert not _is_plain(ResnetBlock2D(**sizes, up=True).requires_grad_(False))
+
+
+if __name__ == "__main__":
+    _compare(silu=False, shifted=False)
+    _compare(silu=True, shifted=True)

@@ -33,6 +33,7 @@ def browser() -> Iterator[Browser]:
 def test_the_search_page(browser: Browser, service: Running, pictures: PoolServer) -> None:
     own = urlsplit(service.url).netloc
     browser.open(service.url)
+    browser.wait(lambda: browser.all("#index option"))
     browser.press(PROMPT, "\n")
     browser.wait(lambda: len(browser.all("#results > li")) > 10)
     assert browser.text("#least-value") == "0.870"

@@ -123,7 +123,8 @@ async function start() {
   index.replaceChildren(...names.map((name) => make("option", { value: name }, name)));
   byId("index-label").hidden = names.length < 2;
   if (names.includes(address.get("index"))) index.value = address.get("index");
-  query.value = address.get("q") ?? "";
+  // Who types faster than this page starts keeps what was typed.
+  query.value ||= address.get("q") ?? "";
   byId("pictures").checked = withPictures;
   await search(address.get("min_similarity"));
 }

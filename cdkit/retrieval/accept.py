@@ -13,6 +13,7 @@ from cdkit.fetching.failures import FetchFailure
 from cdkit.fetching.job import FailedFetch, FetchedImage
 from cdkit.fetching.urls import host_of, parse_url
 from cdkit.retrieval.candidates import Candidate
+from cdkit.retrieval.decisions import BY_HAND, Decisions
 
 # Of one caption or host, URLs tried at once for each image that may still be accepted.
 SPARE = 2
@@ -168,14 +169,20 @@ def select(
     limits: Limits,
     judge: Judge,
     blocklist: Blocklist | None = None,
+    decisions: Decisions | None = None,
 ) -> Downloaded:
-    """Accept images in candidate order until there are enough; a candidate without an image fails as `missing`."""
+    """Accept images in candidate order until there are enough; a candidate without an image fails as `missing`.
+
+    decisions: whose rejected URLs are not looked at.
+    """
     listed = (blocklist or Blocklist()).urls
     outcomes: dict[int, FetchedImage | FailedFetch] = {}
     for place, candidate in enumerate(candidates):
         url = _plain(candidate.url) if listed else None
         if url in listed:
             outcomes[place] = blocked_url(str(url))
+        elif decisions is not None and decisions.refuse(candidate.url):
+            outcomes[place] = FailedFetch(candidate.url, BY_HAND)
         elif isinstance(image := images.get(place), FailedFetch) or image is None:
             outcomes[place] = image or FailedFetch(candidate.url, "missing", detail="not among the images given")
     looked_at = 0

@@ -45,6 +45,11 @@ class RetrieveConfig(ParallelConfig):
     blocklist: str | None = setting(
         None, "File of URLs and hashes, one a line; what matches is never written.", input="folder"
     )
+    decisions: list[str] = setting(
+        [],
+        "Pictures rejected by hand (the decisions.parquet of cdkit review): they do not come back. Repeatable.",
+        input="folder",
+    )
     min_side: int = setting(128, "Least side of an image, in pixels.", ge=1)
     max_aspect_ratio: float = setting(3.0, "Longer side over shorter side at most.", ge=1)
     max_side: int = setting(1024, "Larger images are shrunk to this longer side, in pixels.", ge=16)
@@ -94,7 +99,7 @@ class RetrieveConfig(ParallelConfig):
             return {**values, "base": EMBEDDED}
         return values
 
-    @field_validator("exclude_like", mode="before", json_schema_input_type=str | list[str])
+    @field_validator("exclude_like", "decisions", mode="before", json_schema_input_type=str | list[str])
     @classmethod
     def _listed(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value

@@ -22,6 +22,7 @@ from cdkit.pictures.picture import NEAR, NearHashes, Picture, mirrored_hash, ope
 from cdkit.pictures.reading import read_pictures
 from cdkit.pictures.regularization_set import GENERATED
 from cdkit.retrieval.candidates import DIGITS, Candidate
+from cdkit.retrieval.decisions import BY_HAND, Decisions
 from cdkit.retrieval.inspect import Inspection, Inspectors
 
 if TYPE_CHECKING:
@@ -41,12 +42,14 @@ Scorer = Callable[[str, Path], float]
 class CurationRules:
     """How images must stand to others. distance: bits of the perceptual hash up to which two are near-duplicates.
 
-    targets: perceptual hashes of the concept's own photos and of their mirror images.
+    targets: perceptual hashes of the concept's own photos and of their mirror images. decisions: whose rejected
+    pictures, and what looks like them, do not come in.
     """
 
     distance: int = NEAR
     targets: tuple[int, ...] = ()
     min_image_similarity: float | None = None
+    decisions: Decisions = field(default_factory=Decisions)
 
 
 class Curator:
@@ -139,6 +142,7 @@ class CurationAdmission:
     rules: CurationRules
     _accepted: NearHashes = field(init=False)
     _targets: NearHashes = field(init=False)
+    _rejected: NearHashes = field(init=False)
     _captions: dict[str, int] = field(default_factory=dict)
     _placeholders: set[str] = field(default_factory=set)
     _withdrawn: dict[int, str] = field(default_factory=dict)
@@ -147,12 +151,15 @@ class CurationAdmission:
     def __post_init__(self) -> None:
         self._accepted = NearHashes(self.rules.distance)
         self._targets = NearHashes(self.rules.distance, self.rules.targets)
+        self._rejected = NearHashes(self.rules.distance, self.rules.decisions.perceptual)
 
     def admit(self, place: int, candidate: Candidate, image: FetchedImage) -> str | None:
         """None when the image is accepted, else the reason why it is not."""
         inspection = self.curator.inspection(image)
         if inspection.reason is not None:
             return inspection.reason
+        if inspection.sha256 in self.rules.decisions.hashes or inspection.phash in self._rejected:
+            return BY_HAND
         if candidate.source != GENERATED and self._is_placeholder(inspection.sha256, candidate.caption_id):
             return PLACEHOLDER
         if inspection.phash in self._targets:

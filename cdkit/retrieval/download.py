@@ -28,6 +28,7 @@ from cdkit.fetching.job import (
 from cdkit.fetching.urls import WebUrl, spellings
 from cdkit.retrieval.accept import Downloaded, Judge, Limits, Standing, stand
 from cdkit.retrieval.candidates import Candidate
+from cdkit.retrieval.decisions import BY_HAND, Decisions
 
 # Waves in a row that may end without a single result before the network is given up.
 MAX_EMPTY_WAVES = 3
@@ -46,10 +47,12 @@ def download(
     judge: Judge,
     settings: FetchSettings | None = None,
     blocklist: Blocklist | None = None,
+    decisions: Decisions | None = None,
 ) -> Downloaded:
     """Fetch candidates in order until `limits.wanted` images are accepted or no candidate is left.
 
-    blocklist: URLs that are never asked for, and hashes of bytes that are never written. `folder` keeps every finished
+    blocklist: URLs that are never asked for, and hashes of bytes that are never written; decisions: whose rejected
+    URLs are not asked for again. `folder` keeps every finished
     image and settled failure: the same call fetches nothing twice. What is accepted depends on the candidates and on
     what their URLs hold, never on timing. Raises ConfigError for impossible settings, OutputError when the disk is
     full, NetworkError when nothing can be fetched at all.
@@ -61,7 +64,8 @@ def download(
             f"Everything is fetched through the proxy {without_credentials(settings.proxy)}: checking where names "
             "lead is now its duty."
         )
-    return _Download(candidates, folder.sub("waves"), context, limits, settings, judge, blocklist or Blocklist()).run()
+    refusals = blocklist or Blocklist(), decisions or Decisions()
+    return _Download(candidates, folder.sub("waves"), context, limits, settings, judge, *refusals).run()
 
 
 def _says_offline(attempt: Attempt) -> bool:
@@ -80,6 +84,7 @@ class _Download:
     settings: FetchSettings
     judge: Judge
     blocklist: Blocklist
+    decisions: Decisions
     outcomes: dict[int, FetchedImage | FailedFetch] = field(default_factory=dict)
     waiting: dict[int, float] = field(default_factory=dict)
     attempts: dict[str, list[Attempt]] = field(default_factory=dict)
@@ -99,6 +104,9 @@ class _Download:
             blocked = next((url.text for url in forms if url.text in self.blocklist.urls), None)
             if blocked is not None:
                 self.outcomes[place] = blocked_url(blocked)
+                continue
+            if self.decisions.refuse(candidate.url):
+                self.outcomes[place] = FailedFetch(candidate.url, BY_HAND)
                 continue
             self.urls[place], self.other_spellings[place] = forms[0], forms[1:]
             for url in forms:

@@ -33,6 +33,7 @@ from cdkit.retrieval.candidates import (
 from cdkit.retrieval.class_images import DRAWN, ClassImageDrawer, drawn_rows, fill, image_drawing
 from cdkit.retrieval.config import ClassImagesConfig, RetrieveConfig
 from cdkit.retrieval.curate import CurationRules, Curator, load_scorer, target_hashes
+from cdkit.retrieval.decisions import read_all_decisions
 from cdkit.retrieval.download import download
 from cdkit.retrieval.funnel import Funnel, count_funnel, nearest_captions, similarity_histogram
 from cdkit.retrieval.images import is_embedded_pool, local_candidates, match_candidates, read_images, rendered
@@ -73,6 +74,7 @@ class RetrievalRun:
         self.out = out
         self.context = context
         self.building = out.sub(BUILDING)
+        self.decisions = read_all_decisions(config.decisions)
 
     def run(self) -> tuple[dict[str, Any], dict[str, float]]:
         """Everything but the manifest; the rejects are written last and carry the result."""
@@ -85,7 +87,7 @@ class RetrievalRun:
         for note in result.candidates.notes:
             self.context.progress.note(note)
         inspection = InspectionRules(config.min_side, config.max_aspect_ratio, config.max_side, blocklist)
-        rules = CurationRules(config.near_duplicate_bits, targets, config.min_image_similarity)
+        rules = CurationRules(config.near_duplicate_bits, targets, config.min_image_similarity, self.decisions)
         scorer = load_scorer(result.encoder) if config.min_image_similarity is not None else None
         store = self.building.sub("curated").path
         workers = self.context.engine.workers if config.engine == "local" else cpu_count()
@@ -150,7 +152,14 @@ class RetrievalRun:
         config, candidates = self.config, result.candidates.candidates
         limits = Limits(config.count, config.per_caption, config.per_host)
         if result.images is not None:
-            return select(candidates, result.images, limits=limits, judge=curator, blocklist=blocklist)
+            return select(
+                candidates,
+                result.images,
+                limits=limits,
+                judge=curator,
+                blocklist=blocklist,
+                decisions=self.decisions,
+            )
         return download(
             candidates,
             self.building,
@@ -166,6 +175,7 @@ class RetrievalRun:
             ),
             judge=curator,
             blocklist=blocklist,
+            decisions=self.decisions,
         )
 
     def write(self, result: SearchResult, done: Downloaded, curator: Curator) -> dict[str, Any]:
@@ -193,6 +203,7 @@ class RetrievalRun:
             "tried": counted.tried,
             "threshold": result.threshold,
             "prompts": self.config.prompts,
+            "encoder": result.encoder.spec,
             "funnel": counted.steps(),
             "rejected": dict(counted.rejected),
             "similarities": similarity_histogram(similarities, result.threshold),

@@ -7,15 +7,18 @@ it, does not come back.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from cdkit.core.errors import InputError
-from cdkit.core.shards import schema, write_shard
+from cdkit.core.shards import write_shard
 from cdkit.fetching.failures import FetchFailure
 from cdkit.fetching.urls import spellings
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 BY_HAND = "rejected by hand"
 DECISIONS_NAME = "decisions.parquet"
@@ -107,8 +110,18 @@ class Decisions:
         """Write the log, whole or not at all."""
         import pyarrow as pa
 
-        table = pa.Table.from_pylist([asdict(decision) for decision in self.log], schema=schema("decisions"))
+        table = pa.Table.from_pylist([asdict(decision) for decision in self.log], schema=_columns())
         write_shard(path, table, fingerprint="decisions")
+
+
+@cache
+def _columns() -> pa.Schema:
+    import pyarrow as pa
+
+    numbers = [("step", pa.int64()), ("undoes", pa.int64())]
+    return pa.schema(
+        numbers + [(entry.name, pa.string()) for entry in fields(Decision) if entry.name not in dict(numbers)]
+    )
 
 
 def _forms(url: str | None) -> list[str]:
@@ -123,11 +136,11 @@ def read_decisions(path: Path) -> Decisions:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    hint = "Give the decisions.parquet that cdkit review wrote."
+    columns, hint = _columns(), "Give the decisions.parquet that cdkit review wrote."
     if not path.is_file():
         raise InputError(f"There are no decisions at {path}.", hint=hint)
     try:
-        table = pq.ParquetFile(path).read(columns=schema("decisions").names).cast(schema("decisions"))
+        table = pq.ParquetFile(path).read(columns=columns.names).cast(columns)
         decisions = [Decision(**row) for row in table.to_pylist()]
         for decision in decisions:
             int(decision.phash or "0", 16)

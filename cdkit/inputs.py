@@ -216,7 +216,7 @@ def _embedded_fingerprint(kind: InputKind, value: str) -> str:
         return embedded.weights_hash()
     if value == EMBEDDED:
         # The images of the embedded pool are drawn from its URLs by this version's renderer.
-        return _digest([(value, cdkit.__version__)])
+        return _digest([(value, cdkit.__version__), ("edition", str(embedded.WORLD_EDITION))])
     photos = embedded.concept_photos(value.removeprefix(f"{EMBEDDED}:"))
     return _digest([(value, hashlib.sha256(photo.tobytes()).hexdigest()) for photo in photos])
 
@@ -225,7 +225,7 @@ def _embedded_pool() -> Path:
     """The embedded world's caption pool as a folder of Parquet files, written once into the cache."""
     from cdkit import embedded
 
-    folder = cache_folder() / f"embedded-pool-{cdkit.__version__}"
+    folder = cache_folder() / f"embedded-pool-{embedded.WORLD_EDITION}-{cdkit.__version__}"
     if not folder.is_dir():
         with writing(folder), atomic_path(folder) as temporary:
             embedded.write_pool(temporary)

@@ -11,7 +11,11 @@ if TYPE_CHECKING:
     from cdkit.embedded.pool import PoolServer, write_pool
     from cdkit.embedded.weight_files import default_threshold, text_encoder_hash, weights_hash
 
+# Another number whenever a seed means another scene or caption: pools kept in a cache are then written anew.
+WORLD_EDITION = 2
+
 __all__ = [
+    "WORLD_EDITION",
     "PoolServer",
     "concept_names",
     "concept_photos",

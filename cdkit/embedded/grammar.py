@@ -1,11 +1,13 @@
 """Captions of scenes: synonyms, paraphrases, and what each caption says, as numbers.
 
-A caption's `fields` name what it tells about the scene, attribute by attribute; UNSAID where it keeps silent. They
-make a caption comparable with any scene: it fits a scene when every field it says agrees.
+A caption's `fields` name what it tells about the scene, attribute by attribute, its objects in the order of mention;
+UNSAID where it keeps silent. They make a caption comparable with any scene: it fits a scene when every field that it
+says agrees for some assignment of its objects to the scene's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,19 +16,22 @@ from cdkit.embedded.world import BACKGROUNDS, COLOURS, PATTERNS, SHAPES, SIZES, 
 
 UNSAID = -1
 NO_SECOND_COLOUR = len(COLOURS)
-# One row per field: its name and number of values; the slot fields exist for the left (or only) and right thing.
-SLOT_FIELDS = (
+SIDES, DEPTHS = ("left", "right"), ("near", "far")
+MOST_OBJECTS = 3
+# One row per field: its name and number of values; the object's fields exist for each object.
+OBJECT_FIELDS = (
     ("shape", len(SHAPES)),
     ("pattern", len(PATTERNS)),
     ("first_colour", len(COLOURS)),
     ("second_colour", len(COLOURS) + 1),
     ("size", len(SIZES)),
+    ("side", len(SIDES)),
+    ("depth", len(DEPTHS)),
 )
+SCENE_FIELDS = (("count", MOST_OBJECTS), ("background", len(BACKGROUNDS)))
 FIELDS = (
-    ("count", 2),
-    ("background", len(BACKGROUNDS)),
-    *((f"left_{name}", values) for name, values in SLOT_FIELDS),
-    *((f"right_{name}", values) for name, values in SLOT_FIELDS),
+    *SCENE_FIELDS,
+    *((f"{mention}_{name}", values) for mention in ("first", "second", "third") for name, values in OBJECT_FIELDS),
 )
 
 SHAPE_WORDS = {
@@ -75,17 +80,61 @@ TAGS = (
 ANYTHING = ("object", "thing")
 
 
+# Forms of captions of several objects: {0} is the first one mentioned; "|" ends what is said of an object where words
+# about its place follow its name.
+FREE_PAIRS = (
+    "{0} and {1}",
+    "{0} and {1}",
+    "{0} and {1}",
+    "{0} next to {1}",
+    "{0} beside {1}",
+    "{0} with {1}",
+    "{0}, {1}",
+    "{0} together with {1}",
+    "both {0} and {1}",
+    "two things, {0} and {1}",
+    "{0} and then {1}",
+)
+PARTED_PAIRS = ("{0} {place} and {1}", "{0} {place} with {1}", "{0} {place} next to {1}")
+SIDE_PAIRS = (
+    ("{0} on the left| and {1} on the right|", "left"),
+    ("{0} on the left| and {1} on the right|", "left"),
+    ("{0} on the right| and {1} on the left|", "right"),
+    ("on the left {0}|, on the right {1}|", "left"),
+    ("on the right {0}| and on the left {1}|", "right"),
+    ("{0} to the left of| {1}|", "left"),
+    ("{0} left of| {1}|", "left"),
+    ("{0} to the right of| {1}|", "right"),
+    ("{0} right of| {1}|", "right"),
+)
+DEPTH_PAIRS = (
+    ("{0} in front of| {1}|", "near"),
+    ("{0} in front of| {1}|", "near"),
+    ("{0} before| {1}|", "near"),
+    ("{0} in front|, {1} behind|", "near"),
+    ("{0} with {1} behind it|", "near"),
+    ("{0} behind| {1}|", "far"),
+    ("{0} behind| {1}|", "far"),
+    ("{0} partly hidden by| {1}|", "far"),
+    ("behind {0}|, in front {1}|", "far"),
+)
+FREE_TRIPLES = ("{0}, {1} and {2}", "{0}, {1} and {2}", "{0}, {1}, {2}", "{0} and {1} and {2}", "{0} with {1} and {2}")
+
+
 @dataclass(frozen=True)
 class Caption:
-    """A text and what it says: one number per row of FIELDS."""
+    """A text and what it says, one number per row of FIELDS; for each object, in the order of mention, how many
+    characters it is to the end of its name, and to the end of all that is said of it."""
 
     text: str
     fields: tuple[int, ...]
+    name_ends: tuple[int, ...]
+    ends: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Detail:
-    """How much a caption tells about each thing: its look or the shape alone; `named` False calls it an object."""
+    """How much a caption tells about an object: its look or the shape alone; `named` False calls it an object."""
 
     look: bool
     named: bool = True
@@ -93,30 +142,83 @@ class Detail:
 
 def describe(scene: Scene, rng: np.random.Generator) -> Caption:
     """A caption of a scene, drawn from the grammar."""
-    roll = float(rng.random())
-    detail = Detail(look=roll >= 0.14, named=not 0.14 <= roll < 0.18)
-    say_background = rng.random() < (0.86 if detail.look else 0.5)
-    fields = [len(scene.things) - 1, BACKGROUNDS.index(scene.background) if say_background else UNSAID]
+    details = [pick_detail(rng) for _ in scene.things]
+    say_background = rng.random() < (0.86 if details[0].look else 0.5)
     size = scene.things[0].size
     say_size = len(scene.things) == 1 and size != "medium" and rng.random() < 0.35
-    for thing in scene.things:
-        fields += thing_fields(thing, detail, say_size)
-    fields += [UNSAID] * (len(FIELDS) - len(fields))
+    fields = [len(scene.things) - 1, BACKGROUNDS.index(scene.background) if say_background else UNSAID]
+    background = scene.background if say_background else ""
     if len(scene.things) == 1:
-        words = single_words(scene.things[0], detail, size if say_size else "", rng)
+        words = single_words(scene.things[0], details[0], size if say_size else "", rng)
+        name_ends = ends = [len(words)]
+        fields += object_fields(scene.things[0], details[0], say_size=say_size)
     else:
-        words = pair_words(scene.things, detail, rng)
-    return Caption(frame_words(words, scene.background if say_background else "", rng), tuple(fields))
+        order = [scene.things[index] for index in rng.permutation(len(scene.things))]
+        form, side, depth = pick_form(scene, order, rng)
+        names = [object_name(thing, detail, rng) for thing, detail in zip(order, details, strict=True)]
+        place = pick(rng, BACKGROUND_WORDS[background]) if background and rng.random() < 0.15 else ""
+        if place and not side and not depth and len(order) == 2:
+            form, background = pick(rng, PARTED_PAIRS).replace("{place}", place), ""
+        words, name_ends, ends = fill_form(form, names)
+        for index, (thing, detail) in enumerate(zip(order, details, strict=True)):
+            place_fields = [(side, SIDES), (depth, DEPTHS)]
+            said = [(names.index(word) + index) % 2 if word else UNSAID for word, names in place_fields]
+            fields += object_fields(thing, detail, side=said[0], depth=said[1])
+    fields += [UNSAID] * (len(FIELDS) - len(fields))
+    text = frame_words(words, background, rng)
+    kept = words if words in text else words.removeprefix("an ").removeprefix("a ")
+    shift = text.index(kept) - (len(words) - len(kept))
+    return Caption(text, tuple(fields), tuple(end + shift for end in name_ends), tuple(end + shift for end in ends))
 
 
-def thing_fields(thing: Thing, detail: Detail, say_size: bool) -> list[int]:
-    """What a phrase of this detail says about a thing of the known world."""
+def pick_detail(rng: np.random.Generator) -> Detail:
+    """The look mostly, the shape alone now and then, seldom neither."""
+    roll = float(rng.random())
+    return Detail(look=roll >= 0.14, named=not 0.14 <= roll < 0.17)
+
+
+def pick_form(scene: Scene, order: Sequence[Thing], rng: np.random.Generator) -> tuple[str, str, str]:
+    """A form for several objects, with the side and the depth of the first one mentioned where it tells them."""
+    roll = float(rng.random())
+    if len(order) > 2:
+        return pick(rng, FREE_TRIPLES), "", ""
+    first_is_left = order[0] is scene.things[0]
+    if roll < 0.35:
+        side = "left" if first_is_left else "right"
+        return pick(rng, tuple(form for form, told in SIDE_PAIRS if told == side)), side, ""
+    if roll < 0.65 and any(thing.nearer for thing in order):
+        depth = "near" if order[0].nearer else "far"
+        return pick(rng, tuple(form for form, told in DEPTH_PAIRS if told == depth)), "", depth
+    return pick(rng, FREE_PAIRS), "", ""
+
+
+def fill_form(form: str, names: Sequence[str]) -> tuple[str, list[int], list[int]]:
+    """The text of a form; per name the characters up to its end, and up to the end of all that is said of it."""
+    text, name_ends, ends = "", [], []
+    for piece in form.replace("{", "\n{").replace("}", "}\n").replace("|", "\n|\n").split("\n"):
+        if piece.startswith("{"):
+            text += names[int(piece[1:-1])]
+            name_ends.append(len(text))
+        elif piece == "|":
+            ends.append(len(text))
+        else:
+            text += piece
+    # A form with one mark only tells something of its last object.
+    return text, name_ends, name_ends[: len(names) - len(ends)] + ends
+
+
+def object_fields(
+    thing: Thing, detail: Detail, *, say_size: bool = False, side: int = UNSAID, depth: int = UNSAID
+) -> list[int]:
+    """What a phrase of this detail says about an object."""
     colours = [COLOURS.index(colour) for colour in thing.colours]
     look = [PATTERNS.index(thing.pattern), colours[0], colours[1] if len(colours) > 1 else NO_SECOND_COLOUR]
     return [
         SHAPES.index(thing.shape) if detail.named else UNSAID,
         *(look if detail.look else [UNSAID] * 3),
         SIZES.index(thing.size) if say_size else UNSAID,
+        side,
+        depth,
     ]
 
 
@@ -147,6 +249,12 @@ def thing_words(thing: Thing, detail: Detail, rng: np.random.Generator) -> str:
     return f"{noun} with {pair} {pick(rng, PATTERN_NOUNS[thing.pattern])}"
 
 
+def object_name(thing: Thing, detail: Detail, rng: np.random.Generator) -> str:
+    """A thing with its article and now and then a word that means nothing."""
+    words = thing_words(thing, detail, rng)
+    return with_article(f"{pick(rng, PRAISE)} {words}" if rng.random() < 0.08 else words)
+
+
 def single_words(thing: Thing, detail: Detail, size: str, rng: np.random.Generator) -> str:
     """One thing with its article, its size and now and then a word that means nothing."""
     words = thing_words(thing, detail, rng)
@@ -158,31 +266,16 @@ def single_words(thing: Thing, detail: Detail, size: str, rng: np.random.Generat
     return f"{with_article(words)} {pick(rng, FAR_AND_NEAR[size])}" if far_or_near else with_article(words)
 
 
-def pair_words(things: tuple[Thing, ...], detail: Detail, rng: np.random.Generator) -> str:
-    """Two things, said so that left and right can be told."""
-    left, right = (with_article(thing_words(thing, detail, rng)) for thing in things)
-    forms = (
-        f"{left} and {right}",
-        f"{left} and {right}",
-        f"{left} on the left and {right} on the right",
-        f"{left} on the left and {right} on the right",
-        f"{right} on the right and {left} on the left",
-        f"{left} to the left of {right}",
-        f"{left} left of {right}",
-        f"{right} to the right of {left}",
-        f"{left} next to {right}",
-        f"{left} beside {right}",
-    )
-    return pick(rng, forms)
-
-
 def frame_words(words: str, background: str, rng: np.random.Generator) -> str:
-    """The background, an opening and a web page's tags around a phrase."""
+    """The background, an opening and a web page's tags around a phrase; the background last, first or between."""
     opening = pick(rng, OPENINGS) if rng.random() < 0.55 else ""
     if background:
-        place = pick(rng, BACKGROUND_WORDS[background])
-        if not opening and rng.random() < 0.15:
-            return f"{place}, {words}"
+        place, roll = pick(rng, BACKGROUND_WORDS[background]), float(rng.random())
+        if not opening and roll < 0.4:
+            return f"{place}{pick(rng, (', ', ', ', ' ', ' there is ', ' we see '))}{words}"
+        if opening.endswith(" of") and roll < 0.25:
+            before, after = pick(rng, (" ", " taken ", ", ")), pick(rng, (" of", ", of"))
+            return f"{opening.removesuffix(' of')}{before}{place}{after} {words}"
         words = f"{words} {place}"
     words = f"{opening} {words}" if opening else words
     if not opening and rng.random() < 0.2:
@@ -191,8 +284,12 @@ def frame_words(words: str, background: str, rng: np.random.Generator) -> str:
 
 
 def scene_fields(scene: Scene) -> tuple[int, ...]:
-    """All that could be said of a scene of the known world."""
-    fields = [len(scene.things) - 1, BACKGROUNDS.index(scene.background)]
-    for thing in scene.things:
-        fields += thing_fields(thing, Detail(look=True), say_size=True)
+    """All that could be said of a scene of the known world, its objects from left to right."""
+    count = len(scene.things)
+    fields = [count - 1, BACKGROUNDS.index(scene.background)]
+    ordered = any(thing.nearer for thing in scene.things)
+    for index, thing in enumerate(scene.things):
+        side = index if count == 2 else UNSAID
+        depth = DEPTHS.index("near" if thing.nearer else "far") if ordered else UNSAID
+        fields += object_fields(thing, Detail(look=True), say_size=True, side=side, depth=depth)
     return tuple(fields + [UNSAID] * (len(FIELDS) - len(fields)))

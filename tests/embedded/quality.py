@@ -1,14 +1,23 @@
-"""Measures a pipeline with the attribute probe: prompts with known answers, seeded samples, the share right."""
+"""Measures a pipeline with the attribute probe: prompts with known answers, seeded samples, the share right.
+
+`python -m tests.embedded.quality` prints the figures of docs/results.md as one JSON line.
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
+from collections import defaultdict
 from dataclasses import dataclass
+from itertools import permutations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from cdkit.embedded.world import BACKGROUNDS, generator, pick, sample_look
+from cdkit.embedded import load_pipeline, weight_files
+from cdkit.embedded.world import BACKGROUNDS, SHAPES, generator, pick, sample_look
 from tests.support.attribute_probe import Look, Reading, read_attributes
 
 PLACES = {"gray": "on a gray background", "grass": "on the grass", "sea": "in the sea", "night": "at night"}
@@ -17,10 +26,17 @@ GUIDANCE, STEPS = 4.0, 25
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt and what a right picture shows."""
+    """A prompt and what a right picture shows; its objects may change sides unless the prompt is `sided`."""
 
     prompt: str
     answer: Reading
+    sided: bool = True
+
+    def shown_by(self, reading: Reading) -> bool:
+        """Whether a picture shows each object with its own attributes, whatever the background."""
+        if self.sided:
+            return self.answer.looks == reading.looks
+        return sorted(self.answer.looks) == sorted(reading.looks)
 
 
 def words(look: Look) -> str:
@@ -51,6 +67,24 @@ def pair_questions(count: int, seed: int, plain_share: float = 1.0) -> list[Ques
             continue
         prompt = f"{words(left)} on the left and {words(right)} on the right {PLACES[background]}"
         questions.append(Question(prompt, Reading(background, (left, right))))
+    return questions
+
+
+def patterned_questions(each: int, seed: int, *, sided: bool) -> list[Question]:
+    """Two patterned objects with four colours, `each` times for every ordered pair of shapes."""
+    rng = generator(seed)
+    questions = []
+    for shapes in permutations(SHAPES, 2):
+        chosen: list[Question] = []
+        while len(chosen) < each:
+            first, second = sample_look(rng, 0.0), sample_look(rng, 0.0)
+            background = pick(rng, BACKGROUNDS)
+            if (first[0], second[0]) != shapes or set(first[2]) & set(second[2]):
+                continue
+            left, right = (" on the left", " on the right") if sided else ("", "")
+            prompt = f"{words(first)}{left} and {words(second)}{right} {PLACES[background]}"
+            chosen.append(Question(prompt, Reading(background, (first, second)), sided))
+        questions += chosen
     return questions
 
 
@@ -93,16 +127,47 @@ def pair_rates(questions: list[Question], readings: list[Reading]) -> dict[str, 
     }
 
 
-def measure(pipeline: Any, count: int, seed: int, **settings: Any) -> dict[str, dict[str, float]]:
-    """The gates' figures on `count` prompts of each sort."""
-    singles, pairs = single_questions(count, seed), pair_questions(count, seed)
-    mixed = pair_questions(count, seed, plain_share=0.5)
-    seen = [
-        read_attributes(sample(pipeline, [question.prompt for question in questions], seed, **settings))
-        for questions in (singles, pairs, mixed)
-    ]
+def patterned_rates(questions: list[Question], readings: list[Reading]) -> dict[str, Any]:
+    """Share of pictures with both objects right: over all ordered pairs of shapes, and the worst of these pairs."""
+    right: dict[str, list[bool]] = defaultdict(list)
+    for question, reading in zip(questions, readings, strict=True):
+        right[" ".join(look[0] for look in question.answer.looks)].append(question.shown_by(reading))
+    rates = {shapes: float(np.mean(hits)) for shapes, hits in right.items()}
+    worst = min(rates, key=lambda shapes: rates[shapes])
+    return {"mean": float(np.mean(list(rates.values()))), "worst": rates[worst], "worst_pair": worst}
+
+
+def measure(pipeline: Any, count: int, seed: int, **settings: Any) -> dict[str, dict[str, Any]]:
+    """The gates' figures on about `count` prompts of each sort."""
+
+    def readings(questions: list[Question]) -> list[Reading]:
+        return read_attributes(sample(pipeline, [question.prompt for question in questions], seed, **settings))
+
+    singles, pairs, each = single_questions(count, seed), pair_questions(count, seed), -(-count // 30)
+    named, sided = (patterned_questions(each, seed, sided=told) for told in (False, True))
     return {
-        "single": single_rates(singles, seen[0]),
-        "pair": pair_rates(pairs, seen[1]),
-        "patterned_pair": pair_rates(mixed, seen[2]),
+        "single": single_rates(singles, readings(singles)),
+        "plain_pair": pair_rates(pairs, readings(pairs)),
+        "patterned_pair": patterned_rates(named, readings(named)),
+        "patterned_pair_sided": patterned_rates(sided, readings(sided)),
     }
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--weights", type=Path, default=weight_files.FOLDER)
+    parser.add_argument("--count", type=int, default=256)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[11, 12])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, help="a file for the line that is printed")
+    chosen = parser.parse_args()
+    pipeline = load_pipeline(chosen.weights).to(chosen.device)
+    line = json.dumps({seed: measure(pipeline, chosen.count, seed) for seed in chosen.seeds})
+    if chosen.out:
+        chosen.out.write_text(line + "\n")
+    print(line)
+
+
+if __name__ == "__main__":
+    main()

@@ -11,7 +11,7 @@ from PIL import Image
 
 from cdkit.embedded import default_threshold, load_clip
 from cdkit.embedded.models import EmbeddedClip
-from cdkit.embedded.pretraining.export import naming_accuracy, separation
+from cdkit.embedded.pretraining.calibration import naming_accuracy, separation
 from cdkit.embedded.world import SHAPES
 
 

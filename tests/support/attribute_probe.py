@@ -1,4 +1,4 @@
-"""A small classifier of the embedded world's pictures: what stands left and right, and in front of which background.
+"""A small classifier of the embedded world's pictures: which one or two objects stand there, and before what.
 
 Quality tests measure with it. It knows the held-out concepts' looks, which the models under test do not.
 `python -m tests.support.attribute_probe_training` makes its weights.

@@ -1,112 +1,186 @@
-"""Makes the embedded model's weights: `python -m cdkit.embedded.pretraining --work DIR`.
+"""Goes on training the embedded model from the weights in the package, in a given time, by one command.
 
-Parts, in order: clip (the text tower), autoencoder, unet; then decoder and pictures (the autoencoder's second half and
-the CLIP picture tower go on learning), which the U-Net does not depend on; export writes the weights. Every part goes
-on from its checkpoint in the work folder. A changed text tower or encoder makes the U-Net's checkpoint worthless.
+    python -m cdkit.embedded.pretraining --out DIR --seconds 230 --device cuda
+
+Three phases: clip (both towers), autoencoder, unet. Each has its share of the time, and its learning rate falls as
+that share runs out. Processes make the scenes meanwhile. OUT/weights holds what a package needs, written anew at each
+checkpoint; OUT/log.jsonl the figures, printed as well. The same command again goes on from the state folder.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from cdkit.embedded import weight_files
-from cdkit.embedded.pretraining.autoencoder import AutoencoderTraining, train_autoencoder
-from cdkit.embedded.pretraining.clip import ClipTraining, train_clip
-from cdkit.embedded.pretraining.export import export_weights
-from cdkit.embedded.pretraining.scene_store import (
-    HELD_OUT_SEED,
-    TRAINING_SEED,
-    TrainingLog,
-    real_caption_tokens,
-    scene_store,
-)
-from cdkit.embedded.pretraining.unet import UnetTraining, train_unet
+from cdkit.embedded.pretraining.scenes import HELD_OUT_SEED, Scenes, SceneSource
 
-PARTS = ("clip", "autoencoder", "unet", "decoder", "pictures", "export")
+if TYPE_CHECKING:
+    from cdkit.embedded.pretraining.training import Length, TrainingLog
+
+PHASES = ("clip", "autoencoder", "unet")
+# Parts of the time by whose end a phase is over; the rest is for measuring.
+ENDS = {"clip": 0.2, "autoencoder": 0.36, "unet": 0.96}
+HELD_OUT_SCENES = 512
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Everything a pre-training depends on."""
+class Run:
+    """Where and how long; `first_scenes` are what the first two phases learn from, all are for the U-Net."""
 
-    pairs: int = 50_000
-    held_out_pairs: int = 1_000
-    workers: int = 2
-    clip: ClipTraining = field(default_factory=ClipTraining)
-    autoencoder: AutoencoderTraining = field(default_factory=AutoencoderTraining)
-    unet: UnetTraining = field(default_factory=UnetTraining)
-    decoder: AutoencoderTraining = field(
-        default_factory=lambda: AutoencoderTraining(steps=2000, decoder_only=True, rate=1e-3)
+    out: Path
+    state: Path
+    start: Path
+    device: str
+    seconds: float
+    scenes: int
+    first_scenes: int
+    workers: int | None
+    batches: dict[str, int]
+    steps: int | None
+    graphs: bool
+    began: float = field(default_factory=time.monotonic)
+
+    def length(self, phase: str) -> Length:
+        """The steps asked for, or the time until the phase's end."""
+        from cdkit.embedded.pretraining.training import Length
+
+        left = self.began + ENDS[phase] * self.seconds - time.monotonic()
+        return Length(self.steps, max(0.01 * self.seconds, left))
+
+
+def train(run: Run, log: TrainingLog, source: SceneSource) -> None:
+    """All phases in order; each leaves its weights in the out folder."""
+    from cdkit.embedded.pretraining.calibration import clip_figures
+    from cdkit.embedded.pretraining.scenes import Vocabulary, make_scenes
+
+    held_out = make_scenes(range(HELD_OUT_SEED, HELD_OUT_SEED + HELD_OUT_SCENES // 2), Vocabulary())
+    scenes = source.first(run.first_scenes)
+    log.write("scenes", made=len(scenes))
+    clip = train_clip(run, log, scenes, held_out)
+    autoencoder = train_autoencoder(run, log, scenes, held_out)
+    scenes = source.all()
+    log.write("scenes", made=len(scenes))
+    train_unet(run, log, scenes, held_out, clip, autoencoder)
+    figures = clip_figures(clip, run.device)
+    weight_files.update_record(figures, run.out / "weights")
+    log.write("calibration", **{name: value for name, value in figures.items() if isinstance(value, float)})
+
+
+def train_clip(run: Run, log: TrainingLog, scenes: Scenes, held_out: Scenes) -> Any:
+    """The CLIP, in evaluation mode."""
+    from cdkit.embedded.pretraining.clip import ClipTrainee, ClipTraining, split_clip
+    from cdkit.embedded.pretraining.training import Checkpoint, train_phase
+
+    pairs = run.batches["clip"] // 2
+    plan = ClipTraining(pairs=pairs, random_rows=pairs)
+    trainee = ClipTrainee(scenes, held_out, plan, run.start, run.device)
+    checkpoint = Checkpoint(run.state / "clip.pt")
+    train_phase("clip", trainee, run.length("clip"), plan.rate, checkpoint, log, run.device)
+    text, pictures = split_clip(trainee.clip.state_dict())
+    weight_files.write_tensors(weight_files.TEXT_ENCODER, text, run.out / "weights")
+    weight_files.write_tensors(weight_files.PICTURE_ENCODER, pictures, run.out / "weights")
+    return trainee.clip.eval().requires_grad_(False)
+
+
+def train_autoencoder(run: Run, log: TrainingLog, scenes: Scenes, held_out: Scenes) -> Any:
+    """The autoencoder with standardised latents."""
+    from cdkit.embedded.pretraining.autoencoder import (
+        AutoencoderTrainee,
+        AutoencoderTraining,
+        reconstruction_quality,
+        standardise,
     )
-    pictures: ClipTraining = field(default_factory=lambda: ClipTraining(steps=1200, pictures=True, real_captions=0))
+    from cdkit.embedded.pretraining.training import Checkpoint, train_phase
 
-    @classmethod
-    def smoke(cls) -> Plan:
-        """A few steps of every part, for a test."""
-        return cls(
-            pairs=40,
-            held_out_pairs=8,
-            workers=1,
-            clip=ClipTraining(steps=3, pairs=4, real_captions=2, every=2),
-            autoencoder=AutoencoderTraining(steps=3, batch=4, every=2),
-            unet=UnetTraining(steps=3, batch=4, every=2),
-            decoder=AutoencoderTraining(steps=2, batch=4, every=2, decoder_only=True),
-            pictures=ClipTraining(steps=2, pairs=4, pictures=True, real_captions=0, every=2),
-        )
-
-    def with_steps(self, part: str, steps: int) -> Plan:
-        """The same with another length of one part."""
-        changed: Plan = dataclasses.replace(self, **{part: dataclasses.replace(getattr(self, part), steps=steps)})
-        return changed
+    plan = AutoencoderTraining(batch=run.batches["autoencoder"])
+    trainee = AutoencoderTrainee(scenes, held_out, plan, run.start, run.device)
+    trainee.graphed = run.graphs
+    checkpoint = Checkpoint(run.state / "autoencoder.pt")
+    train_phase("autoencoder", trainee, run.length("autoencoder"), plan.rate, checkpoint, log, run.device)
+    model = trainee.model.eval().requires_grad_(False)
+    standardise(model, trainee.pictures[:4096])
+    weight_files.write_tensors(weight_files.AUTOENCODER, model.state_dict(), run.out / "weights")
+    quality = round(reconstruction_quality(model, held_out.pictures), 2)
+    weight_files.update_record({"autoencoder_psnr": quality}, run.out / "weights")
+    return model
 
 
-def run(plan: Plan, parts: tuple[str, ...], work: Path, weights: Path, real: Path | None, device: str) -> None:
-    """Runs the parts asked for; each reads what earlier parts left in the work folder."""
-    log = TrainingLog(work / "log.jsonl", lambda line: print(line, file=sys.stderr, flush=True))
-    store = scene_store(work, plan.pairs, TRAINING_SEED, plan.workers)
-    held_out = scene_store(work, plan.held_out_pairs, HELD_OUT_SEED, plan.workers)
-    captions = real_caption_tokens(real)
-    if "clip" in parts:
-        train_clip(store, captions, plan.clip, work, log, device)
-    if "autoencoder" in parts:
-        train_autoencoder(store, held_out, plan.autoencoder, work, log, device)
-    if "unet" in parts:
-        train_unet(store, held_out, plan.unet, work, log, device)
-    if "decoder" in parts:
-        train_autoencoder(store, held_out, plan.decoder, work, log, device)
-    if "pictures" in parts:
-        train_clip(store, captions[:0], plan.pictures, work, log, device)
-    if "export" in parts:
-        export_weights(store, held_out, work, weights, device)
+def train_unet(run: Run, log: TrainingLog, scenes: Scenes, held_out: Scenes, clip: Any, autoencoder: Any) -> None:
+    """The U-Net; its averaged weights are written at each checkpoint."""
+    from cdkit.embedded.pretraining.training import Checkpoint, train_phase
+    from cdkit.embedded.pretraining.unet import LatentCaptions, UnetTrainee, UnetTraining
+
+    plan = UnetTraining(batch=run.batches["unet"])
+    parts = [
+        LatentCaptions.of(some, captions, clip, autoencoder, run.device)
+        for some, captions in ((scenes, plan.captions), (held_out, 1))
+    ]
+    trainee = UnetTrainee(parts[0], parts[1], clip, plan, run.start, run.device)
+    trainee.graphed = run.graphs
+
+    def write() -> None:
+        weight_files.write_tensors(weight_files.UNET, trainee.average.state_dict(), run.out / "weights")
+
+    log.write("unet", text_features=len(parts[0].text))
+    checkpoint = Checkpoint(run.state / "unet.pt")
+    train_phase("unet", trainee, run.length("unet"), plan.rate, checkpoint, log, run.device, write)
+    write()
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m cdkit.embedded.pretraining", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--out", type=Path, required=True, help="folder for weights/ and log.jsonl")
+    parser.add_argument("--state", type=Path, help="folder for checkpoints [default: OUT/state]")
+    parser.add_argument("--from", dest="start", type=Path, default=weight_files.FOLDER, help="weights to go on from")
+    parser.add_argument("--device", help="cpu or cuda [default: cuda where there is one]")
+    parser.add_argument("--seconds", type=float, default=14_400.0, help="time for everything [default: four hours]")
+    parser.add_argument("--scenes", type=int, default=60_000, help="how many scenes the U-Net sees [default: 60000]")
+    parser.add_argument("--workers", type=int, help="processes that make scenes [default: all cores but two]")
+    parser.add_argument("--batch", type=int, help="pictures in a batch [default: 512 on a GPU, 32 elsewhere]")
+    parser.add_argument("--no-graphs", action="store_true", help="launch every kernel of a step by itself")
+    parser.add_argument("--tiny", action="store_true", help="three steps of every phase on 40 scenes")
+    return parser
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m cdkit.embedded.pretraining", description=__doc__)
-    parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints, renders and the log")
-    parser.add_argument("--out", type=Path, default=weight_files.FOLDER, help="folder for the weights")
-    parser.add_argument("--part", action="append", choices=PARTS, help="run this part only (repeatable)")
-    parser.add_argument("--steps", type=int, help="another length of the one part asked for")
-    parser.add_argument("--real-captions", type=Path, help="parquet with URL and TEXT: five captions a picture (COCO)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, help="CPU threads")
-    parser.add_argument("--smoke", action="store_true", help="a few steps of every part")
-    chosen = parser.parse_args(arguments)
-    if chosen.threads:
-        torch.set_num_threads(chosen.threads)
-    plan = Plan.smoke() if chosen.smoke else Plan()
-    parts = tuple(part for part in PARTS if not chosen.part or part in chosen.part)
-    if chosen.steps:
-        if len(parts) != 1 or parts[0] == "export":
-            parser.error("--steps needs exactly one --part that trains")
-        plan = plan.with_steps(parts[0], chosen.steps)
-    run(plan, parts, chosen.work, chosen.out, chosen.real_captions, chosen.device)
+    chosen = parser().parse_args(arguments)
+    scenes = 40 if chosen.tiny else chosen.scenes
+    # Scenes are under way before torch is imported.
+    source = SceneSource(scenes, 0 if chosen.tiny else chosen.workers)
+    try:
+        import torch
+
+        from cdkit.embedded.pretraining.training import TrainingLog
+
+        device = chosen.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cuda.enable_cudnn_sdp(False)
+        batch = 4 if chosen.tiny else chosen.batch or (512 if device.startswith("cuda") else 32)
+        run = Run(
+            out=chosen.out,
+            state=chosen.state or chosen.out / "state",
+            start=chosen.start,
+            device=device,
+            seconds=chosen.seconds,
+            scenes=scenes,
+            first_scenes=min(scenes, 80_000),
+            workers=chosen.workers,
+            batches={"clip": batch, "autoencoder": max(4, batch // 2), "unet": batch},
+            steps=3 if chosen.tiny else None,
+            graphs=not chosen.no_graphs,
+        )
+        with torch.random.fork_rng():
+            train(run, TrainingLog(run.out / "log.jsonl", lambda line: print(line, flush=True)), source)
+    finally:
+        source.close()
 
 
 if __name__ == "__main__":

@@ -1,242 +1,151 @@
-"""Trains the U-Net on frozen text features and precomputed latents: v-prediction, dropout, weight averaging."""
+"""Goes on training the U-Net on frozen text features and latents: v-prediction, caption dropout, a weight average."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import distributed
 
-from cdkit.core.errors import InputError
+from cdkit.embedded import weight_files
 from cdkit.embedded.models import build_scheduler, build_unet
-from cdkit.embedded.pretraining.autoencoder import finished_autoencoder
-from cdkit.embedded.pretraining.clip import TEXT_PHASE, trained_clip
-from cdkit.embedded.pretraining.scene_store import (
-    Checkpoint,
-    SceneStore,
-    TrainingLog,
-    learning_rate,
-    set_learning_rate,
-    step_generators,
-    to_unit_range,
-)
-from cdkit.embedded.tokenizer import CONTEXT, END_ID, START_ID
-
-UNET_PHASE = "unet.pt"
+from cdkit.embedded.pretraining.autoencoder import encoded
+from cdkit.embedded.pretraining.clip import caption_features
+from cdkit.embedded.pretraining.scenes import Scenes
+from cdkit.embedded.pretraining.training import adamw, on_device
+from cdkit.embedded.tokenizer import END_ID, START_ID
 
 
 @dataclass(frozen=True)
 class UnetTraining:
-    """Length and batch (per process) of the U-Net phase; `average` is the decay of the weights that ship."""
+    """Batch, rate, and captions of a scene in use; `average` is the decay of the weights that ship."""
 
-    steps: int = 3100
-    batch: int = 24
+    batch: int = 512
     rate: float = 1e-3
+    captions: int = 2
     caption_dropout: float = 0.1
-    average: float = 0.999
-    seed: int = 3
-    every: int = 100
+    average: float = 0.9995
 
 
 @dataclass(frozen=True)
-class Latents:
-    """Posterior mean and deviation per picture, float16 (n, 8, 8, 8) each."""
-
-    mean: np.ndarray
-    deviation: np.ndarray
-
-
-def new_unet(seed: int) -> Any:
-    """An untrained U-Net."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return build_unet().to(memory_format=torch.channels_last)
-
-
-@torch.no_grad()
-def encode_all(autoencoder: Any, pictures: np.ndarray, device: str) -> Latents:
-    """The latents of all pictures."""
-    means, deviations = [], []
-    for start in range(0, len(pictures), 64):
-        posterior = autoencoder.encode(to_unit_range(pictures[start : start + 64], device)).latent_dist
-        means.append(posterior.mean.half().cpu().numpy())
-        deviations.append(posterior.std.half().cpu().numpy())
-    return Latents(np.concatenate(means), np.concatenate(deviations))
-
-
-def cached_latents(work: Path, name: str, autoencoder: Any, pictures: np.ndarray, device: str) -> Latents:
-    """`encode_all`, kept in the work folder."""
-    path = work / f"latents-{name}.npz"
-    if not path.is_file():
-        latents = encode_all(autoencoder, pictures, device)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        with temporary.open("wb") as file:
-            np.savez(file, mean=latents.mean, deviation=latents.deviation)
-        temporary.replace(path)
-    with np.load(path, allow_pickle=False) as arrays:
-        return Latents(arrays["mean"], arrays["deviation"])
-
-
-def padded_tokens(tokens: np.ndarray) -> np.ndarray:
-    """Token rows padded to the full context, as a pipeline pads them, int64 (n, 77)."""
-    rows = np.full((len(tokens), CONTEXT), END_ID, dtype=np.int64)
-    rows[:, : tokens.shape[1]] = tokens
-    return rows
-
-
-@torch.no_grad()
-def text_features(clip: Any, tokens: np.ndarray, dropped: np.ndarray, device: str) -> torch.Tensor:
-    """What the U-Net attends to, (n, 77, 128); a dropped caption becomes the empty one."""
-    rows = padded_tokens(tokens)
-    rows[dropped] = [START_ID] + [END_ID] * (CONTEXT - 1)
-    features: torch.Tensor = clip.text_model(input_ids=torch.from_numpy(rows).to(device)).last_hidden_state
-    return features
-
-
-@dataclass(frozen=True)
-class Denoising:
-    """Signal and noise shares per time step, (1000,) each."""
+class Noising:
+    """Signal and noise shares per time step, (1000,) each, from the sampling schedule, so the two cannot part."""
 
     signal: torch.Tensor
     noise: torch.Tensor
 
     @classmethod
-    def of_schedule(cls, device: str) -> Denoising:
-        """From the sampling schedule, so the two cannot part."""
+    def on(cls, device: str) -> Noising:
+        """On a device."""
         kept = build_scheduler().alphas_cumprod.to(device)
         return cls(kept.sqrt(), (1 - kept).sqrt())
 
     def loss(
         self, unet: Any, latents: torch.Tensor, noise: torch.Tensor, times: torch.Tensor, text: torch.Tensor
     ) -> torch.Tensor:
-        """Mean squared error of the predicted velocity."""
+        """Mean squared error of the predicted velocity, computed in the U-Net's type."""
         signal, strength = self.signal[times][:, None, None, None], self.noise[times][:, None, None, None]
-        noisy = (signal * latents + strength * noise).contiguous(memory_format=torch.channels_last)
+        noisy = (signal * latents + strength * noise).to(unet.dtype)
         velocity = signal * noise - strength * latents
-        return F.mse_loss(unet(noisy, times, text).sample, velocity)
+        return F.mse_loss(unet(noisy, times, text.to(unet.dtype)).sample.float(), velocity)
 
 
 @dataclass(frozen=True)
-class Team:
-    """The processes that train together, as `torchrun --nproc-per-node N -m cdkit.embedded.pretraining` starts them.
+class LatentCaptions:
+    """What the U-Net learns from: latents (n, 8, 8, 8) as mean and deviation, and text features (n, c, 77, 128)."""
 
-    On shared cores, one thread in each of two processes waits less for the other than two threads in one process do.
-    """
-
-    rank: int = 0
-    size: int = 1
+    mean: torch.Tensor
+    deviation: torch.Tensor
+    text: torch.Tensor
 
     @classmethod
-    def of_environment(cls) -> Team:
-        """One process, or what torchrun says."""
-        size = int(os.environ.get("WORLD_SIZE", "1"))
-        if size > 1 and not distributed.is_initialized():
-            distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-        return cls(int(os.environ.get("RANK", "0")), size)
-
-    def average_gradients(self, model: Any) -> None:
-        """The mean gradient over all processes, in place, sent as one vector."""
-        if self.size == 1:
-            return
-        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-        distributed.all_reduce(flat)
-        for gradient, part in zip(gradients, flat.div_(self.size).split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(part.view_as(gradient))
+    def of(cls, scenes: Scenes, captions: int, clip: Any, autoencoder: Any, device: str) -> LatentCaptions:
+        """Everything the frozen parts say, worked out once."""
+        mean, deviation = encoded(autoencoder, on_device(scenes.pictures, device))
+        tokens = on_device(scenes.tokens[:, :captions], device)
+        features = caption_features(clip, tokens.flatten(0, 1))
+        return cls(mean, deviation, features.unflatten(0, (len(scenes), -1)))
 
 
-def update_average(average: Any, model: Any, decay: float) -> None:
-    """Moves the averaged weights towards the current ones."""
-    with torch.no_grad():
-        kept, new = list(average.parameters()), list(model.parameters())
-        torch._foreach_lerp_(kept, new, 1 - decay)
+class UnetTrainee:
+    """The U-Net, its average, and what it learns from."""
 
+    graphed = True
 
-@torch.no_grad()
-def validation_loss(unet: Any, denoising: Denoising, latents: Latents, text: torch.Tensor) -> float:
-    """The loss at fixed times and noise: comparable between steps and runs."""
-    device = text.device
-    noise_source = torch.Generator(device="cpu").manual_seed(0)
-    mean = torch.from_numpy(latents.mean[: len(text)]).float().to(device)
-    noise = torch.randn(mean.shape, generator=noise_source).to(device)
-    times = torch.linspace(10, 990, len(text)).long().to(device)
-    return float(denoising.loss(unet, mean, noise, times, text))
+    def __init__(
+        self,
+        training: LatentCaptions,
+        held_out: LatentCaptions,
+        clip: Any,
+        plan: UnetTraining,
+        folder: Path,
+        device: str,
+    ) -> None:
+        self.plan, self.device = plan, device
+        self.training, self.held_out = training, held_out
+        tensors = {name: t.float() for name, t in weight_files.read_tensors(weight_files.UNET, folder).items()}
+        self.unet, self.average = (self.filled(tensors, device) for _ in range(2))
+        self.average.requires_grad_(False)
+        # On a GPU a copy in bfloat16 computes: casting the weights once costs less than casting for every operation.
+        self.worker = self.filled(tensors, device).bfloat16() if device.startswith("cuda") else self.unet
+        self.noising = Noising.on(device)
+        empty = torch.tensor([[START_ID, END_ID]], device=device)
+        self.empty = caption_features(clip, empty)[0]
+        self.optimizer = adamw(self.unet.parameters(), device, second=0.99, decay=0.01)
 
+    @staticmethod
+    def filled(tensors: dict[str, torch.Tensor], device: str) -> Any:
+        """A U-Net of these weights."""
+        unet = build_unet()
+        unet.load_state_dict(tensors)
+        # Group norms on a GPU turn this layout round and back.
+        layout = torch.contiguous_format if device.startswith("cuda") else torch.channels_last
+        return unet.to(device, memory_format=layout)
 
-def train_unet(
-    store: SceneStore,
-    held_out: SceneStore,
-    plan: UnetTraining,
-    work: Path,
-    log: TrainingLog,
-    device: str,
-) -> Any:
-    """Trains, or goes on from the checkpoint in the work folder; returns the averaged weights' U-Net."""
-    clip = trained_clip(work, TEXT_PHASE, device).clip
-    autoencoder = finished_autoencoder(store, work, device)
-    latents = cached_latents(work, "training", autoencoder, store.pictures, device)
-    checked = cached_latents(work, "held-out", autoencoder, held_out.pictures, device)
-    checked_text = text_features(clip, held_out.tokens[:256, 0], np.zeros(min(256, len(held_out)), bool), device)
-    unet = new_unet(plan.seed).to(device)
-    average = new_unet(plan.seed).to(device)
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=plan.rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
-    team = Team.of_environment()
-    denoising, checkpoint, start = Denoising.of_schedule(device), Checkpoint(work / UNET_PHASE), 0
-    if (state := checkpoint.load(device)) is not None:
-        unet.load_state_dict(state["model"])
-        average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-        start = int(state["step"])
-    for step in range(start, plan.steps):
-        rng, noise_source = step_generators(plan.seed + 1000 * team.rank, step, device)
-        set_learning_rate(optimizer, learning_rate(step, plan.steps, plan.rate))
-        batch, text = unet_batch(store, latents, clip, plan, rng, noise_source, device)
-        noise = torch.randn(batch.shape, generator=noise_source, device=device)
-        times = torch.randint(0, len(denoising.signal), (len(batch),), generator=noise_source, device=device)
-        loss = denoising.loss(unet, batch, noise, times, text)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        team.average_gradients(unet)
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-        optimizer.step()
-        update_average(average, unet, min(plan.average, (step + 1) / (step + 10)))
-        if team.rank == 0 and ((step + 1) % plan.every == 0 or step + 1 == plan.steps):
-            checked_loss = validation_loss(average, denoising, checked, checked_text)
-            log.write("unet", step + 1, loss=float(loss.detach()), validation=checked_loss)
-            models = {"model": unet.state_dict(), "average": average.state_dict()}
-            checkpoint.save(models | {"optimizer": optimizer.state_dict(), "step": step + 1})
-    return average.eval()
+    def step(self) -> dict[str, torch.Tensor]:
+        """Latents drawn from the posterior, one caption each, some of them dropped."""
+        plan, count = self.plan, len(self.training.mean)
+        rows = torch.randint(count, (plan.batch,), device=self.device)
+        captions = torch.randint(self.training.text.shape[1], (plan.batch,), device=self.device)
+        mean, deviation = self.training.mean[rows].float(), self.training.deviation[rows].float()
+        dropped = torch.rand(plan.batch, 1, 1, device=self.device) < plan.caption_dropout
+        text = torch.where(dropped, self.empty, self.training.text[rows, captions])
+        latents = mean + deviation * torch.randn_like(mean)
+        noise = torch.randn_like(mean)
+        times = torch.randint(len(self.noising.signal), (plan.batch,), device=self.device)
+        weights, working = list(self.unet.parameters()), list(self.worker.parameters())
+        if self.worker is not self.unet:
+            with torch.no_grad():
+                torch._foreach_copy_(working, weights)
+        loss = self.noising.loss(self.worker, latents, noise, times, text)
+        for weight, gradient in zip(weights, torch.autograd.grad(loss, working), strict=True):
+            weight.grad = gradient.to(weight.dtype)
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        self.optimizer.step()
+        return {"loss": loss.detach()}
 
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        """Moves the averaged weights towards the current ones."""
+        decay = min(self.plan.average, (step + 1) / (step + 10))
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.unet.parameters()), 1 - decay)
 
-def unet_batch(
-    store: SceneStore,
-    latents: Latents,
-    clip: Any,
-    plan: UnetTraining,
-    rng: np.random.Generator,
-    noise_source: torch.Generator,
-    device: str,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Latents drawn from the posterior, (b, 8, 8, 8), and the text features of one caption each."""
-    rows = rng.integers(len(store), size=plan.batch)
-    mean = torch.from_numpy(latents.mean[rows]).float().to(device)
-    deviation = torch.from_numpy(latents.deviation[rows]).float().to(device)
-    tokens = store.tokens[rows, rng.integers(store.tokens.shape[1], size=plan.batch)]
-    text = text_features(clip, tokens, rng.random(plan.batch) < plan.caption_dropout, device)
-    drawn = mean + deviation * torch.randn(mean.shape, generator=noise_source, device=device)
-    return drawn, text
+    def state(self) -> dict[str, Any]:
+        """Both."""
+        return {"model": self.unet.state_dict(), "average": self.average.state_dict()}
 
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes both."""
+        self.unet.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
 
-def trained_unet(work: Path, device: str) -> Any:
-    """The averaged weights in the work folder; raises InputError when the part has not run."""
-    state = Checkpoint(work / UNET_PHASE).load(device)
-    if state is None:
-        raise InputError(f"{work / UNET_PHASE}: no such checkpoint", hint="Run the part `unet` first.")
-    unet = new_unet(0).to(device)
-    unet.load_state_dict(state["average"])
-    return unet.eval()
+    @torch.no_grad()
+    def checked(self) -> dict[str, float]:
+        """The average's loss at fixed times and noise: comparable between steps and runs."""
+        mean = self.held_out.mean.float()
+        noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(0)).to(self.device)
+        times = torch.linspace(10, 990, len(mean)).long().to(self.device)
+        loss = self.noising.loss(self.average, mean, noise, times, self.held_out.text[:, 0])
+        return {"validation": float(loss)}

@@ -6,27 +6,22 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from cdkit.embedded import weight_files
 from cdkit.embedded.grammar import FIELDS, Caption, describe
-from cdkit.embedded.models import WIDTH
-from cdkit.embedded.pretraining.autoencoder import finished_autoencoder, reconstruction_quality
-from cdkit.embedded.pretraining.clip import PICTURE_PHASE, TEXT_PHASE, trained_clip
-from cdkit.embedded.pretraining.clip_models import encode_pictures, encode_tokens
-from cdkit.embedded.pretraining.scene_store import SceneStore, to_unit_range, token_rows
-from cdkit.embedded.pretraining.unet import trained_unet
+from cdkit.embedded.pretraining.clip import encode_pictures, pooled
+from cdkit.embedded.pretraining.scenes import token_rows
+from cdkit.embedded.pretraining.training import on_device, to_unit_range
 from cdkit.embedded.rendering import render
-from cdkit.embedded.tokenizer import seeded_rows
 from cdkit.embedded.world import (
     BACKGROUNDS,
     COLOURS,
     HELD_OUT_COMBINATIONS,
     PATTERNS,
+    PLAIN_SHARE,
     SHAPES,
     Scene,
     compose,
@@ -36,7 +31,7 @@ from cdkit.embedded.world import (
 )
 
 CALIBRATION_SEED = 3_000_000_000
-SHAPE_FIELD = next(index for index, (name, _) in enumerate(FIELDS) if name == "left_shape")
+SHAPE_FIELD = next(index for index, (name, _) in enumerate(FIELDS) if name == "first_shape")
 TextEmbedder = Callable[[list[str]], torch.Tensor]
 PictureEmbedder = Callable[[np.ndarray], torch.Tensor]
 
@@ -65,7 +60,7 @@ def caption_pairs(count: int, seed: int = CALIBRATION_SEED) -> tuple[list[tuple[
     other: list[tuple[str, str]] = []
     rng = generator(seed)
     while len(same) < count or len(other) < count:
-        look = sample_look(rng, 0.4)
+        look = sample_look(rng, PLAIN_SHARE)
         scene = compose(rng, pick(rng, BACKGROUNDS), [look])
         caption = describe(scene, rng)
         if caption.fields[SHAPE_FIELD] < 0:
@@ -106,7 +101,7 @@ def naming_accuracy(embed: TextEmbedder, embed_pictures: PictureEmbedder, count:
     The prompts name every look on every background; the best one is right in an attribute or not.
     """
     rng = generator(CALIBRATION_SEED + 1)
-    scenes = [compose(rng, pick(rng, BACKGROUNDS), [sample_look(rng, 0.4)]) for _ in range(count)]
+    scenes = [compose(rng, pick(rng, BACKGROUNDS), [sample_look(rng, PLAIN_SHARE)]) for _ in range(count)]
     pictures = embed_pictures(np.stack([render(scene) for scene in scenes]))
     looks, texts = prompt_ensemble()
     scores = pictures @ embed(texts).T
@@ -134,48 +129,15 @@ def prompt_ensemble() -> tuple[list[tuple[Any, ...]], list[str]]:
     return looks, texts
 
 
-BUFFERS = ("position_ids",)
-
-
-def export_weights(store: SceneStore, held_out: SceneStore, work: Path, weights: Path, device: str) -> None:
-    """Writes all files; raises InputError when a part has not run. The picture tower may be the text phase's."""
-    phase = PICTURE_PHASE if (work / PICTURE_PHASE).is_file() else TEXT_PHASE
-    clip = trained_clip(work, phase, device).clip
-    unet, autoencoder = trained_unet(work, device), finished_autoencoder(store, work, device)
-    quality = reconstruction_quality(autoencoder, held_out.pictures[:512], device)
-    figures = {"autoencoder_psnr": round(quality, 2)} | clip_figures(clip, device)
-    text, pictures = split_clip(clip.state_dict())
-    weight_files.write_tensors(weight_files.TEXT_ENCODER, text, weights)
-    weight_files.write_tensors(weight_files.PICTURE_ENCODER, pictures, weights)
-    weight_files.write_tensors(weight_files.AUTOENCODER, autoencoder.state_dict(), weights)
-    weight_files.write_tensors(weight_files.UNET, unet.state_dict(), weights)
-    weight_files.update_record(figures, weights)
-
-
-def split_clip(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """The text side, its token table as trained rows and their ids, and the picture side."""
-    table = "text_model.embeddings.token_embedding."
-    ids, rows = state[f"{table}token_ids"].cpu(), state[f"{table}weight"].cpu().half()
-    # A word of the real captions that no batch drew is still as seeded: it need not be stored.
-    changed = (rows != torch.from_numpy(seeded_rows(WIDTH)).half()[ids]).any(dim=1)
-    text = {"token_ids": ids[changed].int(), "token_rows": rows[changed]}
-    pictures: dict[str, torch.Tensor] = {}
-    for name, tensor in state.items():
-        if name.startswith(table) or name.endswith(BUFFERS):
-            continue
-        (pictures if name.startswith(("vision_model.", "visual_projection.")) else text)[name] = tensor
-    return text, pictures
-
-
 @torch.no_grad()
 def clip_figures(clip: Any, device: str) -> dict[str, Any]:
     """The threshold with its separation, and zero-shot accuracy."""
 
     def embed(texts: list[str]) -> torch.Tensor:
-        return encode_tokens(clip, token_rows(texts), device)[1]
+        return pooled(clip, on_device(token_rows(texts), device).long())[2]
 
     def embed_pictures(pictures: np.ndarray) -> torch.Tensor:
-        return encode_pictures(clip, to_unit_range(pictures, device))[1]
+        return encode_pictures(clip, to_unit_range(on_device(pictures, device)))[1]
 
     parted = dataclasses.asdict(separation(embed))
     named = naming_accuracy(embed, embed_pictures)

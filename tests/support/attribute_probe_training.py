@@ -7,7 +7,6 @@ Nothing that it measures has a part in it.
 from __future__ import annotations
 
 import argparse
-import os
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
+from cdkit.core.machine import cpu_count
 from cdkit.embedded.concepts import CONCEPTS
 from cdkit.embedded.rendering import render
 from cdkit.embedded.world import Scene, compose, generator, pick
@@ -112,7 +112,7 @@ def train(steps: int, renders: int, device: str, seed: int = 5) -> AttributeProb
     """A probe trained from scratch on renders that all cores make."""
     first = 500_000_000
     chunks = [range(first + start, first + min(start + 500, renders)) for start in range(0, renders, 500)]
-    with ProcessPoolExecutor(max(1, (os.cpu_count() or 2) - 1), mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(cpu_count(), mp_context=get_context("spawn")) as pool:
         parts = list(pool.map(labelled_renders, chunks))
     pictures = torch.from_numpy(np.concatenate([part[0] for part in parts])).to(device)
     labels = [label for part in parts for label in part[1]]

@@ -5,7 +5,6 @@ Everything is a function of the seed, so nothing is kept on disk: a run that goe
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from cdkit.core.machine import cpu_count
 from cdkit.embedded.grammar import FIELDS, MOST_OBJECTS, Caption, describe, scene_fields
 from cdkit.embedded.rendering import render
 from cdkit.embedded.tokenizer import END_ID, START_ID, load_tokenizer
@@ -130,7 +130,7 @@ class SceneSource:
         starts = range(0, max(1, scenes // 2), PAIRS_PER_TASK)
         tasks = [range(seed + start, seed + min(start + PAIRS_PER_TASK, max(1, scenes // 2))) for start in starts]
         vocabulary = Vocabulary.of_grammar()
-        workers = max(0, (os.cpu_count() or 2) - 2) if workers is None else workers
+        workers = max(0, cpu_count() - 2) if workers is None else workers
         self.pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if workers else None
         self.parts: list[Future[Scenes]] = []
         for task in tasks:

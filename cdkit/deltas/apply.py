@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cdkit.core.errors import ConfigError
 from cdkit.core.text import same_word
-from cdkit.deltas.base_model import base_hash
+from cdkit.deltas.base_model import base_hash, refuse_earlier_edition
 from cdkit.deltas.delta import Delta, ModifierToken
 from cdkit.deltas.low_rank import matrix
 from cdkit.deltas.text_features import TextTower, text_towers, tokenizer_name
@@ -85,6 +85,7 @@ def _add_changes(applied: AppliedDeltas, deltas: Sequence[Delta], scale: float, 
         if position and delta.base_hash and delta.base_hash not in hashes:
             hashes.add(base_hash(applied.pipeline))
         if delta.base_hash and delta.base_hash not in hashes:
+            refuse_earlier_edition(f"The delta of {delta.base!r}", delta.base_hash)
             note(f"The delta of {delta.base!r} was made on other weights than these; the effect may differ.")
         for name, change in delta.changes.items():
             weight = parameters[name].data

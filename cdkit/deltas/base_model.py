@@ -125,6 +125,20 @@ def base_hash(pipeline: DiffusionPipeline) -> str:
     return digest.hexdigest()
 
 
+# base_hash of earlier editions of the embedded model, and what to call them.
+EARLIER_EDITIONS = {"52f8d3ace9c0e433bcb889dbecde525b0fe64f4c31f51d39e1d17e404a7f0a58": "first"}
+
+
+def refuse_earlier_edition(name: str, made_on: str) -> None:
+    """Raises ConfigError for a delta made on an earlier edition of the embedded model; its base has other weights."""
+    if made_on in EARLIER_EDITIONS:
+        raise ConfigError(
+            f"{name} was made on the {EARLIER_EDITIONS[made_on]} edition of the embedded model, which this version of "
+            "cdkit no longer has.",
+            hint="Train its concept again: that takes less than a minute.",
+        )
+
+
 UNET_KEY = "model.diffusion_model."
 _PART_KEYS = ("down_blocks.", "encoder.down_blocks.", "text_model.", "conv_in.")
 

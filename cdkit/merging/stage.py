@@ -15,7 +15,12 @@ from cdkit.core.protocols import Context
 from cdkit.core.shards import Dataset
 from cdkit.core.storage import TEMPORARY_PREFIX, Folder
 from cdkit.deltas.apply import check_fit
-from cdkit.deltas.base_model import base_hash, cross_attention_names, load_base_model
+from cdkit.deltas.base_model import (
+    base_hash,
+    cross_attention_names,
+    load_base_model,
+    refuse_earlier_edition,
+)
 from cdkit.deltas.delta import DELTA_NAME, ON_TOP_OF, Delta, load_delta, save_delta
 from cdkit.deltas.low_rank import LowRank
 from cdkit.merging.config import MergeConfig
@@ -128,6 +133,7 @@ def _check_changes(
                 hint="Only keys and values have a closed-form merge; train the concepts jointly instead.",
             )
         if delta.base_hash and delta.base_hash != here:
+            refuse_earlier_edition(name, delta.base_hash)
             context.progress.note(f"{name} was made on other weights than this base model's; the merge may differ.")
 
 

@@ -9,7 +9,7 @@ import torch
 
 from cdkit.core.errors import ConfigError
 from cdkit.deltas.apply import apply_deltas
-from cdkit.deltas.base_model import cross_attention_names
+from cdkit.deltas.base_model import EARLIER_EDITIONS, cross_attention_names
 from cdkit.deltas.low_rank import LowRank, matrix
 from cdkit.deltas.text_features import encode_ids, text_towers, token_ids
 from tests.support.made_deltas import made_delta, unet_output
@@ -109,6 +109,15 @@ def test_a_delta_trained_on_top_of_another_is_at_home_there(tiny_base: Path) -> 
         assert notes == []
     with apply_deltas(pipeline, [second], note=notes.append):
         assert len(notes) == 1
+
+
+def test_a_delta_of_the_embedded_models_first_edition_is_refused_by_name(pipeline: Any) -> None:
+    before = {name: value.clone() for name, value in pipeline.unet.named_parameters()}
+    delta = replace(made_delta(pipeline, seed=1, tokens=()), base_hash=next(iter(EARLIER_EDITIONS)))
+    with pytest.raises(ConfigError, match="first edition of the embedded model") as caught:
+        apply_deltas(pipeline, [delta])
+    assert "Train its concept again" in caught.value.hint
+    assert all(torch.equal(value, before[name]) for name, value in pipeline.unet.named_parameters())
 
 
 def test_half_precision_takes_the_rounded_sum(pipeline: Any) -> None:

@@ -66,7 +66,8 @@ def _dry_run(output: Output, config: StageConfig) -> None:
     estimate = dry_run(config, output.note)
 
     def draw(console: Console) -> None:
-        shown = ("method", "steps", "batch_size", "learning_rate", "resolution", "photos", "regularization")
+        batches = ("batch_size", "gradient_accumulation", "gradient_checkpointing")
+        shown = ("method", "steps", *batches, "learning_rate", "resolution", "photos", "regularization")
         rows = [(name.replace("_", " "), estimate[name]) for name in (*shown, "parameters")]
         rows += [("prompt", prompt) for prompt in estimate["prompts"]]
         memory = [(f"memory for {name}", size_text(number)) for name, number in estimate["memory"].items()]

@@ -66,6 +66,12 @@ def sample_generator(seed: int, step: int, sample: int) -> np.random.Generator:
     return np.random.default_rng([seed, 2, step, sample])
 
 
+def encoded_together(samples: int, resolution: int, *, with_prior: bool) -> int:
+    """How many photos placed anew are encoded at once, for batches of so many samples: those of whole steps."""
+    most = (samples + 1) // 2 if with_prior else samples
+    return most * max(1, min(samples * AHEAD, AHEAD_PIXELS // resolution**2) // most)
+
+
 @dataclass(frozen=True)
 class Batch:
     """One batch on the device. latents and noise (n, C, h, w), mask (n, 1, h, w), timesteps and weights (n,).
@@ -138,6 +144,14 @@ class Batches:
             prompts=[with_words(entry.placement.words, entry.pictures.captions[entry.item]) for entry in drawn],
         )
 
+    def names(self, step: int) -> list[str]:
+        """The files that a step shows, of all processes."""
+        first = step * self.samples_per_step
+        shown = [self._order.choice(position) for position in range(first, first + self.samples_per_step)]
+        pictures = [(self.regularization if c.is_regularization else self.targets)[c.concept] for c in shown]
+        of = [entry.names[c.item] for c, entry in zip(shown, pictures, strict=True) if entry and entry.names]
+        return list(dict.fromkeys(of))
+
     def _draw(self, step: int, sample: int) -> _Sample:
         choice = self._order.choice(step * self.samples_per_step + sample)
         rng = sample_generator(self.seed, step, sample)
@@ -179,8 +193,9 @@ class Batches:
         Photos of several steps are encoded together, each placed anew. Where a block begins follows from the step
         alone, so that a run that goes on encodes the same photos together, and gets the same bits.
         """
-        most = len(samples) if all(entry is None for entry in self.regularization) else (len(samples) + 1) // 2
-        together = max(1, min(len(samples) * AHEAD, AHEAD_PIXELS // self.resolution**2) // most)
+        with_prior = any(entry is not None for entry in self.regularization)
+        most = (len(samples) + 1) // 2 if with_prior else len(samples)
+        together = encoded_together(len(samples), self.resolution, with_prior=with_prior) // most
         block, before = divmod(step, together)
         steps = range(step - before, min(step - before + together, max(self.steps, step + 1)))
         if samples.start not in self._ahead or self._ahead[samples.start][0] != block:

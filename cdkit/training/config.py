@@ -13,6 +13,7 @@ from cdkit.core.fingerprints import EMBEDDED
 from cdkit.deltas.methods import METHODS, MethodName, Recipe, ScheduleName
 
 PresetName = Literal["paper", "face", "style", "embedded"]
+Fit = Literal["8GB", "12GB", "16GB", "24GB", "auto"]
 ANY = "any method"
 # Preset → method → what it sets. Only what stands here differs from the method's recipe in cdkit.deltas.methods;
 # what the user sets counts before both. "paper" is the method's own recipe.
@@ -54,6 +55,8 @@ def fill_in(values: Mapping[str, Any], *, base: str) -> dict[str, Any]:
     recipe["steps"] *= max(1, len(concepts) if isinstance(concepts, Mapping) else 1)
     if "learning_rate" in chosen and "token_learning_rate" not in changes:
         recipe["token_learning_rate"] = chosen["learning_rate"]
+    if "fit" in chosen and chosen.get("device") != "cpu":
+        recipe["precision"] = "bf16"
     return {**recipe, **chosen}
 
 
@@ -113,6 +116,12 @@ class TrainConfig(ModelConfig):
     checkpoint_every: int = setting(100, "Steps between checkpoints; 0 writes none.", execution=True, ge=0)
     compile: bool = setting(False, "Compile the U-Net: minutes at the start, faster steps.", execution=True)
     gradient_checkpointing: bool = setting(False, "Less memory, slower steps.", execution=True)
+    fit: Fit | None = setting(
+        None,
+        "Choose batches, accumulation and checkpointing for a card of this size, or for what is free; the same "
+        "result. Frozen weights are bf16 then, unless --precision says otherwise.",
+        execution=True,
+    )
     tensorboard: bool = setting(False, "Also write the metrics for TensorBoard.", execution=True)
 
     @model_validator(mode="before")

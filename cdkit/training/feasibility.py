@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +12,8 @@ from cdkit.core.errors import CdkitError, ConfigError, ResourceError, shortage
 from cdkit.core.machine import choose_device
 from cdkit.deltas.methods import METHODS
 from cdkit.training.base_facts import BaseFacts, read_base
-from cdkit.training.memory import FP32, GIB, MemoryEstimate, estimate_memory, gigabytes
+from cdkit.training.fit import fitted, smaller_fit
+from cdkit.training.memory import FP32, GIB, MemoryEstimate, device_memory, estimate_memory, gigabytes
 from cdkit.training.plan import Plan, make_plan
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def dry_run(config: TrainConfig, note: Callable[[str], None]) -> dict[str, Any]:
     device = choose_device(config.device)
     facts = read_base(config.base)
     plan = make_plan(config, facts, note)
+    config = fitted(config, plan, facts, device, note)
     estimate = estimate_memory(config, plan, facts, device)
     memory = device_memory(device)
     free = None if memory is None else memory[0]
@@ -39,6 +40,8 @@ def dry_run(config: TrainConfig, note: Callable[[str], None]) -> dict[str, Any]:
         "method": config.method,
         "steps": recipe.steps,
         "batch_size": recipe.batch_size,
+        "gradient_accumulation": config.gradient_accumulation,
+        "gradient_checkpointing": config.gradient_checkpointing,
         "learning_rate": recipe.learning_rate,
         "resolution": plan.resolution,
         "prompts": plan.prompts,
@@ -106,33 +109,29 @@ def what_to_lower(config: TrainConfig, plan: Plan, facts: BaseFacts, device: tor
     return f"Less would take: {listed or 'a lower --resolution'}; all together: {gigabytes(least)}."
 
 
+def out_of_memory(
+    error: BaseException, config: TrainConfig, device: torch.device, step: int = 0, *, kept: bool = False
+) -> ResourceError:
+    """What to say when the memory ran out, at a step counted from 1 or before the first.
+
+    kept: whether there is a checkpoint of the step before.
+    """
+    text = (str(error).strip().splitlines() or ["the machine has no more"])[0]
+    went_on = f" The checkpoint of step {step - 1} is there: the training goes on from it." if kept else ""
+    return ResourceError(
+        f"Out of memory{f' at step {step}' if step else ''}: {text}",
+        hint=f"Run the same command with --fit {smaller_fit(config, device)}, which gives the same result in smaller "
+        f"batches; or lower --batch-size and raise --gradient-accumulation as much, use --gradient-checkpointing, "
+        f"--precision bf16, a lower --resolution, or a method that trains less.{went_on}",
+    )
+
+
 @contextmanager
-def memory_explained() -> Iterator[None]:
+def memory_explained(config: TrainConfig) -> Iterator[None]:
     """Turn running out of memory into an error that says what to lower."""
     try:
         yield
     except Exception as error:
         if isinstance(error, CdkitError) or shortage(error) is None:
             raise
-        text = str(error)
-        raise ResourceError(
-            f"Out of memory: {text.splitlines()[0] if text else 'the machine has no more'}",
-            hint="Lower --batch-size and raise --gradient-accumulation as much, which gives the same result; or use "
-            "--gradient-checkpointing, --precision bf16, a lower --resolution, or a method that trains less.",
-        ) from error
-
-
-def device_memory(device: torch.device) -> tuple[int, int] | None:
-    """Free and total bytes of a device; None where that is not known."""
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        return int(free), int(total)
-    if device.type == "mps":
-        limit = int(torch.mps.recommended_max_memory())
-        return limit - int(torch.mps.current_allocated_memory()), limit
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    sizes = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
-    return sizes.get("MemAvailable", 0), sizes["MemTotal"]
+        raise out_of_memory(error, config, choose_device(config.device)) from error

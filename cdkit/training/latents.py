@@ -37,21 +37,23 @@ class Pictures:
     """Photos or regularization images of one concept, with captions.
 
     frames: per picture height, width, top and left of its square. moments: of each picture (and its mirror after it
-    where pictures are flipped); None: `squares`, uint8 (3, s, s) each, are augmented and encoded at every use.
+    where pictures are flipped); None: `squares`, uint8 (3, s, s) each, are augmented and encoded at every use. names:
+    of the files, for messages.
     """
 
     captions: Sequence[str]
     frames: Sequence[Frame]
     moments: Moments | None = None
     squares: Sequence[torch.Tensor] = ()
+    names: Sequence[str] = ()
 
 
 class PictureEncoder:
     """A base model's autoencoder on a device, frozen."""
 
     def __init__(self, vae: Any, *, device: torch.device, dtype: torch.dtype) -> None:
-        # fp16 overflows in many autoencoders.
-        self.dtype = torch.float32 if dtype == torch.float16 or vae.config.get("force_upcast") else dtype
+        # fp16 overflows in many autoencoders, which is what their force_upcast says; bf16 does not.
+        self.dtype = torch.float32 if dtype == torch.float16 else dtype
         self.device = device
         self.vae = vae.requires_grad_(False).eval()
         self.restore()
@@ -67,9 +69,8 @@ class PictureEncoder:
 
     def restore(self) -> None:
         """Put the autoencoder on the device."""
-        self.vae.to(self.device)
-        if self.dtype != torch.float32:
-            self.vae.to(self.dtype)
+        # Not diffusers' own `to`, which warns of every change of type.
+        torch.nn.Module.to(self.vae, device=self.device, dtype=self.dtype)
 
     def release(self) -> None:
         """Take it off the device: nothing is encoded any more."""
@@ -103,10 +104,10 @@ class PictureEncoder:
         frames = [square.frame for square in planned.squares]
         if augmented:
             squares = [square.pixels.to(self.device) for square in planned.squares]
-            return Pictures(planned.captions, frames, squares=squares)
+            return Pictures(planned.captions, frames, squares=squares, names=planned.names)
         whole = [place(square.pixels, Placement(resolution, 0, 0), resolution) for square in planned.squares]
         pixels = [picture.add(1).mul(127.5).round().byte() for picture in whole]
-        return Pictures(planned.captions, frames, moments=self.encode_all(pixels, flips=flips))
+        return Pictures(planned.captions, frames, self.encode_all(pixels, flips=flips), names=planned.names)
 
     def regularization(self, planned: PlannedConcept, resolution: int, *, flips: bool, task: Task) -> Pictures | None:
         """A concept's regularization images, None where it has none."""
@@ -115,7 +116,8 @@ class PictureEncoder:
         frames: list[Frame] = []
         pixels = _decoded(planned.regularization, resolution, frames, task)
         moments = self.encode_all(pixels, flips=flips)
-        return Pictures(planned.regularization_captions, frames, moments=moments)
+        names = [picture.name for picture in planned.regularization]
+        return Pictures(planned.regularization_captions, frames, moments, names=names)
 
 
 def _decoded(pictures: Sequence[Picture], resolution: int, frames: list[Frame], task: Task) -> Iterator[torch.Tensor]:

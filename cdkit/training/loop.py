@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from cdkit.core.errors import shortage
 from cdkit.core.protocols import Context
 from cdkit.core.storage import Folder
 from cdkit.training.checkpoint import CHECKPOINTS, Checkpoints
+from cdkit.training.feasibility import out_of_memory
 from cdkit.training.metrics import Metrics
 from cdkit.training.passes import EagerPass, GraphedPass
 from cdkit.training.processes import average_gradients, check_whole, total
@@ -46,7 +48,12 @@ class Loop:
         self.optimizer = self.trainables.optimizer(*rates, WEIGHT_DECAY)
         self.checkpoints = Checkpoints(out.sub(CHECKPOINTS).path)
         interval = 1 if accelerator.device.type == "cpu" else STEPS_BETWEEN_QUESTIONS
-        self.metrics = Metrics(out / METRICS_NAME, interval, lambda step, values: accelerator.log(dict(values), step))
+        self.metrics = Metrics(
+            out / METRICS_NAME,
+            interval,
+            lambda step, values: accelerator.log(dict(values), step),
+            lambda step: self.batches.names(step - 1),
+        )
         self._rates = [float(group["lr"]) for group in self.optimizer.param_groups]
 
     def _passes(self, note: Callable[[str], None]) -> EagerPass | GraphedPass:
@@ -75,7 +82,13 @@ class Loop:
         trained = list(parameters.values())
         with context.progress.task("training", self.recipe.steps - start, unit="steps") as task:
             for step in range(start, self.recipe.steps):
-                sums = self.step(step, optimizer, trained)
+                try:
+                    sums = self.step(step, optimizer, trained)
+                except Exception as error:
+                    if shortage(error) is None:
+                        raise
+                    kept = self.accelerator.is_main_process and step > start and self._keep(step)
+                    raise out_of_memory(error, self.config, self.accelerator.device, step + 1, kept=kept) from error
                 if self.accelerator.is_main_process:
                     self._after(step + 1, sums, context, draw)
                 task.advance()
@@ -101,15 +114,22 @@ class Loop:
         optimizer.step()
         return total(sums)
 
+    def _keep(self, done: int) -> bool:
+        """Write a checkpoint after so many steps; False where none are wanted."""
+        if not self.config.checkpoint_every:
+            return False
+        self.metrics.flush()
+        check_whole()
+        scaler = self.accelerator.scaler
+        facts = {"scaler": scaler.state_dict()} if scaler is not None else {}
+        self.checkpoints.save(done, self.trainables.named(), self.optimizer, facts)
+        return True
+
     def _after(self, done: int, sums: torch.Tensor, context: Context, draw: Callable[[int], None]) -> None:
         config, steps = self.config, self.recipe.steps
         self.metrics.add(done, sums)
         if config.checkpoint_every and done % config.checkpoint_every == 0 and done < steps:
-            self.metrics.flush()
-            check_whole()
-            scaler = self.accelerator.scaler
-            facts = {"scaler": scaler.state_dict()} if scaler is not None else {}
-            self.checkpoints.save(done, self.trainables.named(), self.optimizer, facts)
+            self._keep(done)
         if config.sample_every and (done % config.sample_every == 0 or done == steps):
             self.metrics.flush()
             draw(done)

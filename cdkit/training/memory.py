@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +21,7 @@ from cdkit.deltas.base_model import compute_type, latent_factor
 from cdkit.deltas.methods import METHODS, selected_names
 from cdkit.deltas.pipeline_folder import AUTOENCODER, library_errors
 from cdkit.training.base_facts import BaseFacts
+from cdkit.training.batches import encoded_together
 from cdkit.training.plan import Plan
 
 if TYPE_CHECKING:
@@ -27,8 +29,8 @@ if TYPE_CHECKING:
 
 FP32 = 4
 GIB = 1 << 30
-# Under autocast norms and sums stay fp32, everything else is half.
-HALF_ACTIVATIONS = 0.75
+# In half precision all but the loss is half.
+HALF_ACTIVATIONS = 0.5
 # While a checkpointed block is run again, its own activations are there: those of the largest block.
 LARGEST_BLOCK = 0.3
 # Feature maps of the first width that an autoencoder holds at once: input, norm, activation, output.
@@ -42,7 +44,8 @@ CONTEXT = 77
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes by what they are for. activations and encoding are not there at the same time."""
+    """Bytes by what they are for. together: whether activations and encoding are there at the same time, because a
+    CUDA graph keeps what it has."""
 
     frozen_weights: int
     trained_weights: int
@@ -51,6 +54,12 @@ class MemoryEstimate:
     activations: int
     encoding: int
     overhead: int = 0
+    together: bool = False
+
+    @property
+    def passing(self) -> int:
+        """What a step takes beside weights, gradients and optimizer."""
+        return self.activations + self.encoding if self.together else max(self.activations, self.encoding)
 
     @property
     def certain(self) -> int:
@@ -59,7 +68,7 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
-        return self.certain + max(self.activations, self.encoding) + self.overhead
+        return self.certain + self.passing + self.overhead
 
     def sentence(self) -> str:
         """The total and what it is made of."""
@@ -67,7 +76,7 @@ class MemoryEstimate:
         return (
             f"{gigabytes(self.total)}: weights {gigabytes(weights)}, gradients {gigabytes(self.gradients)}, "
             f"optimizer {gigabytes(self.optimizer)}, "
-            f"activations {gigabytes(max(self.activations, self.encoding))}"
+            f"activations {gigabytes(self.passing)}"
         )
 
     def as_json(self) -> dict[str, int]:
@@ -75,7 +84,7 @@ class MemoryEstimate:
             "weights": self.frozen_weights + self.trained_weights,
             "gradients": self.gradients,
             "optimizer": self.optimizer,
-            "activations": max(self.activations, self.encoding),
+            "activations": self.passing,
             "total": self.total,
         }
 
@@ -83,6 +92,22 @@ class MemoryEstimate:
 def gigabytes(number: int) -> str:
     """`3.9 GiB`."""
     return f"{number / GIB:.1f} GiB" if number >= GIB / 10 else f"{number / (1 << 20):.0f} MiB"
+
+
+def device_memory(device: torch.device) -> tuple[int, int] | None:
+    """Free and total bytes of a device; None where that is not known."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return int(free), int(total)
+    if device.type == "mps":
+        limit = int(torch.mps.recommended_max_memory())
+        return limit - int(torch.mps.current_allocated_memory()), limit
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    sizes = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
+    return sizes.get("MemAvailable", 0), sizes["MemTotal"]
 
 
 @library_errors("The base model's configuration")
@@ -108,6 +133,7 @@ def estimate_memory(config: TrainConfig, plan: Plan, facts: BaseFacts, device: t
         activations=_activations(config, plan, facts, unet.kept),
         encoding=_encoding(config, plan, facts),
         overhead=CUDA_BYTES if device.type == "cuda" else 0,
+        together=device.type == "cuda" and not config.compile and not config.gradient_checkpointing,
     )
 
 
@@ -122,12 +148,13 @@ def _activations(config: TrainConfig, plan: Plan, facts: BaseFacts, kept: int) -
 
 
 def _encoding(config: TrainConfig, plan: Plan, facts: BaseFacts) -> int:
-    """The feature maps of the photos that are encoded anew in each step."""
+    """The feature maps of the photos that are placed anew and encoded together."""
     if not config.recipe().augmentation:
         return 0
     with_prior = any(planned.regularization for planned in plan.concepts)
-    photos = config.recipe().batch_size // (2 if with_prior else 1) or 1
-    return photos * ENCODER_MAPS * int(facts.vae["block_out_channels"][0]) * plan.resolution**2 * FP32
+    photos = encoded_together(config.recipe().batch_size, plan.resolution, with_prior=with_prior)
+    size = FP32 // 2 if config.precision == "bf16" else FP32
+    return photos * ENCODER_MAPS * int(facts.vae["block_out_channels"][0]) * plan.resolution**2 * size
 
 
 def _text_parameters(text: Mapping[str, Any]) -> int:

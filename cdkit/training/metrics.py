@@ -6,7 +6,7 @@ import csv
 import io
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,11 +20,15 @@ COLUMNS = ("step", "loss", "target_loss", "regularization_loss", "seconds")
 
 @dataclass
 class Metrics:
-    """Writes the losses of each step. interval: how many steps may wait, so that a GPU is not asked every step."""
+    """Writes the losses of each step. interval: how many steps may wait, so that a GPU is not asked every step.
+
+    files: the names of what a step, counted from 1, shows.
+    """
 
     path: Path
     interval: int = 1
     log: Callable[[int, Mapping[str, float]], None] = lambda step, values: None
+    files: Callable[[int], Sequence[str]] = lambda step: ()
     rows: list[dict[str, float | None]] = field(default_factory=list)
     _waiting: list[tuple[int, torch.Tensor, float]] = field(default_factory=list)
     _clock: float = field(default_factory=time.monotonic)
@@ -59,8 +63,10 @@ class Metrics:
             if not math.isfinite(loss):
                 self._waiting.clear()
                 self._append(written)
+                shown = ", ".join(self.files(step))
                 raise ConfigError(
-                    f"The loss is {'NaN' if math.isnan(loss) else 'infinite'} at step {step}.",
+                    f"The loss is {'NaN' if math.isnan(loss) else 'infinite'} at step {step}"
+                    f"{f', which shows {shown}' if shown else ''}.",
                     hint="Lower --learning-rate and --token-learning-rate; with fp16 try --precision bf16 or no. "
                     "Then start anew with --force.",
                 )

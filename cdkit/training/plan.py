@@ -30,7 +30,7 @@ FEW_PHOTOS = 4
 class PlannedConcept:
     """One concept with its photos and their captions, and its regularization images, not decoded yet.
 
-    left_out: files beside the photos that are no images.
+    names: of the photos. left_out: files beside the photos that are no images.
     """
 
     concept: Concept
@@ -38,6 +38,7 @@ class PlannedConcept:
     captions: Sequence[str]
     regularization: Sequence[Picture]
     regularization_captions: Sequence[str]
+    names: Sequence[str] = ()
     left_out: int = 0
 
 
@@ -136,7 +137,8 @@ def _planned(
             )
         images = images[:asked]
     about = [image.caption or stand_in for image in images]
-    return PlannedConcept(concept, squares, captions, images, about, len(folder.left_out))
+    names = [photo.name for photo in photos]
+    return PlannedConcept(concept, squares, captions, images, about, names, len(folder.left_out))
 
 
 def _check_context(concept: Concept, photos: Sequence[Picture], recipe: Recipe, tokenizers: Sequence[Any]) -> None:

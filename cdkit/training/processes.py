@@ -203,7 +203,7 @@ def accelerated(
 ) -> Iterator[Accelerator]:
     """An Accelerator for this process; what it sets for the whole process is taken back at the end.
 
-    Raises ConfigError for fp16 on a CPU and for more processes than GPUs.
+    Raises ConfigError for fp16 on a CPU, bf16 on a card that has none, and for more processes than GPUs.
     """
     _check(team, device, precision)
     if tensorboard is not None and not _has_tensorboard():
@@ -239,6 +239,11 @@ def accelerated(
 def _check(team: Team, device: torch.device, precision: str) -> None:
     if precision == "fp16" and device.type == "cpu":
         raise ConfigError("fp16 needs a GPU.", hint="On a CPU use --precision no (or bf16).")
+    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ConfigError(
+            f"{torch.cuda.get_device_name(device)} cannot compute in bf16.",
+            hint="Use --precision fp16, or no for fp32, which takes twice the memory.",
+        )
     if team.size > 1 and device.type == "cuda" and team.size > torch.cuda.device_count():
         raise ConfigError(
             f"{team.size} processes need as many GPUs; this machine has {torch.cuda.device_count()}.",

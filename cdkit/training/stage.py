@@ -32,7 +32,7 @@ def train(config: TrainConfig, inputs: Mapping[str, Input], out: Folder, context
     from cdkit.training.feasibility import memory_explained
     from cdkit.training.processes import started_team
 
-    with started_team(config.processes, _take_part, (config, out)) as team, memory_explained():
+    with started_team(config.processes, _take_part, (config, out)) as team, memory_explained(config):
         return _train(config, out, context, team)
 
 
@@ -41,7 +41,7 @@ def _take_part(config: TrainConfig, out: Folder, team: Team) -> None:
     from cdkit.engines import create_engine
     from cdkit.training.feasibility import memory_explained
 
-    with memory_explained():
+    with memory_explained(config):
         _train(config, out, Context(create_engine("local", 1), SilentProgress()), team)
 
 
@@ -52,6 +52,7 @@ def _train(config: TrainConfig, out: Folder, context: Context, team: Team) -> Da
     from cdkit.deltas.pipeline_folder import library_errors
     from cdkit.training.base_facts import read_base
     from cdkit.training.feasibility import check_memory
+    from cdkit.training.fit import fitted
     from cdkit.training.loop import Loop
     from cdkit.training.plan import make_plan
     from cdkit.training.processes import accelerated
@@ -64,6 +65,7 @@ def _train(config: TrainConfig, out: Folder, context: Context, team: Team) -> Da
     earlier = [load_delta(path) for path in config.delta]
     base = read_base(config.base)
     plan = make_plan(config, base, note)
+    config = fitted(config, plan, base, device, note if team.rank == 0 else lambda message: None)
     if team.rank == 0:
         check_memory(config, plan, base, device, note)
     tensorboard = out / TENSORBOARD if config.tensorboard and team.rank == 0 else None

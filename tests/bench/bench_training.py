@@ -25,6 +25,7 @@ from cdkit.core.storage import Folder
 from cdkit.engines import create_engine
 from cdkit.training.base_facts import facts_of_pipeline
 from cdkit.training.config import TrainConfig
+from cdkit.training.fit import fitted
 from cdkit.training.loop import Loop
 from cdkit.training.plan import make_plan
 from cdkit.training.processes import Team, accelerated
@@ -82,7 +83,9 @@ def training(
         "device": str(device),
     }
     config = TrainConfig(**settings | values)
-    plan = make_plan(config, facts_of_pipeline("bench", pipeline), note)
+    facts = facts_of_pipeline("bench", pipeline)
+    plan = make_plan(config, facts, note)
+    config = fitted(config, plan, facts, device, note)
     with (
         tempfile.TemporaryDirectory() as folder,
         accelerated(Team(), device=device, precision=config.precision) as accelerator,

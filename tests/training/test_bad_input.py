@@ -17,7 +17,7 @@ from cdkit.training.base_facts import BaseFacts
 from tests.support.progress import Notes
 from tests.support.tiny_pipeline import tiny_pipeline
 from tests.training.conftest import write_photos
-from tests.training.running import Material, run
+from tests.training.running import Material, delta_tensors, run
 
 
 @pytest.fixture
@@ -167,7 +167,8 @@ def test_nan_stops_the_run_with_its_step(material: Material, out: Path, tmp_path
     pipeline.unet.conv_out.weight.data.fill_(float("nan"))
     pipeline.save_pretrained(tmp_path / "broken")
     error = _error(material, out, base=str(tmp_path / "broken"))
-    assert "NaN at step 1" in error.message
+    assert "NaN at step 1, which shows " in error.message
+    assert ".png" in error.message
     assert "--learning-rate" in error.hint
 
 
@@ -185,6 +186,34 @@ def test_out_of_memory_says_what_to_lower(
     assert "Out of memory" in found.message
     assert "--batch-size" in found.hint
     assert "--gradient-accumulation" in found.hint
+
+
+def test_out_of_memory_at_a_step_leaves_the_step_before(
+    material: Material, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cdkit.training.passes import EagerPass
+
+    whole = material.config(steps=6)
+    run(whole, tmp_path / "whole")
+    real, calls = EagerPass.__call__, []
+
+    def fail(passes: EagerPass, batch: Any) -> torch.Tensor:
+        calls.append(batch)
+        if len(calls) == 5:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return real(passes, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EagerPass, "__call__", fail)
+        error = _error(material, out, steps=6)
+    assert "at step 5: CUDA out of memory" in error.message
+    assert "--fit " in error.hint
+    assert "The checkpoint of step 4 is there" in error.hint
+    notes = Notes()
+    run(whole, out, progress=notes)
+    assert "Going on after step 4." in notes.notes
+    one, other = delta_tensors(out), delta_tensors(tmp_path / "whole")
+    assert all(one[name].equal(other[name]) for name in other)
 
 
 def test_photos_are_turned_upright_and_keep_their_aspect(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def test_files_and_a_loaded_pipeline_say_the_same(material: Material, xl_base: s
         assert from_files.frozen_weights == 4 * (counted - trained) + 4 * trained
 
 
-def _sdxl(material: Material, **values: Any) -> tuple[TrainConfig, Plan, BaseFacts]:
+def real_sdxl(material: Material, **values: Any) -> tuple[TrainConfig, Plan, BaseFacts]:
     config = material.config(batch_size=4, **values)
     facts = read_base(config.base)
     plan = make_plan(config, facts, Notes().note)
@@ -146,7 +146,7 @@ def test_real_sdxl_counts_and_what_lowers_it(material: Material) -> None:
         "checkpointed": {"gradient_checkpointing": True},
         "whole": {"method": "fine-tune-all"},
     }.items():
-        config, plan, facts = _sdxl(material, **values)
+        config, plan, facts = real_sdxl(material, **values)
         estimates[name] = estimate_memory(config, plan, facts, torch.device("cuda"))
     # 340,787,200 numbers of keys and values (and one row per tower): 1.36 GB in fp32.
     assert estimates["plain"].trained_weights == 4 * (340_787_200 + 768 + 1280)
@@ -157,7 +157,7 @@ def test_real_sdxl_counts_and_what_lowers_it(material: Material) -> None:
 
 
 def test_too_little_memory_is_refused_or_warned_of(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, plan, facts = _sdxl(material)
+    config, plan, facts = real_sdxl(material)
     notes = Notes()
     monkeypatch.setattr(feasibility, "device_memory", lambda device: (80 * GIB, 80 * GIB))
     estimate = check_memory(config, plan, facts, CPU, notes.note)
@@ -184,7 +184,7 @@ def test_training_stops_before_the_weights_are_loaded(
 
 
 def test_unknown_memory_is_no_reason_to_stop(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, plan, facts = _sdxl(material)
+    config, plan, facts = real_sdxl(material)
     monkeypatch.setattr(feasibility, "device_memory", lambda device: None)
     assert isinstance(check_memory(config, plan, facts, CPU, pytest.fail), MemoryEstimate)
     assert gigabytes(3 * GIB) == "3.0 GiB"

@@ -10,6 +10,7 @@ import gc
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -39,6 +40,7 @@ def measure(*, tiny: bool, seconds: float) -> Figures:
             ("sd15_usual", lambda: usual(small, images, device)),
             ("sd15_contiguous", lambda: contiguous(small, images, device)),
             ("sdxl", lambda: trained(large, images, device, top)),
+            *((f"fit_{size}", partial(fit, small, images, device, size)) for size in ("8GB", "12GB", "24GB")),
         ]
         for name, part in parts:
             if time.monotonic() > ends:
@@ -63,6 +65,7 @@ def trained(shape: Shape, images: Path, device: torch.device, top: float) -> dic
         def step(number: int) -> None:
             loop.step(number, optimizer, trained)
 
+        loss = loss_of(loop, loop.batches.make(0, range(loop.number)))
         _, first = seconds_of(lambda: [step(number) for number in range(WARM_STEPS)], device)
         _, measured = seconds_of(lambda: [step(number + WARM_STEPS) for number in range(shape.steps)], device)
         each = measured / shape.steps
@@ -75,13 +78,14 @@ def trained(shape: Shape, images: Path, device: torch.device, top: float) -> dic
             "peak_gb": peak(device),
             "steps_timed": shape.steps,
             "pipeline_built_seconds": round(built, 1),
+            "first_steps_seconds": round(first, 2),
+            "loss": loss,
             "notes": notes,
         }
         found["make_ms"] = milliseconds(lambda: loop.batches.make(0, range(loop.number)), device)
         batch = loop.batches.make(0, range(loop.number))
         found["encode_ms_per_photo"] = encoding(loop, device)
         found["text_ms"] = milliseconds(lambda: loop.denoising.conditioning.features(batch.prompts), device)
-        found["loss"] = loss_of(loop, batch)
         if hasattr(loop.add_gradients, "eager"):
             found["graph_difference"] = graph_difference(loop, batch)
             found["graph_ms"] = milliseconds(lambda: loop.add_gradients(batch), device)
@@ -111,6 +115,20 @@ def usual(shape: Shape, images: Path, device: torch.device) -> dict[str, Any]:
         "seconds_for_250_steps": round(PAPER_STEPS * each, 2),
         "steps_timed": few,
     }
+
+
+def fit(shape: Shape, images: Path, device: torch.device, size: str) -> dict[str, Any]:
+    """What a training takes that was made to fit: its batches, the estimate, and the peak of three steps."""
+    pipeline = shape.pipeline(device)
+    reset_peak(device)
+    notes: list[str] = []
+    settings = shape.settings | {"regularization_count": min(16, shape.regularization), "fit": size}
+    with training(pipeline, images, device, note=notes.append, **settings) as (loop, _, accelerator, _):
+        trained = list(loop.trainables.named().values())
+        optimizer = accelerator.prepare_optimizer(loop.optimizer)
+        loop.step(0, optimizer, trained)
+        _, measured = seconds_of(lambda: [loop.step(number, optimizer, trained) for number in (1, 2)], device)
+        return {"notes": notes, "peak_gb": peak(device), "seconds_per_step": round(measured / 2, 4)}
 
 
 def contiguous(shape: Shape, images: Path, device: torch.device) -> dict[str, Any]:
@@ -205,6 +223,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def reset_peak(device: torch.device) -> None:
+    free()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
 

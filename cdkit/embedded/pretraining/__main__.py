@@ -136,11 +136,13 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m cdkit.embedded.pretraining", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--out", type=Path, required=True, help="folder for weights/ and log.jsonl")
-    parser.add_argument("--state", type=Path, help="folder for checkpoints [default: OUT/state]")
+    parser.add_argument("--state", type=Path, help="folder for checkpoints [default: OUT-state beside it]")
     parser.add_argument("--from", dest="start", type=Path, default=weight_files.FOLDER, help="weights to go on from")
     parser.add_argument("--device", help="cpu or cuda [default: cuda where there is one]")
     parser.add_argument("--seconds", type=float, default=14_400.0, help="time for everything [default: four hours]")
-    parser.add_argument("--scenes", type=int, default=60_000, help="how many scenes the U-Net sees [default: 60000]")
+    parser.add_argument(
+        "--scenes", type=int, help="scenes the U-Net sees [default: 400000 with --device cuda, or 60000]"
+    )
     parser.add_argument("--workers", type=int, help="processes that make scenes [default: all cores but two]")
     parser.add_argument("--batch", type=int, help="pictures in a batch [default: 512 on a GPU, 32 elsewhere]")
     parser.add_argument("--no-graphs", action="store_true", help="launch every kernel of a step by itself")
@@ -151,7 +153,9 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     chosen = parser().parse_args(arguments)
-    scenes = 40 if chosen.tiny else chosen.scenes
+    # Text features of 400,000 scenes take 16 GB where the U-Net trains.
+    many = 400_000 if (chosen.device or "").startswith("cuda") else 60_000
+    scenes = 40 if chosen.tiny else chosen.scenes or many
     # Scenes are under way before torch is imported.
     source = SceneSource(scenes, 0 if chosen.tiny else chosen.workers)
     try:
@@ -166,7 +170,7 @@ def main(arguments: list[str] | None = None) -> None:
         batch = 4 if chosen.tiny else chosen.batch or (512 if device.startswith("cuda") else 32)
         run = Run(
             out=chosen.out,
-            state=chosen.state or chosen.out / "state",
+            state=chosen.state or chosen.out.absolute().with_name(f"{chosen.out.absolute().name}-state"),
             start=chosen.start,
             device=device,
             seconds=chosen.seconds,

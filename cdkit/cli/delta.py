@@ -154,7 +154,7 @@ def _merged(output: Output, result: Result) -> None:
 
 
 def _exported(output: Output, result: Result) -> None:
-    from cdkit.deltas.formats.names import loading_hints
+    from cdkit.deltas.exporting import loading_hints
 
     details = result.manifest.details
     console = data_console()

@@ -18,7 +18,6 @@ from cdkit.core.startup import import_pipelines
 from cdkit.deltas.delta import DELTA_FORMATS
 from cdkit.deltas.formats import adobe
 from cdkit.deltas.formats.lora import lora_kind
-from cdkit.deltas.formats.reading import shown
 from cdkit.deltas.pipeline_folder import (
     FAMILIES,
     MODEL_INDEX,
@@ -28,7 +27,7 @@ from cdkit.deltas.pipeline_folder import (
     load_folder,
     quiet,
 )
-from cdkit.deltas.torch_file import read_torch_outline
+from cdkit.deltas.weight_files import read_torch_outline, shown
 
 if TYPE_CHECKING:
     import torch

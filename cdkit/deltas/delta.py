@@ -122,6 +122,18 @@ def _header(delta: Delta) -> dict[str, str]:
     }
 
 
+def export_header(delta: Delta, **more: str) -> dict[str, str]:
+    """What every exported file says of itself; `cdkit delta import` reads it back."""
+    return {
+        "format": "pt",
+        "cdkit_base": delta.base,
+        "cdkit_base_hash": delta.base_hash,
+        "cdkit_method": delta.method,
+        "cdkit_prompts": json_text(list(delta.prompts)),
+        **more,
+    }
+
+
 def load_delta(path: Path | str) -> Delta:
     """Read a delta file or a folder that holds one; nothing in it is executed.
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cdkit.core.errors import ConfigError, InputError
+from cdkit.core.errors import ConfigError, InputError, pip_install
 from cdkit.core.fingerprints import EMBEDDED
 from cdkit.core.formatting import command_line
 from cdkit.core.machine import choose_device
@@ -20,7 +20,7 @@ from cdkit.deltas.base_model import in_hub_cache, load_base_model
 from cdkit.deltas.config import DEFAULT_ERROR, ExportConfig
 from cdkit.deltas.delta import Delta
 from cdkit.deltas.formats.lora import DIFFUSERS_LORA_NAME, write_diffusers_lora, write_full_matrices, write_kohya_lora
-from cdkit.deltas.formats.textual_inversion import write_embeddings
+from cdkit.deltas.formats.textual_inversion import file_stems, spellings, write_embeddings
 from cdkit.deltas.low_rank import LowRank, approximate, matrix, norm, relative_error
 from cdkit.deltas.pipeline_folder import MODEL_INDEX
 from cdkit.deltas.text_features import TOWERS
@@ -190,3 +190,30 @@ def write_pipeline(
             if not value.isfinite().all():
                 raise InputError(f"{component}.{name} does not fit into fp16.", hint="Leave out --precision fp16.")
     pipeline.save_pretrained(folder, safe_serialization=True)
+
+
+def lora_name(out: Path) -> str:
+    """The name of an exported LoRA, which web UIs call it by: its output folder's, in safe letters."""
+    (stem,) = file_stems([out.resolve().name]).values()
+    return stem
+
+
+def loading_hints(to: str, out: Path, tokens: Sequence[str]) -> list[str]:
+    """How the exported files are used: where they go, and what is typed in prompts."""
+    words = spellings(tokens)
+    if to == "diffusers-pipeline":
+        sample = command_line("cdkit", "sample", "--base", out, "--prompt", "a photo", "--out", "samples")
+        hints = [f"DiffusionPipeline.from_pretrained({str(out)!r}), or {sample}"]
+        return [*hints, *(f"type in prompts: {word.token}, whatever loads it" for word in words)]
+    if to == "diffusers-lora":
+        hints = [
+            f"pipe.load_lora_weights({str(out)!r}), and pipe.load_textual_inversion for each embeddings file",
+            f"diffusers needs peft to load it: {pip_install('peft')}",
+        ]
+        return [*hints, *(f"type in prompts: {word.token}" for word in words)]
+    hints = [
+        "pipe.load_textual_inversion, or the web UI's embeddings folder"
+        if to == "textual-inversion"
+        else f"copy loras/ and embeddings/ to the web UI's folders; prompt: <lora:{lora_name(out)}:1>"
+    ]
+    return [*hints, *(f"type in prompts: {word}" for word in words)]

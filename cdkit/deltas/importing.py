@@ -13,10 +13,10 @@ from cdkit.deltas.base_model import base_hash
 from cdkit.deltas.config import ImportDeltaConfig
 from cdkit.deltas.delta import DELTA_FORMAT, Delta, ModifierToken, check_changes
 from cdkit.deltas.formats import adobe, lora, textual_inversion
-from cdkit.deltas.formats.names import SDXL_WIDTH, kohya_module, module_of, underscored
-from cdkit.deltas.formats.reading import Contents, Found, read_contents, shown
+from cdkit.deltas.formats.lora import SDXL_WIDTH, kohya_module, module_of, underscored
 from cdkit.deltas.formats.textual_inversion import stored_prompts
 from cdkit.deltas.low_rank import LowRank, norm
+from cdkit.deltas.weight_files import Contents, ForeignFile, read_contents, shown
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +44,7 @@ def gather_files(paths: Sequence[Path]) -> list[Path]:
     return gathered
 
 
-def imported_changes(source: Found, pipeline: DiffusionPipeline | None) -> dict[str, torch.Tensor | LowRank]:
+def imported_changes(source: ForeignFile, pipeline: DiffusionPipeline | None) -> dict[str, torch.Tensor | LowRank]:
     """Differences from the base by its parameter names; raises ConfigError for what the base does not have."""
     changes: dict[str, torch.Tensor | LowRank] = dict(source.changes)
     parameters = dict(pipeline.unet.named_parameters()) if pipeline is not None else {}
@@ -81,7 +81,7 @@ def _kohya_names(parameters: Mapping[str, Any]) -> dict[tuple[str, str], str]:
 
 
 def note_size(
-    source: Found, changes: Mapping[str, torch.Tensor | LowRank], pipeline: DiffusionPipeline, context: Context
+    source: ForeignFile, changes: Mapping[str, torch.Tensor | LowRank], pipeline: DiffusionPipeline, context: Context
 ) -> None:
     """Say so when a change is larger than a fine-tuning makes."""
     parameters = dict(pipeline.unet.named_parameters())
@@ -94,7 +94,7 @@ def note_size(
         )
 
 
-def imported_tokens(files: Sequence[Found], names: Sequence[str]) -> list[ModifierToken]:
+def imported_tokens(files: Sequence[ForeignFile], names: Sequence[str]) -> list[ModifierToken]:
     tokens = [token for file in files for token in file.tokens]
     if names and len(names) != len(tokens):
         raise ConfigError(
@@ -117,7 +117,7 @@ def stated(header: Mapping[str, str], name: str) -> str:
 
 def imported_delta(
     config: ImportDeltaConfig,
-    source: Found,
+    source: ForeignFile,
     changes: Mapping[str, torch.Tensor | LowRank],
     tokens: Sequence[ModifierToken],
     pipeline: DiffusionPipeline | None,
@@ -140,7 +140,7 @@ def imported_delta(
     )
 
 
-def read_foreign(path: Path) -> Found:
+def read_foreign(path: Path) -> ForeignFile:
     """Read one file of any known kind; raises InputError that names what it is when it is of no use here."""
     contents = read_contents(path)
     values = contents.values

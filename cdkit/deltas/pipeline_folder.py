@@ -14,7 +14,7 @@ from cdkit.core.errors import CdkitError, ConfigError, InputError
 from cdkit.core.shards import read_tensor_header
 from cdkit.core.storage import read_json
 from cdkit.deltas.text_features import TOWERS, text_towers, tokenizer_name
-from cdkit.deltas.torch_file import read_torch_outline
+from cdkit.deltas.weight_files import read_torch_outline
 
 if TYPE_CHECKING:
     import torch

@@ -19,8 +19,7 @@ from cdkit.deltas.apply import check_fit
 from cdkit.deltas.base_model import load_base_model
 from cdkit.deltas.config import CompressConfig, ExportConfig, ImportDeltaConfig
 from cdkit.deltas.delta import DELTA_NAME, ON_TOP_OF, delta_path, load_delta, save_delta
-from cdkit.deltas.exporting import all_or_nothing, recorded_base, scaled, write_format, write_pipeline
-from cdkit.deltas.formats.names import lora_name
+from cdkit.deltas.exporting import all_or_nothing, lora_name, recorded_base, scaled, write_format, write_pipeline
 from cdkit.deltas.importing import (
     gather_files,
     imported_changes,

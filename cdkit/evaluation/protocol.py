@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,8 @@ from typing import Any
 
 from cdkit.core.config import did_you_mean
 from cdkit.core.errors import InputError
-from cdkit.core.storage import read_json
-from cdkit.evaluation.samples import SampleSet
+from cdkit.core.storage import read_json, read_lines
+from cdkit.evaluation.samples import SampleSet, find_tokens
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,7 @@ PAPER_MULTI = Protocol(prompts=8, samples_per_prompt=50, references=500, steps=5
 def deviations(samples: SampleSet, concepts: int, references: int | None) -> list[str]:
     """What keeps an evaluation from being the paper's, one line each; empty when it is."""
     protocol = PAPER_MULTI if concepts > 1 else PAPER_SINGLE
-    counts: dict[str, int] = {}
-    for place in samples.about_concept():
-        prompt = samples.samples[place].prompt
-        counts[prompt] = counts.get(prompt, 0) + 1
+    counts = Counter(samples.samples[place].prompt for place in samples.about_concept())
     lines = []
     if len(counts) < protocol.prompts:
         lines.append(f"{len(counts)} of {protocol.prompts} prompts")
@@ -57,11 +55,10 @@ def deviations(samples: SampleSet, concepts: int, references: int | None) -> lis
 
 @dataclass(frozen=True)
 class BenchmarkConcept:
-    """One concept of CustomConcept101: its class, photos, regularization folder, training prompt and test prompts."""
+    """One concept of CustomConcept101: its class, photos, training prompt and test prompts."""
 
     category: str
     photos: Path
-    regularization: Path | None
     training_prompt: str
     prompts_file: Path | None
 
@@ -80,20 +77,12 @@ class BenchmarkEntry:
         A single concept stands at `{}`, several at `{0}`, `{1}`. Raises InputError for an unreadable file or a
         placeholder without a word.
         """
-        try:
-            lines = self.prompts_file.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"{self.prompts_file} cannot be read: {error}", hint="Keep the prompts beside the dataset file."
-            ) from error
-        return list(dict.fromkeys(fill(line.strip(), words) for line in lines if line.strip()))
+        lines = [line.strip() for line in read_lines(self.prompts_file)]
+        return list(dict.fromkeys(fill(line, words) for line in lines if line))
 
     def modifier_words(self) -> list[str]:
         """`<new1> dog` for each concept: its token, if its training prompt has one, and its class."""
-        return [
-            " ".join([*re.findall(r"<[^<>\s]+>", concept.training_prompt), concept.category])
-            for concept in self.concepts
-        ]
+        return [" ".join([*find_tokens(concept.training_prompt), concept.category]) for concept in self.concepts]
 
 
 def fill(template: str, words: Sequence[str]) -> str:
@@ -152,11 +141,10 @@ def _entry(folder: Path, parts: Sequence[dict[str, Any]]) -> BenchmarkEntry:
 
 
 def _concept(folder: Path, part: dict[str, Any]) -> BenchmarkConcept:
-    regularization, prompts = part.get("class_data_dir"), part.get("prompt_filename")
+    prompts = part.get("prompt_filename")
     return BenchmarkConcept(
         category=str(part["class_prompt"]),
         photos=folder / part["instance_data_dir"],
-        regularization=folder / regularization if regularization else None,
         training_prompt=str(part["instance_prompt"]),
         prompts_file=folder / prompts if prompts else None,
     )

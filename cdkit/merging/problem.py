@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
 
 from cdkit.core.errors import ConfigError
 from cdkit.core.protocols import Context
@@ -16,7 +17,6 @@ from cdkit.deltas.low_rank import LowRank, matrix, norm
 from cdkit.deltas.text_features import text_towers
 from cdkit.merging.closed_form import Factor, averaged, collapse, factorise, residual, solve
 from cdkit.merging.config import MergeConfig
-from cdkit.merging.conflicts import Conflict, Renamed, find_conflicts
 from cdkit.merging.constraints import Constraints, caption_rows, concept_constraints
 from cdkit.tokens.sample import SampledCaptions
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import torch
     from diffusers import DiffusionPipeline
 
+PARALLEL = 0.1
+STEEP = 5.0
 # Two features closer than this are one: they come in fp32 from different batches.
 SAME = 1e-5
 # A constraint off by more has not been met: the others contradict it.
@@ -47,7 +49,7 @@ class Problem:
 def prepare(
     config: MergeConfig,
     pipeline: DiffusionPipeline,
-    concepts: tuple[Renamed, ...],
+    deltas: Sequence[Delta],
     sample: SampledCaptions,
     context: Context,
 ) -> Problem:
@@ -72,21 +74,15 @@ def prepare(
             f"open; the ridge {config.ridge:g} decides there."
         )
     # All tokens into one text tower; captions were read before, so that none of them can contain one.
-    tokens = [token for concept in concepts for token in concept.delta.tokens]
+    tokens = [token for delta in deltas for token in delta.tokens]
     undo = [add_tokens(pipeline, tower, tokens) for tower in text_towers(pipeline)] if tokens else []
-    constraints = concept_constraints(
-        text_towers(pipeline),
-        [concept.delta for concept in concepts],
-        end_of_text=config.end_of_text,
-        apart=config.apart,
-    )
+    towers = text_towers(pipeline)
+    constraints = concept_constraints(towers, deltas, end_of_text=config.end_of_text, apart=config.apart)
     for put_back in undo:
         put_back()
     # What no concept changed stays as it is, though a token of theirs may leak into other words there too.
-    changed = sorted(
-        {name for concept in concepts for name, change in concept.delta.changes.items() if matrix(change).any()}
-    )
-    wanted = {layer: _wanted(layer, weights[layer], concepts, constraints) for layer in changed}
+    changed = sorted({name for delta in deltas for name, change in delta.changes.items() if matrix(change).any()})
+    wanted = {layer: _wanted(layer, weights[layer], deltas, constraints) for layer in changed}
     return Problem(weights, factor, constraints, wanted)
 
 
@@ -131,14 +127,14 @@ def _residuals(problem: Problem, layer: str, change: torch.Tensor | LowRank) -> 
 
 
 def _wanted(
-    layer: str, weight: torch.Tensor, concepts: Sequence[Renamed], constraints: Constraints
+    layer: str, weight: torch.Tensor, deltas: Sequence[Delta], constraints: Constraints
 ) -> tuple[torch.Tensor, torch.Tensor]:
     # One layer's weights in fp64 at a time: all of SDXL's would take gigabytes.
     base = weight.double()
     features, sources = constraints.features.double(), constraints.sources.double()
     added = (sources - features) @ base.T
-    for number, concept in enumerate(concepts):
-        change = concept.delta.changes.get(layer)
+    for number, delta in enumerate(deltas):
+        change = delta.changes.get(layer)
         if change is not None:
             rows = [index for index, place in enumerate(constraints.places) if place.concept == number]
             added[rows] += _through(sources[rows], change)
@@ -150,6 +146,64 @@ def _through(features: torch.Tensor, change: torch.Tensor | LowRank) -> torch.Te
     if isinstance(change, LowRank):
         return features @ change.down.double().T @ change.up.double().T
     return features @ change.double().T
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """Two places of different concepts: cosine of their features, and how steeply the change must turn between them.
+
+    steepness: difference of the wanted changes over the distance of the features, both relative; what a model does
+    to ordinary words is about 1, and above 5 the merge pays with a large change of everything else.
+    """
+
+    one: str
+    other: str
+    similarity: float
+    steepness: float
+
+    def as_json(self) -> dict[str, Any]:
+        steepness = None if self.steepness == float("inf") else round(self.steepness, 2)
+        return {
+            "one": self.one,
+            "other": self.other,
+            "similarity": round(self.similarity, 4),
+            "steepness": steepness,
+        }
+
+    def __str__(self) -> str:
+        return f"{self.one} and {self.other} (similarity {self.similarity:.3f})"
+
+
+def find_conflicts(
+    constraints: Constraints, layers: Iterable[tuple[torch.Tensor, torch.Tensor]]
+) -> tuple[Conflict, ...]:
+    """Near-parallel places of different concepts with different targets, the steepest first.
+
+    layers: for every matrix the wanted changes and the targets, (places, outputs) each.
+    """
+    import torch
+
+    features = constraints.features.double()
+    norms = features.norm(dim=1, keepdim=True)
+    units = features / norms
+    differences = torch.zeros(len(units), len(units), dtype=torch.float64)
+    strength = torch.zeros(len(units), dtype=torch.float64)
+    for changes, targets in layers:
+        differences += torch.cdist(changes / norms, changes / norms) ** 2
+        strength += ((targets / norms) ** 2).sum(dim=1)
+    distances = torch.cdist(units, units, compute_mode="donot_use_mm_for_euclid_dist")
+    relative = (differences / torch.maximum(strength[:, None], strength[None]).clamp_min(1e-300)).sqrt()
+    steepness = relative / distances
+    places = constraints.places
+    conflicts = [
+        Conflict(places[i].label, places[j].label, 1 - float(distances[i, j]) ** 2 / 2, float(steepness[i, j]))
+        for i, j in combinations(range(len(places)), 2)
+        if places[i].concept != places[j].concept
+        and distances[i, j] < PARALLEL
+        and relative[i, j] > 1e-3
+        and steepness[i, j] > STEEP
+    ]
+    return tuple(sorted(conflicts, key=lambda conflict: -conflict.steepness))
 
 
 # Twice what ordinary merges come to, and enough of the weights to be seen.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,17 +15,13 @@ from cdkit.core.manifest import Counts
 from cdkit.core.protocols import Context
 from cdkit.core.shards import Dataset
 from cdkit.core.storage import TEMPORARY_PREFIX, Folder
+from cdkit.core.text import same_word
 from cdkit.deltas.apply import check_fit
-from cdkit.deltas.base_model import (
-    base_hash,
-    cross_attention_names,
-    load_base_model,
-    refuse_earlier_edition,
-)
-from cdkit.deltas.delta import DELTA_NAME, ON_TOP_OF, Delta, load_delta, save_delta
+from cdkit.deltas.base_model import base_hash, cross_attention_names, load_base_model, refuse_earlier_edition
+from cdkit.deltas.delta import DELTA_NAME, ON_TOP_OF, Delta, ModifierToken, load_delta, save_delta
 from cdkit.deltas.low_rank import LowRank
 from cdkit.merging.config import MergeConfig
-from cdkit.merging.conflicts import Renamed, rename_tokens
+from cdkit.merging.constraints import substitution
 from cdkit.merging.problem import change_size, check_size, measure, prepare, solve_problem
 from cdkit.tokens.sample import SampledCaptions, captions_folder, import_pools, sample_rows
 
@@ -48,7 +45,7 @@ def merge(config: MergeConfig, inputs: Mapping[str, Input], out: Folder, context
     pipeline = load_base_model(config.base, device=choose_device(config.device))
     _check_changes(pipeline, deltas, names, context)
     clock = time.monotonic()
-    problem = prepare(config, pipeline, concepts, sample, context)
+    problem = prepare(config, pipeline, [concept.delta for concept in concepts], sample, context)
     changes, conflicts = solve_problem(problem, config.soft)
     seconds = time.monotonic() - clock
     size = change_size(changes, deltas, problem.weights)
@@ -169,4 +166,58 @@ def _merged_delta(
             "captions": config.captions_count,
             "seed": config.seed,
         },
+    )
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """A delta whose tokens are unique among all, and its tokens' old names by their new ones."""
+
+    delta: Delta
+    former: dict[str, str]
+
+
+def rename_tokens(deltas: Sequence[Delta]) -> list[Renamed]:
+    """Give every token of the deltas a name of its own: `<new1>`, `<new2>`, … for those that share one.
+
+    A name that only one delta uses stays. Raises ConfigError when two deltas bring the very same token: then they are
+    the same delta, or one was trained on top of the other.
+    """
+    texts = [same_word(token.text) for delta in deltas for token in delta.tokens]
+    shared = {text for text in texts if texts.count(text) > 1}
+    _check_distinct([token for delta in deltas for token in delta.tokens if same_word(token.text) in shared])
+    taken = set(texts) - shared
+    result = []
+    for delta in deltas:
+        names = {}
+        for token in delta.tokens:
+            names[token.text] = token.text if same_word(token.text) not in shared else _free(taken)
+            taken.add(same_word(names[token.text]))
+        result.append(Renamed(_renamed(delta, names), {new: old for old, new in names.items()}))
+    return result
+
+
+def _free(taken: set[str]) -> str:
+    number = 1
+    while f"<new{number}>" in taken:
+        number += 1
+    return f"<new{number}>"
+
+
+def _check_distinct(tokens: Sequence[ModifierToken]) -> None:
+    for position, token in enumerate(tokens):
+        for other in tokens[:position]:
+            if same_word(other.text) == same_word(token.text) and other.has_rows_of(token):
+                raise ConfigError(
+                    f"Two deltas bring the same token {token.text} with the same embedding.",
+                    hint="Give every concept's delta once, each trained on its own on the base model.",
+                )
+
+
+def _renamed(delta: Delta, names: dict[str, str]) -> Delta:
+    change = substitution(names)
+    return replace(
+        delta,
+        tokens=tuple(replace(token, text=names[token.text]) for token in delta.tokens),
+        prompts=tuple(change(prompt) for prompt in delta.prompts),
     )

@@ -12,7 +12,7 @@ from cdkit.core.errors import CdkitError, InputError
 from cdkit.core.formatting import command_line
 from cdkit.core.storage import Folder, write_text
 from cdkit.deltas.delta import DELTA_NAME
-from cdkit.deltas.formats.names import Spelling
+from cdkit.deltas.formats.textual_inversion import Spelling
 from cdkit.evaluation.samples import find_tokens
 from cdkit.report.run_folder import RunFolder, StepFolder
 from cdkit.report.sections.images import drawn_images

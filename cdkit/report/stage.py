@@ -19,9 +19,8 @@ from cdkit.core.shards import Dataset
 from cdkit.core.storage import Folder, write_csv, write_text
 from cdkit.report.config import ReportConfig
 from cdkit.report.page import Page
-from cdkit.report.pictures import PictureBox
 from cdkit.report.run_folder import RunFolder, StepFolder, read_run
-from cdkit.report.sections.images import images_section
+from cdkit.report.sections.images import PictureBox, images_section
 from cdkit.report.sections.regularization import (
     import_section,
     regularization_section,

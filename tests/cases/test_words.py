@@ -15,8 +15,8 @@ from cdkit.deltas.apply import apply_deltas, extended_tokenizer
 from cdkit.deltas.methods import METHODS
 from cdkit.deltas.text_features import text_towers, token_ids
 from cdkit.evaluation.samples import find_tokens, without_tokens
-from cdkit.merging.conflicts import rename_tokens
 from cdkit.merging.constraints import concept_constraints, substitution
+from cdkit.merging.stage import rename_tokens
 from cdkit.sampling.drawing import notes_on_prompts, words_beyond
 from cdkit.training.concepts import Concept, describe_concepts
 from tests.cli.running import Ran, ran

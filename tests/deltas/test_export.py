@@ -18,7 +18,7 @@ from cdkit.deltas.apply import apply_deltas
 from cdkit.deltas.config import ExportConfig
 from cdkit.deltas.delta import DELTA_NAME, Delta, load_delta, save_delta
 from cdkit.deltas.formats.lora import write_kohya_lora
-from cdkit.deltas.formats.names import file_stems
+from cdkit.deltas.formats.textual_inversion import file_stems
 from cdkit.deltas.low_rank import LowRank, approximate, matrix
 from cdkit.execute import Result, execute
 from cdkit.stages import STAGES

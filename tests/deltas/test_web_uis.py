@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from cdkit.deltas.delta import DELTA_NAME, Delta, save_delta
-from cdkit.deltas.formats.lora import write_full_matrices
-from cdkit.deltas.formats.names import loading_hints, original_module, spellings
+from cdkit.deltas.exporting import loading_hints
+from cdkit.deltas.formats.lora import original_module, write_full_matrices
+from cdkit.deltas.formats.textual_inversion import spellings
 from cdkit.deltas.importing import _kohya_names
 from cdkit.deltas.low_rank import LowRank
 from tests.cli.running import ran

@@ -7,8 +7,8 @@ import torch
 
 from cdkit.core.errors import ConfigError
 from cdkit.deltas.delta import Delta, ModifierToken
-from cdkit.merging.conflicts import rename_tokens
 from cdkit.merging.constraints import substitution
+from cdkit.merging.stage import rename_tokens
 
 
 def _delta(*texts: str, seed: int = 0) -> Delta:

@@ -169,8 +169,7 @@ def test_pictures_are_real_and_the_file_is_small(made: Result) -> None:
 
 
 def test_before_and_after_stand_at_the_same_seeds(run: Path) -> None:
-    from cdkit.report.pictures import PictureBox
-    from cdkit.report.sections.images import images_section
+    from cdkit.report.sections.images import PictureBox, images_section
 
     section = images_section(read_run(run).of_stage("sample"), PictureBox())
     assert section is not None
@@ -277,7 +276,7 @@ def test_a_folder_of_steps_without_a_record(tmp_path: Path) -> None:
 
 
 def test_too_many_pictures_are_left_out(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cdkit.report import pictures as picture_box
+    from cdkit.report.sections import images as picture_box
 
     monkeypatch.setattr(picture_box, "LIMIT_BYTES", 60_000)
     result = _report(run, tmp_path / "page")

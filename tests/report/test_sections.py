@@ -11,9 +11,8 @@ from cdkit.core.manifest import Manifest
 from cdkit.core.storage import Folder
 from cdkit.pictures.regularization_set import SetRow, write_images
 from cdkit.report.page import environment, value_text
-from cdkit.report.pictures import PictureBox
 from cdkit.report.run_folder import StepFolder, read_run
-from cdkit.report.sections.images import ROWS_SHOWN, images_section
+from cdkit.report.sections.images import ROWS_SHOWN, PictureBox, images_section
 from cdkit.report.sections.regularization import Source, regularization_section
 from cdkit.report.sections.training import token_spellings, token_texts, training_section
 from tests.support.pretend_run import write_manifest, write_retrieved, write_trained

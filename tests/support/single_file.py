@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from cdkit.deltas.formats.names import original_module
+from cdkit.deltas.formats.lora import original_module
 
 _VAE: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"down_blocks\.(\d+)\.resnets\.(\d+)", r"down.\1.block.\2"),

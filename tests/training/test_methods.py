@@ -125,7 +125,7 @@ def test_real_sdxl_modules_have_their_original_names() -> None:
     from diffusers import UNet2DConditionModel
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
-    from cdkit.deltas.formats.names import module_of, original_module
+    from cdkit.deltas.formats.lora import module_of, original_module
     from tests.training.test_memory import XL
 
     with torch.device("meta"):

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from cdkit.core.errors import InputError
 from cdkit.deltas.delta import ModifierToken
-from cdkit.deltas.formats.reading import Contents, Found, make_product, make_token, require_tensor, shown
 from cdkit.deltas.low_rank import LowRank
+from cdkit.deltas.weight_files import Contents, ForeignFile, make_product, make_token, require_tensor, shown
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +23,7 @@ _COMPVIS = re.compile(
 TOWERS = ("text_encoder", "text_encoder_2")
 
 
-def read_compvis(contents: Contents) -> Found:
+def read_compvis(contents: Contents) -> ForeignFile:
     """`{'state_dict': {…attn2.to_k.weight…, 'embed': (n, width)}}`; its tokens have no names: `<new1>`, `<new2>`, …"""
     state = dict(contents.values["state_dict"])
     rows = state.pop("embed", None)
@@ -36,10 +36,10 @@ def read_compvis(contents: Contents) -> Found:
         require_tensor(contents.path, "embed", rows)
         table = rows.reshape(-1, rows.shape[-1])
         tokens = [make_token(contents.path, f"<new{n}>", {TOWERS[0]: row}) for n, row in enumerate(table, start=1)]
-    return Found("adobe-compvis", contents.path, full, changes, tokens=tuple(tokens))
+    return ForeignFile("adobe-compvis", contents.path, full, changes, tokens=tuple(tokens))
 
 
-def read_diffusers(contents: Contents) -> Found:
+def read_diffusers(contents: Contents) -> ForeignFile:
     """`{'unet': {parameter: weight}, 'modifier_token': {token: row, or one row per text encoder}}`."""
     text_encoder = contents.values.get("text_encoder")
     if text_encoder is not None and not (isinstance(text_encoder, dict) and not text_encoder):
@@ -58,7 +58,7 @@ def read_diffusers(contents: Contents) -> Found:
         if not 1 <= len(rows) <= len(TOWERS):
             raise InputError(f"{contents.path}: {shown(text)} has {len(rows)} embeddings.", hint="Damaged file.")
         tokens.append(make_token(contents.path, text, dict(zip(TOWERS, rows, strict=False))))
-    return Found("adobe-diffusers", contents.path, full, changes, tokens=tuple(tokens))
+    return ForeignFile("adobe-diffusers", contents.path, full, changes, tokens=tuple(tokens))
 
 
 def _parameter(contents: Contents, key: str) -> str:
@@ -103,7 +103,7 @@ MARK = "custom_diffusion"
 _KEY = re.compile(r"(.+\.attn2)\.processor\.(to_[qkv]|to_out)_custom_diffusion\.(weight|0\.weight|0\.bias)")
 
 
-def read_processors(contents: Contents) -> Found:
+def read_processors(contents: Contents) -> ForeignFile:
     """`….attn2.processor.to_k_custom_diffusion.weight` and the like; `.bin` files also list empty self-attentions."""
     full: dict[str, torch.Tensor] = {}
     for key, value in contents.values.items():
@@ -116,4 +116,4 @@ def read_processors(contents: Contents) -> Found:
             )
         require_tensor(contents.path, key, value)
         full[f"{match[1]}.{match[2]}.{match[3]}"] = value
-    return Found("diffusers", contents.path, full, header=contents.header)
+    return ForeignFile("diffusers", contents.path, full, header=contents.header)

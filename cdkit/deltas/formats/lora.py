@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdkit.core.errors import InputError
 from cdkit.core.shards import write_tensors
-from cdkit.deltas.delta import Delta
-from cdkit.deltas.formats.names import SD2_WIDTH, SDXL_WIDTH, header, kohya_module, module_of, text_width
-from cdkit.deltas.formats.reading import Contents, Found, make_product, require_tensor, shown
+from cdkit.deltas.delta import Delta, export_header
 from cdkit.deltas.low_rank import LowRank, matrix
+from cdkit.deltas.weight_files import Contents, ForeignFile, make_product, require_tensor, shown
 
 if TYPE_CHECKING:
     import torch
 
+SD2_WIDTH, SDXL_WIDTH = 1024, 2048
+LAST_NORM = "conv_norm_out"
 # The name that load_lora_weights looks for in a folder.
 DIFFUSERS_LORA_NAME = "pytorch_lora_weights.safetensors"
 
@@ -29,7 +31,7 @@ def write_diffusers_lora(delta: Delta, products: Mapping[str, LowRank], path: Pa
         up, down = shaped(product, delta.changes[name].shape)
         tensors[f"unet.{module}.lora_A.weight"] = down
         tensors[f"unet.{module}.lora_B.weight"] = up
-    write_tensors(path, tensors, header(delta), half=half)
+    write_tensors(path, tensors, export_header(delta), half=half)
 
 
 def write_kohya_lora(delta: Delta, products: Mapping[str, LowRank], path: Path, *, half: bool) -> None:
@@ -47,7 +49,7 @@ def write_kohya_lora(delta: Delta, products: Mapping[str, LowRank], path: Path, 
         # The product is scaled by alpha / rank.
         tensors[f"{module}.alpha"] = torch.tensor(float(product.rank))
     facts = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(float(rank))}
-    write_tensors(path, tensors, header(delta, **facts, **family(width)), half=half)
+    write_tensors(path, tensors, export_header(delta, **facts, **family(width)), half=half)
 
 
 def shaped(product: LowRank, shape: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -84,7 +86,7 @@ def lora_kind(values: Mapping[str, Any]) -> str | None:
     return "kohya-lora" if any(key.endswith(_KOHYA[:2]) for key in keys) else None
 
 
-def read_lora(contents: Contents, kind: str) -> Found:
+def read_lora(contents: Contents, kind: str) -> ForeignFile:
     """A LoRA's changes; raises InputError for layouts that do not say which matrices they are for."""
     if kind == "lora_diffusion":
         raise InputError(
@@ -98,8 +100,8 @@ def read_lora(contents: Contents, kind: str) -> Found:
             hint="Load it with pipe.load_lora_weights and save it again with save_lora_weights.",
         )
     if kind == "peft-lora":
-        return Found(kind, contents.path, changes=_peft(contents), header=contents.header)
-    return Found(kind, contents.path, named=_kohya(contents), header=contents.header)
+        return ForeignFile(kind, contents.path, changes=_peft(contents), header=contents.header)
+    return ForeignFile(kind, contents.path, named=_kohya(contents), header=contents.header)
 
 
 def _peft(contents: Contents) -> dict[str, torch.Tensor | LowRank]:
@@ -170,4 +172,77 @@ def write_full_matrices(delta: Delta, path: Path, *, half: bool) -> None:
     for name, change in delta.changes.items():
         module, kind = module_of(name)
         tensors[f"{kohya_module(module, width)}.{_ENDS[kind]}"] = matrix(change)
-    write_tensors(path, tensors, header(delta, **family(width)), half=half)
+    write_tensors(path, tensors, export_header(delta, **family(width)), half=half)
+
+
+def module_of(parameter: str) -> tuple[str, str]:
+    """A parameter's module and whether it is its `weight` or `bias`."""
+    module, _, kind = parameter.rpartition(".")
+    return module, kind
+
+
+def text_width(changes: Mapping[str, torch.Tensor | LowRank]) -> int:
+    """The text width that the changed keys and values take, 0 when there is none: 768, 1024 or 2048 tell families."""
+    for name, change in changes.items():
+        if re.search(r"\.attn2\.to_[kv]\.weight$", name):
+            return int(change.shape[1])
+    return 0
+
+
+def kohya_module(module: str, width: int) -> str:
+    """A module's name in kohya's files: `lora_unet_` and the path with underscores.
+
+    Stable Diffusion 1 and 2 are named as in diffusers, SDXL as in its original checkpoint; sd-scripts knows no other.
+    The last norm, which no LoRA has, goes by its original name everywhere: A1111 turns every diffusers name into the
+    original one but this.
+    """
+    original = width == SDXL_WIDTH or module == LAST_NORM
+    return underscored(original_module(module) if original else module)
+
+
+def underscored(module: str) -> str:
+    """`lora_unet_` and a module's path with underscores."""
+    return "lora_unet_" + module.replace(".", "_")
+
+
+def original_module(module: str) -> str:
+    """A module of a U-Net with two layers per block, as CompVis and Stability AI name it."""
+    if module in _OUTSIDE_BLOCKS:
+        return _OUTSIDE_BLOCKS[module]
+    for pattern, named in _IN_BLOCKS:
+        match = re.match(pattern, module)
+        if match:
+            rest = module[match.end() :]
+            inner = _IN_RESNET.get(rest, rest) if "resnets" in pattern else rest
+            return named(*(int(number) for number in match.groups())) + inner
+    return module
+
+
+_OUTSIDE_BLOCKS = {
+    "conv_in": "input_blocks.0.0",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
+_IN_RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+_IN_BLOCKS: tuple[tuple[str, Callable[..., str]], ...] = (
+    (r"down_blocks\.(\d+)\.attentions\.(\d+)\.", lambda block, layer: f"input_blocks.{1 + 3 * block + layer}.1."),
+    (r"down_blocks\.(\d+)\.resnets\.(\d+)\.", lambda block, layer: f"input_blocks.{1 + 3 * block + layer}.0."),
+    (r"down_blocks\.(\d+)\.downsamplers\.0\.conv", lambda block: f"input_blocks.{3 + 3 * block}.0.op"),
+    (r"mid_block\.attentions\.\d+\.", lambda: "middle_block.1."),
+    (r"mid_block\.resnets\.(\d+)\.", lambda layer: f"middle_block.{2 * layer}."),
+    (r"up_blocks\.(\d+)\.attentions\.(\d+)\.", lambda block, layer: f"output_blocks.{3 * block + layer}.1."),
+    (r"up_blocks\.(\d+)\.resnets\.(\d+)\.", lambda block, layer: f"output_blocks.{3 * block + layer}.0."),
+    # Behind the attention, which SDXL has in every block that has an upsampler.
+    (r"up_blocks\.(\d+)\.upsamplers\.0\.", lambda block: f"output_blocks.{2 + 3 * block}.2."),
+)

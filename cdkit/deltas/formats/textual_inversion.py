@@ -3,14 +3,56 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cdkit.core.errors import InputError
 from cdkit.core.shards import write_tensors
-from cdkit.deltas.delta import Delta
-from cdkit.deltas.formats.names import file_stems, header
-from cdkit.deltas.formats.reading import Contents, Found, make_token
+from cdkit.deltas.delta import Delta, export_header
+from cdkit.deltas.weight_files import Contents, ForeignFile, make_token
+
+# Names that Windows keeps for devices, with any ending.
+_RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(10))}
+_LONGEST = 64
+
+
+def file_stems(texts: Iterable[str]) -> dict[str, str]:
+    """A file name without ending for every text: letters, digits, `-` and `_`, different even ignoring case."""
+    stems: dict[str, str] = {}
+    used: set[str] = set()
+    for text in texts:
+        stem = re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-")[:_LONGEST].strip("-") or "token"
+        stem = f"{stem}-token" if stem.lower() in _RESERVED else stem
+        chosen, number = stem, 2
+        while chosen.lower() in used:
+            chosen, number = f"{stem}-{number}", number + 1
+        used.add(chosen.lower())
+        stems[text] = chosen
+    return stems
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """What a modifier token is typed as: in cdkit and diffusers, in A1111 and Forge, in ComfyUI.
+
+    The web UIs call an embedding by its file's name.
+    """
+
+    token: str
+    webui: str
+    comfyui: str
+
+    def __str__(self) -> str:
+        return f"{self.token} in diffusers and cdkit, {self.webui} in A1111 and Forge, {self.comfyui} in ComfyUI"
+
+
+def spellings(tokens: Iterable[str]) -> list[Spelling]:
+    """How each token of a delta is typed once its embedding, as cdkit exports it, is installed."""
+    return [Spelling(text, stem, f"embedding:{stem}") for text, stem in file_stems(tokens).items()]
+
 
 # SDXL's towers by the names that embeddings for it use.
 XL_KEYS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
@@ -27,7 +69,7 @@ def write_embeddings(delta: Delta, folder: Path, *, half: bool) -> dict[str, Pat
         else:
             tensors = {XL_KEYS[name]: rows for name, rows in token.rows.items()}
         facts = {"cdkit_token": token.text, "cdkit_initializer": token.initializer}
-        write_tensors(path, tensors, header(delta, **facts), half=half)
+        write_tensors(path, tensors, export_header(delta, **facts), half=half)
         written[token.text] = path
     return written
 
@@ -47,7 +89,7 @@ def is_embedding(contents: Contents) -> bool:
     )
 
 
-def read_embedding(contents: Contents) -> Found:
+def read_embedding(contents: Contents) -> ForeignFile:
     """`{token: rows}`, A1111's `{string_to_param: {'*': rows}, name}`, `{emb_params: rows}`, or `{clip_l, clip_g}`."""
     values, path = contents.values, contents.path
     header = contents.header
@@ -63,7 +105,7 @@ def read_embedding(contents: Contents) -> Found:
         tokens = [make_token(path, name, {"text_encoder": rows}, start)]
     else:
         tokens = [make_token(path, text, {"text_encoder": rows}, start) for text, rows in values.items()]
-    return Found(KIND, path, tokens=tuple(tokens), header=header)
+    return ForeignFile(KIND, path, tokens=tuple(tokens), header=header)
 
 
 def _name(value: Any) -> str:

@@ -14,8 +14,8 @@ from cdkit.core.storage import read_json
 from cdkit.evaluation.charts import bar_chart, histogram
 from cdkit.fetching.urls import split_url
 from cdkit.pictures.regularization_set import GENERATED
-from cdkit.report.pictures import PictureBox, Shown
 from cdkit.report.run_folder import StepFolder
+from cdkit.report.sections.images import PictureBox, Shown
 
 SHEET_IMAGES = 60
 SHEET_SIDE = 150

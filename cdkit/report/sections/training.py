@@ -13,12 +13,12 @@ from cdkit.core.errors import CdkitError
 from cdkit.core.formatting import json_text
 from cdkit.core.storage import read_json
 from cdkit.deltas.delta import DELTA_NAME
-from cdkit.deltas.formats.names import Spelling, spellings
+from cdkit.deltas.formats.textual_inversion import Spelling, spellings
 from cdkit.deltas.methods import METHODS
 from cdkit.evaluation.charts import Series, Strip, line_chart, strip_chart
 from cdkit.pictures.reading import read_pictures
-from cdkit.report.pictures import PictureBox, Shown
 from cdkit.report.run_folder import RunFolder, StepFolder
+from cdkit.report.sections.images import PictureBox, Shown
 
 PHOTOS_SHOWN = 8
 PHOTO_SIDE = 150

@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 
 @dataclass
@@ -114,9 +113,6 @@ def prompt_tokens(tokenizer: Any, prompt: str) -> list[str]:
 
 def draw_strip(image: Image.Image, tokens: Sequence[str], maps: Tensor) -> Image.Image:
     """The image, then the image under each token's map (tokens, h, w); every map is scaled to its own range."""
-    import numpy as np
-    from PIL import Image, ImageDraw, ImageFont
-
     height = max(round(TILE * image.height / image.width), 1)
     method = Image.Resampling.NEAREST if image.width < TILE else Image.Resampling.LANCZOS
     picture = image.convert("RGB").resize((TILE, height), method)
@@ -139,9 +135,6 @@ def draw_strip(image: Image.Image, tokens: Sequence[str], maps: Tensor) -> Image
 
 def _heat(values: Any, size: tuple[int, int]) -> Any:
     """A map as RGB float32 (height, width, 3) in 0 to 255 by the ramp, from its least to its largest value."""
-    import numpy as np
-    from PIL import Image
-
     low, high = float(values.min()), float(values.max())
     scaled = (values - low) / (high - low) if high > low else np.zeros_like(values)
     smooth = np.asarray(Image.fromarray(scaled.astype(np.float32)).resize(size, Image.Resampling.BILINEAR))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from cdkit.core.errors import InputError
 from cdkit.core.fingerprints import EMBEDDED, CacheFile
@@ -15,9 +17,6 @@ from cdkit.core.protocols import ImageEncoder, Progress, TextEncoder
 from cdkit.evaluation.config import MAIN, EvaluateConfig
 from cdkit.evaluation.samples import SampleSet
 from cdkit.pictures.picture import Picture
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 EMBEDDINGS = CacheFile("picture-embeddings.sqlite", most=50_000, replaces=("image-embeddings.sqlite",))
 AT_ONCE = 64
@@ -30,8 +29,6 @@ def embed_pictures(
 
     Raises InputError that names every picture that cannot be read.
     """
-    import torch
-
     from cdkit.pictures.decoding import RULES
 
     distinct = {picture.sha256: picture for picture in pictures}
@@ -143,8 +140,6 @@ def embed_material(config: EvaluateConfig, material: Material, progress: Progres
 
 def _prompt_embeddings(encoder: TextEncoder, prompts: Sequence[str]) -> Tensor:
     """One row per prompt, each distinct one encoded once."""
-    import torch
-
     distinct = list(dict.fromkeys(prompts))
     places = {prompt: place for place, prompt in enumerate(distinct)}
     rows = torch.from_numpy(encoder.encode(distinct))

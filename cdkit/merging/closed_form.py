@@ -9,12 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import torch
 
 from cdkit.core.errors import InputError
-
-if TYPE_CHECKING:
-    import torch
 
 # Up to here the Cholesky factor of AᵀA in fp64 is as good as a QR of A, and takes a third of its time.
 SAFE_CONDITION = 1e5
@@ -64,8 +62,6 @@ def factorise(rows: torch.Tensor, *, ridge: float = 1e-3) -> Factor:
     ridge: λ as a part of ‖rows‖/√d, their root mean square singular value. Raises InputError when the rows do not
     span the space and ridge is 0, for then the smallest change is not defined.
     """
-    import torch
-
     size, number = rows.shape[1], max(len(rows), 1)
     # The mean over rows instead of their sum: a soft weight then means the same for any number of captions.
     gram = _gram(rows) / number
@@ -96,8 +92,6 @@ def solve(
     constraints below `tolerance` of the largest are dropped, and contradictions among them are met in the mean.
     soft: instead of exactly, meet them with this weight against the mean change of a regularization row.
     """
-    import torch
-
     features = constraints.double()
     solved = torch.linalg.solve_triangular(factor.triangle.T, features.T, upper=False)
     norms = solved.norm(dim=0).clamp_min(torch.finfo(solved.dtype).tiny)
@@ -115,8 +109,6 @@ def solve(
 
 def collapse(features: torch.Tensor, tolerance: float) -> list[int]:
     """For each constraint row the first row that it equals within `tolerance` of its norm: itself when it is new."""
-    import torch
-
     rows = features.double()
     distances = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
     near = distances <= tolerance * rows.norm(dim=1)[:, None]
@@ -129,8 +121,6 @@ def collapse(features: torch.Tensor, tolerance: float) -> list[int]:
 
 def averaged(values: torch.Tensor, groups: Sequence[int]) -> torch.Tensor:
     """Means of the rows of each group, groups in order of their first row."""
-    import torch
-
     leaders = sorted(set(groups))
     return torch.stack(
         [values[[i for i, group in enumerate(groups) if group == leader]].mean(0) for leader in leaders]
@@ -147,8 +137,6 @@ def residual(weights: torch.Tensor, constraints: torch.Tensor, targets: torch.Te
 
 def condition_number(triangle: torch.Tensor) -> float:
     """The condition of an upper triangular matrix by power iteration, from below and within a few per cent."""
-    import torch
-
     diagonal = triangle.diagonal().abs()
     if not len(diagonal) or float(diagonal.min()) <= 1e-300 or not bool(diagonal.isfinite().all()):
         return float("inf")
@@ -172,8 +160,6 @@ def condition_number(triangle: torch.Tensor) -> float:
 
 def _gram(rows: torch.Tensor) -> torch.Tensor:
     """rowsᵀ rows in fp64, a block of rows at a time; numpy computes only half of a symmetric product."""
-    import torch
-
     total = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)
     for block in rows.split(_BLOCK):
         exact = block.double().numpy()
@@ -183,8 +169,6 @@ def _gram(rows: torch.Tensor) -> torch.Tensor:
 
 def _cholesky(gram: torch.Tensor) -> tuple[torch.Tensor | None, float]:
     """R of a Gram matrix and its condition; None when it is not positive definite in fp64."""
-    import torch
-
     lower, failed = torch.linalg.cholesky_ex(gram)
     if int(failed):
         return None, float("inf")
@@ -194,8 +178,6 @@ def _cholesky(gram: torch.Tensor) -> tuple[torch.Tensor | None, float]:
 
 def _triangle(matrix: torch.Tensor) -> torch.Tensor:
     """R (d, d) of a QR, also for fewer rows than columns."""
-    import torch
-
     size = matrix.shape[1]
     if len(matrix) < size:
         matrix = torch.cat([matrix, torch.zeros(size - len(matrix), size, dtype=matrix.dtype)])

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from cdkit.core.errors import ConfigError
 from cdkit.core.text import same_word, whole_words
 from cdkit.deltas.apply import row_texts
 from cdkit.deltas.delta import Delta, ModifierToken
 from cdkit.deltas.text_features import TextTower, encode_ids
-
-if TYPE_CHECKING:
-    import torch
 
 BATCH = 64
 
@@ -90,8 +89,6 @@ class _Reader:
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def read(self, prompt: str) -> _Reading:
-        import torch
-
         ids, (length,) = tokenised(self.towers, [prompt])
         with torch.no_grad():
             hidden = encode_ids(self.towers, [row[:, :length] for row in ids]).hidden[0].float().cpu()
@@ -119,8 +116,6 @@ def concept_constraints(
     is the value of the same words behind the plain one ("photo of a dog and a <new1> cat"). Not in the paper.
     Raises ConfigError for a delta without a word of its own.
     """
-    import torch
-
     reader = _Reader(towers)
     subjects = [subject for number, delta in enumerate(deltas) for subject in _subjects(number, delta)]
     places: list[Place] = []
@@ -146,8 +141,6 @@ def caption_rows(
     A caption weighs its count. The start token, the same in every caption, is one row, and the first padding after
     every end-of-text another; they weigh edge_weight per caption.
     """
-    import torch
-
     ids, lengths = tokenised(towers, captions)
     order = sorted(range(len(captions)), key=lambda index: lengths[index])
     rows, start = [], None

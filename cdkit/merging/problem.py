@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from cdkit.core.errors import ConfigError
 from cdkit.core.protocols import Context
 from cdkit.deltas.apply import add_tokens
@@ -21,7 +23,6 @@ from cdkit.merging.constraints import Constraints, caption_rows, concept_constra
 from cdkit.tokens.sample import SampledCaptions
 
 if TYPE_CHECKING:
-    import torch
     from diffusers import DiffusionPipeline
 
 PARALLEL = 0.1
@@ -108,8 +109,6 @@ def solve_problem(problem: Problem, soft: float | None) -> tuple[dict[str, LowRa
 
 def measure(problem: Problem, merged: Delta) -> dict[str, float]:
     """Largest residual of a constraint, and ‖ΔW Aᵀ‖/‖W₀ Aᵀ‖ over all layers for the caption rows A."""
-    import torch
-
     worst, moved, whole = 0.0, 0.0, 0.0
     rows = problem.factor.rows.float()
     for layer in problem.wanted:
@@ -181,8 +180,6 @@ def find_conflicts(
 
     layers: for every matrix the wanted changes and the targets, (places, outputs) each.
     """
-    import torch
-
     features = constraints.features.double()
     norms = features.norm(dim=1, keepdim=True)
     units = features / norms

@@ -11,13 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from PIL import Image, ImageDraw, ImageFont
 
 from cdkit.pictures.picture import open_file, save_png
 from cdkit.pictures.regularization_set import GENERATED, SetRow
-
-if TYPE_CHECKING:
-    from PIL import Image, ImageDraw, ImageFont
 
 MOST_COLUMNS = 16
 GAP = 6
@@ -107,8 +105,6 @@ def contact_block(rows: Sequence[SetRow], title: str) -> Block:
 
 
 def _drawn(lines: Sequence[_Line], width: int, side: int) -> Image.Image:
-    from PIL import Image, ImageDraw
-
     sheet = Image.new("RGB", (width, GAP + sum(line.height(side) for line in lines)), "white")
     draw = ImageDraw.Draw(sheet)
     top = GAP
@@ -128,8 +124,6 @@ def _drawn(lines: Sequence[_Line], width: int, side: int) -> Image.Image:
 
 def _small(path: Path, side: int) -> Image.Image:
     """A picture that fits a square; one much smaller than it is enlarged without blur."""
-    from PIL import Image
-
     picture = open_file(path, side)
     scale = side / max(picture.size)
     if scale <= 1:
@@ -177,6 +171,4 @@ def _drawable(text: str) -> str:
 
 @cache
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    from PIL import ImageFont
-
     return ImageFont.load_default(size=size)

@@ -11,17 +11,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from cdkit.core.errors import InputError
 from cdkit.core.protocols import Task
 from cdkit.core.shards import FACTS_KEY, finished_facts, part_name, parts, read_parts, schema, write_shard
 from cdkit.tokens.vocabulary import Tower, Vocabulary
-
-if TYPE_CHECKING:
-    import numpy as np
-    import pyarrow as pa
-
 
 COUNTS_FOLDER = "token_counts"
 WORDS_COLUMN = "words"
@@ -39,8 +39,6 @@ def count_tokens(
     every row by itself, not truncated; the start and end tokens that a tokenizer adds are not counted. Memory is
     bounded: half a million captions at a time.
     """
-    import numpy as np
-
     total = np.zeros(len(tower.vocabulary), dtype=np.int64)
     for block, weights in _blocks(captions, rows):
         texts, numbers = _word_texts(block, weights) if tower.splits_at_spaces else (block.to_pylist(), weights)
@@ -57,8 +55,6 @@ def count_words(
 
     A word is a run of letters.
     """
-    import numpy as np
-
     total = np.zeros(len(vocabulary), dtype=np.int64)
     holders: dict[str, list[int]] = {}
     for index in range(len(vocabulary)):
@@ -72,9 +68,6 @@ def count_words(
 
 
 def _blocks(captions: Sequence[str] | pa.Array, rows: np.ndarray | None) -> Iterator[tuple[pa.Array, np.ndarray]]:
-    import numpy as np
-    import pyarrow as pa
-
     texts = captions if isinstance(captions, pa.Array) else pa.array(captions, pa.large_string())
     weights = np.ones(len(texts), dtype=np.int64) if rows is None else rows
     for start in range(0, len(texts), _CAPTIONS_AT_ONCE):
@@ -83,9 +76,6 @@ def _blocks(captions: Sequence[str] | pa.Array, rows: np.ndarray | None) -> Iter
 
 def _word_texts(captions: pa.Array, rows: np.ndarray) -> tuple[list[str], np.ndarray]:
     """Every distinct space-separated word once, as texts of words that occur equally often, with that number."""
-    import numpy as np
-    import pyarrow.compute as pc
-
     lists = pc.split_pattern(captions, " ")
     encoded = lists.flatten().dictionary_encode()
     weights = np.repeat(rows, pc.list_value_length(lists).to_numpy())
@@ -99,8 +89,6 @@ def _word_texts(captions: pa.Array, rows: np.ndarray) -> tuple[list[str], np.nda
 
 def _equal_spans(counts: np.ndarray) -> Iterator[tuple[int, int]]:
     """Stretches of equal counts, cut so that no text grows long."""
-    import numpy as np
-
     borders = [0, *(np.flatnonzero(np.diff(counts)) + 1).tolist(), len(counts)]
     for start, end in pairwise(borders):
         for cut in range(start, end, _WORDS_PER_TEXT):
@@ -108,8 +96,6 @@ def _equal_spans(counts: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 def _add_up(texts: Sequence[str], weights: np.ndarray, tower: Tower) -> np.ndarray:
-    import numpy as np
-
     size = len(tower.vocabulary)
     total = np.zeros(size, dtype=np.int64)
     for start, encoded in tower.encode_all(texts):
@@ -153,9 +139,6 @@ class TokenCounts:
 
 def write_counts(folder: Path, token_counts: TokenCounts, fingerprint: str) -> None:
     """Write one table per tower, each atomically, the first tower's last."""
-    import numpy as np
-    import pyarrow as pa
-
     facts = {"sampled": token_counts.sampled, "available": token_counts.available}
     for (name, tower), counts in reversed(list(zip(_folders(token_counts.towers), token_counts.counts, strict=True))):
         ids = np.arange(len(counts), dtype=np.int32)
@@ -189,15 +172,11 @@ def _folders(towers: Sequence[Tower]) -> list[tuple[str, Tower]]:
 
 
 def _column(table: pa.Table, name: str) -> np.ndarray:
-    import numpy as np
-
     return np.asarray(table.column(name).to_numpy(), dtype=np.int64)
 
 
 def _read_tower(folder: Path, tower: Tower) -> pa.Table:
     """One tower's table in the order of ids, known to be of that tower's vocabulary."""
-    import pyarrow as pa
-
     if not parts(folder):
         raise InputError(
             f"{folder.parent} holds no counts for {tower.name} ({folder.name}/).",
@@ -221,7 +200,5 @@ def _read_tower(folder: Path, tower: Tower) -> pa.Table:
 
 def _facts(folder: Path) -> dict[str, Any]:
     """How many rows the counts are of; empty for a table that cdkit did not write."""
-    import pyarrow.parquet as pq
-
     metadata = pq.read_metadata(parts(folder)[0]).metadata or {}
     return dict(json.loads(metadata.get(FACTS_KEY.encode(), b"{}")))

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from cdkit.core.errors import InputError, NetworkError
 from cdkit.core.file_kinds import check_weight_folder
@@ -15,10 +17,6 @@ from cdkit.core.text import clean_caption
 from cdkit.tokens.count import TokenCounts, read_counts
 from cdkit.tokens.modifiers import Neighbour, Pick
 from cdkit.tokens.vocabulary import END_OF_WORD, Tower, Vocabulary, load_towers
-
-if TYPE_CHECKING:
-    import numpy as np
-
 
 NEIGHBOURS = 5
 _NAMED = 4
@@ -141,8 +139,6 @@ def embedding_table(base: str) -> np.ndarray:
 
     Raises InputError for a folder without one, NetworkError when the hub fails.
     """
-    import numpy as np
-
     if base == EMBEDDED or base.startswith(f"{EMBEDDED}:"):
         from cdkit import embedded
 
@@ -182,8 +178,6 @@ def add_neighbours(
 
     table: float32 [rows, width], row per token id. Raises InputError when it has fewer rows than the vocabulary.
     """
-    import numpy as np
-
     if len(table) < len(vocabulary):
         raise InputError(
             f"The base model has {len(table)} token embeddings, the tokenizer {len(vocabulary)} entries.",

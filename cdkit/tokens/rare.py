@@ -6,17 +6,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from cdkit.core.text import clean_caption
 from cdkit.tokens.config import RareRule
 from cdkit.tokens.count import TokenCounts
 from cdkit.tokens.modifiers import Pick
 from cdkit.tokens.vocabulary import Tower
-
-if TYPE_CHECKING:
-    import numpy as np
-
 
 ALTERNATIVES = 5
 

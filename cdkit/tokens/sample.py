@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
 
 from cdkit.core.config import parse_config
 from cdkit.core.errors import InputError
@@ -15,10 +17,6 @@ from cdkit.core.protocols import Context
 from cdkit.core.shards import parts, read_parts
 from cdkit.core.storage import Folder
 from cdkit.core.text import clean_caption
-
-if TYPE_CHECKING:
-    import numpy as np
-    import pyarrow as pa
 
 _BLOCK = 1 << 20
 IMPORTED = "sample"
@@ -73,9 +71,6 @@ def sample_rows(folder: Path, sample: int, seed: int, context: Context) -> Sampl
     row is as likely as any other, and the same rows come out however the captions are split into shards.
     Index folders keep a caption as it was written; here it is cleaned. Raises InputError when there is no row at all.
     """
-    import numpy as np
-    import pyarrow as pa
-
     chosen = _smallest(_priorities(folder, seed, context), sample)
     if not chosen.available:
         raise InputError(f"{folder} holds no caption rows.", hint="Import a pool with captions first.")
@@ -107,8 +102,6 @@ class _Rows:
 
 def _priorities(folder: Path, seed: int, context: Context) -> Iterator[_Rows]:
     """Every caption row of the folder with its priority, a bounded block at a time."""
-    import numpy as np
-
     with context.progress.task("drawing the sample", len(parts(folder)), unit="shards") as task:
         for number, table in enumerate(read_parts(folder, ["caption_id", "rows"])):
             ids = table.column("caption_id").to_numpy().astype(np.int64)
@@ -125,8 +118,6 @@ def _priorities(folder: Path, seed: int, context: Context) -> Iterator[_Rows]:
 
 def _smallest(blocks: Iterator[_Rows], number: int) -> _Rows:
     """The `number` rows of lowest priority, ties by caption_id; memory stays a few times `number`."""
-    import numpy as np
-
     empty = np.zeros(0, np.int64)
     kept, waiting, available = _Rows(empty.astype(np.uint64), empty, empty, empty), [], 0
     bound = np.uint64(2**64 - 1)
@@ -142,8 +133,6 @@ def _smallest(blocks: Iterator[_Rows], number: int) -> _Rows:
 
 
 def _cut(kept: _Rows, more: list[_Rows], number: int) -> _Rows:
-    import numpy as np
-
     every = [kept, *more]
     merged = _Rows(
         np.concatenate([rows.priorities for rows in every]),
@@ -156,7 +145,5 @@ def _cut(kept: _Rows, more: list[_Rows], number: int) -> _Rows:
 
 def _hash(ids: np.ndarray, copies: np.ndarray, seed: int) -> np.ndarray:
     """uint64 [n] keyed hash of caption row (id, copy), the same on every machine."""
-    import numpy as np
-
     key = splitmix64(np.array([seed % 2**64], dtype=np.uint64))
     return splitmix64(splitmix64(ids.astype(np.uint64) ^ key) + copies.astype(np.uint64) * np.uint64(GOLDEN))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from cdkit.core.fingerprints import Input
 from cdkit.core.manifest import Counts
@@ -19,9 +20,6 @@ from cdkit.tokens.modifiers import PICKS_FORMAT, PICKS_NAME
 from cdkit.tokens.rare import find_rare
 from cdkit.tokens.sample import IMPORTED, SampledCaptions, captions_folder, import_pools, sample_rows
 from cdkit.tokens.vocabulary import Tower, load_towers
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 def count_caption_tokens(

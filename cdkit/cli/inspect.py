@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def _weights(output: Output, config: StageConfig, further: Mapping[str, Any]) ->
         return
     assert isinstance(config, WeightChangeConfig)
     _, groups = compare_weights(config, progress_for(output))
-    rows = [group.as_json() for group in groups]
+    rows = [asdict(group) for group in groups]
     output.result({"base": config.base, "tuned": config.tuned, "groups": rows}, human=lambda _: _print_groups(rows))
     output.hint("Add --out DIR for a plot and a table of every parameter.")
 

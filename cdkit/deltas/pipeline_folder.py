@@ -70,9 +70,8 @@ def read_classes(folder: Path, base: str) -> dict[str, str]:
         if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str)
     }
     if not isinstance(kind, str) or not _PIPELINES.fullmatch(kind):
-        raise ConfigError(
-            f"{base} is a pipeline of another kind ({_shown(kind)}).", hint=f"Base models are {FAMILIES}."
-        )
+        shown_kind = kind[:80] if isinstance(kind, str) and kind.isprintable() else "no name"
+        raise ConfigError(f"{base} is a pipeline of another kind ({shown_kind}).", hint=f"Base models are {FAMILIES}.")
     check_family(base, classes)
     for name in ("unet", "vae", *TOWERS):
         if name in classes:
@@ -313,7 +312,3 @@ def _check_tokenizer(folder: Path) -> None:
         raise InputError(
             f"{folder} holds no tokenizer: neither tokenizer.json nor vocab.json with merges.txt.", hint=_WHOLE
         )
-
-
-def _shown(kind: Any) -> str:
-    return kind[:80] if isinstance(kind, str) and kind.isprintable() else "no name"

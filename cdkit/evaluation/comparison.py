@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +40,7 @@ def pooled(folders: Sequence[str], resamples: int, seed: int) -> dict[str, dict[
                 blocks.append((folder, prompt))
         if values:
             rows: Tensor = torch.tensor(values, dtype=torch.float64)
-            estimates[metric] = mean_with_interval(rows, blocks, resamples=resamples, seed=seed).as_json()
+            estimates[metric] = asdict(mean_with_interval(rows, blocks, resamples=resamples, seed=seed))
     kids = [kid for folder in folders if (kid := read_summary(Path(folder))["metrics"].get("kid"))]
     if kids and len(kids) == len(folders):
         estimates["kid"] = _mean_kid(kids)
@@ -136,9 +136,6 @@ class TableRow:
         papers = [short_number(self.paper[column]) if column in self.paper else "–" for column in columns]
         ours = [interval_text(self.ours.get(column)) for column in columns]
         return [text for pair in zip(ours, papers, strict=True) for text in pair]
-
-    def as_json(self) -> dict[str, Any]:
-        return {"group": self.group, "method": self.method, "ours": dict(self.ours), "paper": dict(self.paper)}
 
 
 def paper_values(group: str, method: str) -> dict[str, float]:

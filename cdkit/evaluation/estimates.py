@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,9 +30,6 @@ class Estimate:
     high: float | None
     n: int
     resampled: str = ""
-
-    def as_json(self) -> dict[str, Any]:
-        return {"value": self.value, "low": self.low, "high": self.high, "n": self.n, "resampled": self.resampled}
 
 
 def mean_with_interval(values: Tensor, blocks: Sequence[Hashable], *, resamples: int, seed: int) -> Estimate:
@@ -90,9 +86,6 @@ class KernelDistance(Estimate):
 
     standard_error: float | None = None
     reference_n: int = 0
-
-    def as_json(self) -> dict[str, Any]:
-        return super().as_json() | {"standard_error": self.standard_error, "reference_n": self.reference_n}
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,9 +65,8 @@ class SampleSet:
 
     def about_concept(self) -> list[int]:
         """Places of the samples that show the concept: those with a modifier token, or all where none has one."""
-        return [place for place, sample in enumerate(self.samples) if sample.of_concept] or list(
-            range(len(self.samples))
-        )
+        places = [place for place, sample in enumerate(self.samples) if sample.of_concept]
+        return places or list(range(len(self.samples)))
 
     def about_class(self) -> list[int]:
         """Places of the samples of class prompts: those without a modifier token."""
@@ -88,7 +88,9 @@ def read_sample_set(folder: Path, tokens: Sequence[str] = ()) -> SampleSet:
     if not isinstance(named, list) or not all(isinstance(token, str) for token in named):
         hint = "Restore it from a copy, or run the same cdkit sample again, with --force."
         raise InputError(f"{folder / MANIFEST_NAME} is damaged: details.tokens is no list of words.", hint=hint)
-    words = list(dict.fromkeys([*tokens, *named, *_tokens_of(deltas)]))
+    words = list(dict.fromkeys([*tokens, *named]))
+    with suppress(CdkitError):  # a delta that is no longer where the samples say
+        words = list(dict.fromkeys([*words, *delta_tokens(deltas)]))
     missing = [row["path"] for row in rows if not (folder / row["path"]).is_file()]
     if missing:
         raise InputError(
@@ -168,14 +170,6 @@ def _prompt_file_rows(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _tokens_of(deltas: Sequence[Path]) -> list[str]:
-    """Tokens of the deltas that are still where the samples say."""
-    try:
-        return delta_tokens(deltas)
-    except CdkitError:
-        return []
-
-
 def _facts(deltas: Sequence[Path]) -> dict[str, float]:
     """What the deltas weigh on disk and took to train, where that is known of all of them."""
     facts: dict[str, float] = {}
@@ -186,12 +180,7 @@ def _facts(deltas: Sequence[Path]) -> dict[str, float]:
         return facts
     if files:
         facts["delta_bytes"] = float(sum(file.stat().st_size for file in files))
-        seconds = [
-            manifest.details.get("seconds", manifest.run.get("seconds"))
-            for manifest in manifests
-            if manifest is not None
-        ]
-        trained = [float(value) for value in seconds if value is not None]
-        if len(trained) == len(files):
-            facts["train_seconds"] = sum(trained)
+        seconds = [made.details.get("seconds", made.run.get("seconds")) for made in manifests if made is not None]
+        if len(seconds) == len(files) and None not in seconds:
+            facts["train_seconds"] = sum(map(float, seconds))
     return facts

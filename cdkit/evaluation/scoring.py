@@ -6,7 +6,7 @@ The measures at the end take rows of norm 1 (float [n, dimension]) and give one 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cdkit.core.errors import InputError
@@ -101,7 +101,7 @@ class _Bootstrap:
         estimate = mean_with_interval(
             values, [samples[place].prompt for place in places], resamples=self.resamples, seed=self.seed
         )
-        self.scores.metrics[metric or name] = estimate.as_json()
+        self.scores.metrics[metric or name] = asdict(estimate)
 
 
 def _add_concepts(
@@ -139,7 +139,7 @@ def _add_kernel_distance(scores: SetScores, embedded: Embedded, *, resamples: in
         resamples=resamples,
         seed=seed,
     )
-    scores.metrics["kid"] = distance.as_json() | {"over": over}
+    scores.metrics["kid"] = asdict(distance) | {"over": over}
 
 
 CLIP_SCORE_WEIGHT = 2.5

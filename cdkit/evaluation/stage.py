@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,15 @@ from cdkit.core.storage import Folder, write_csv, write_json, write_text
 from cdkit.deltas.apply import apply_deltas
 from cdkit.deltas.base_model import load_base_model
 from cdkit.deltas.delta import delta_tokens, load_delta
-from cdkit.evaluation.attention import ATTENTION_NAME, IMAGE_NAME, MAPS_NAME, STRIP_NAME, draw_strip, prompt_tokens
+from cdkit.evaluation.attention import (
+    ATTENTION_NAME,
+    IMAGE_NAME,
+    MAPS_NAME,
+    STRIP_NAME,
+    draw_strip,
+    prompt_tokens,
+    recorded_attention,
+)
 from cdkit.evaluation.comparison import (
     TABLE_NAME,
     TableRow,
@@ -59,7 +68,7 @@ def compare(config: CompareConfig, inputs: Mapping[str, Input], out: Folder, con
             hint="Evaluate all of them with the same --encoder.",
         )
     notes = order_differences(rows)
-    details = {"encoder": encoders[0], "rows": [row.as_json() for row in rows], "notes": notes}
+    details = {"encoder": encoders[0], "rows": [asdict(row) for row in rows], "notes": notes}
     write_json(out / TABLE_NAME, details)
     write_text(out / "table.md", markdown_page(rows, encoders[0], notes))
     write_csv(out / "table.csv", *csv_table(rows))
@@ -72,15 +81,13 @@ def weight_change(config: WeightChangeConfig, inputs: Mapping[str, Input], out: 
     rows = ((c.name, c.group, c.values, "" if c.rate is None else repr(c.rate)) for c in changes)
     write_csv(out / CHANGE_TABLE_NAME, ["parameter", "group", "values", "rate"], rows)
     write_text(out / PLOT_NAME, plot(changes, groups) + "\n")
-    details = {"base": config.base, "tuned": config.tuned, "groups": [group.as_json() for group in groups]}
+    details = {"base": config.base, "tuned": config.tuned, "groups": [asdict(group) for group in groups]}
     write_json(out / CHANGE_NAME, details)
     return Dataset("weight_change", out.path, Counts(len(changes), len(changes)), details)
 
 
 def attention_maps(config: AttentionConfig, inputs: Mapping[str, Input], out: Folder, context: Context) -> Dataset:
     """Write image.png, attention.png (the strip), maps.safetensors (one map per token) and attention.json."""
-    from cdkit.evaluation.attention import recorded_attention
-
     deltas = [load_delta(path) for path in config.deltas]
     pipeline = load_base_model(config.base, device=choose_device(config.device))
     apply_deltas(pipeline, deltas, note=context.progress.note)

@@ -121,9 +121,6 @@ class GroupChange:
     largest_rate: float
     largest: str
 
-    def as_json(self) -> dict[str, Any]:
-        return self.__dict__.copy()
-
 
 def group_of(name: str) -> str:
     """The paper's group of a U-Net parameter; diffusers calls cross-attention attn2, self-attention attn1."""

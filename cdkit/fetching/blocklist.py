@@ -9,9 +9,8 @@ from pathlib import Path
 
 from cdkit.core.errors import InputError
 from cdkit.core.storage import read_lines
-from cdkit.fetching.failures import FetchFailure
 from cdkit.fetching.job import FailedFetch
-from cdkit.fetching.urls import parse_url
+from cdkit.fetching.urls import url_text
 
 BLOCKLISTED = "blocklisted"
 _HEX = re.compile(r"[0-9a-f]+")
@@ -50,7 +49,7 @@ def read_blocklist(path: Path) -> Blocklist:
             hashes.add(digits)
         elif len(digits) == PERCEPTUAL_DIGITS:
             perceptual.append(int(digits, 16))
-        elif (url := _url(text)) is not None:
+        elif (url := url_text(text)) is not None:
             urls.add(url)
         else:
             mistakes.append(number)
@@ -61,13 +60,6 @@ def read_blocklist(path: Path) -> Blocklist:
             hint="Give a URL with http:// or https://, or md5, sha1, sha256 or a perceptual hash in hex, one a line.",
         )
     return Blocklist(frozenset(urls), frozenset(hashes), tuple(perceptual))
-
-
-def _url(text: str) -> str | None:
-    try:
-        return parse_url(text).text
-    except FetchFailure:
-        return None
 
 
 def digests(content: bytes) -> frozenset[str]:

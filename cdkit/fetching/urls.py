@@ -136,6 +136,14 @@ def proxy_place(text: str) -> tuple[str, int] | None:
         return None
 
 
+def url_text(text: str) -> str | None:
+    """A URL as `parse_url` writes it; None when it can name nothing on the web."""
+    try:
+        return parse_url(text).text
+    except FetchFailure:
+        return None
+
+
 def host_of(text: str) -> str:
     """The host of a URL, or the whole text when it has none: what `--per-host` counts by."""
     try:

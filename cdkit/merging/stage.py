@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -191,27 +192,20 @@ def rename_tokens(deltas: Sequence[Delta]) -> list[Renamed]:
     for delta in deltas:
         names = {}
         for token in delta.tokens:
-            names[token.text] = token.text if same_word(token.text) not in shared else _free(taken)
+            free = next(word for number in count(1) if (word := f"<new{number}>") not in taken)
+            names[token.text] = free if same_word(token.text) in shared else token.text
             taken.add(same_word(names[token.text]))
         result.append(Renamed(_renamed(delta, names), {new: old for old, new in names.items()}))
     return result
 
 
-def _free(taken: set[str]) -> str:
-    number = 1
-    while f"<new{number}>" in taken:
-        number += 1
-    return f"<new{number}>"
-
-
 def _check_distinct(tokens: Sequence[ModifierToken]) -> None:
-    for position, token in enumerate(tokens):
-        for other in tokens[:position]:
-            if same_word(other.text) == same_word(token.text) and other.has_rows_of(token):
-                raise ConfigError(
-                    f"Two deltas bring the same token {token.text} with the same embedding.",
-                    hint="Give every concept's delta once, each trained on its own on the base model.",
-                )
+    for first, second in combinations(tokens, 2):
+        if same_word(first.text) == same_word(second.text) and first.has_rows_of(second):
+            raise ConfigError(
+                f"Two deltas bring the same token {second.text} with the same embedding.",
+                hint="Give every concept's delta once, each trained on its own on the base model.",
+            )
 
 
 def _renamed(delta: Delta, names: dict[str, str]) -> Delta:

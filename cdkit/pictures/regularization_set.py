@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from cdkit.core.errors import InputError
 from cdkit.core.formatting import json_text
 from cdkit.core.manifest import STARTED_NAME, read_manifest
-from cdkit.core.shards import part_name, parts, schema, write_shard
+from cdkit.core.shards import part_name, parts, read_shard, schema, write_shard
 from cdkit.core.storage import Folder
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    pass
 
 IMAGES = "images"
 SHARD_IMAGES = 500
@@ -50,7 +50,7 @@ def iterate_regularization_set(folder: Path) -> Iterator[RegularizationImage]:
     Raises InputError when there is none, or it is damaged.
     """
     for path in _shards(Path(folder)):
-        table = _table(path, ["key", "image", "caption", "similarity", "url", "source"])
+        table = read_shard(path, ["key", "image", "caption", "similarity", "url", "source"], hint=_AGAIN)
         for row in table.to_pylist():
             content = (row["image"] or {}).get("bytes")
             if not content or row["caption"] is None:
@@ -83,16 +83,6 @@ def refuse_unfinished(folder: Path) -> None:
         )
 
 
-def _table(path: Path, columns: Sequence[str]) -> pa.Table:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.ParquetFile(path).read(columns=list(columns))
-    except (OSError, pa.ArrowException, KeyError) as error:
-        raise InputError(f"{path} is damaged: {error}", hint=_AGAIN) from error
-
-
 @dataclass(frozen=True)
 class SetRow:
     """One accepted image about to be written. path: its stored file, encoded already."""
@@ -120,18 +110,18 @@ def write_images(out: Folder, rows: Iterable[SetRow], fingerprint: str) -> None:
     import pyarrow as pa
 
     fields = schema("regularization_images")
-    features = {name: _FEATURES.get(name) or _value(fields.field(name).type) for name in fields.names}
+    # Hugging Face's name of Arrow's `float`; the other types are called alike.
+    types = {field.name: str(field.type).replace("float", "float32") for field in fields}
+    features = {name: _FEATURES.get(name) or {"dtype": kind, "_type": "Value"} for name, kind in types.items()}
     metadata = {_HUGGING_FACE_KEY: json_text({"info": {"features": features}})}
     folder = out.sub(IMAGES)
-    iterator = iter(rows)
-    for number, block in enumerate(_blocks(iterator)):
+    for number, block in enumerate(_blocks(iter(rows))):
         table = pa.Table.from_pylist([_record(row) for row in block], schema=fields.with_metadata(metadata))
         write_shard(folder / part_name(number), table, fingerprint=fingerprint)
 
 
 def _blocks(rows: Iterator[SetRow]) -> Iterator[list[SetRow]]:
-    first = list(islice(rows, SHARD_IMAGES))
-    yield first
+    yield list(islice(rows, SHARD_IMAGES))
     while block := list(islice(rows, SHARD_IMAGES)):
         yield block
 
@@ -139,8 +129,3 @@ def _blocks(rows: Iterator[SetRow]) -> Iterator[list[SetRow]]:
 def _record(row: SetRow) -> dict[str, Any]:
     facts = {name: getattr(row, name) for name in schema("regularization_images").names if name != "image"}
     return facts | {"image": {"bytes": row.path.read_bytes(), "path": row.file_name}}
-
-
-def _value(kind: pa.DataType) -> dict[str, str]:
-    names = {"float": "float32"}
-    return {"dtype": names.get(str(kind), str(kind)), "_type": "Value"}

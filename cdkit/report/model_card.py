@@ -66,18 +66,12 @@ def write_model_card(page: Page, licence: str, out: Folder) -> None:
     """Write README.md for the run's last delta, and its samples; nothing when the run trains none."""
     from cdkit.report.page import environment
 
-    step = _last_delta(page.run)
-    if step is None:
+    steps = page.run.of_stage("train", "merge", "delta-compress")
+    if not steps:
         return
-    samples = _write_samples(page.run, step, out)
-    card = _card(page, step, samples, licence)
+    card = _card(page, steps[-1], _write_samples(page.run, steps[-1], out), licence)
     text = environment().get_template("model_card.md.jinja").render(card=card, page=page)
     write_text(out / CARD_NAME, re.sub(r"\n{3,}", "\n\n", text).strip() + "\n")
-
-
-def _last_delta(run: RunFolder) -> StepFolder | None:
-    steps = run.of_stage("train", "merge", "delta-compress")
-    return steps[-1] if steps else None
 
 
 def _card(page: Page, step: StepFolder, samples: Sequence[CardSample], licence: str) -> Card:

@@ -9,9 +9,8 @@ from typing import Protocol
 
 from cdkit.fetching.batches import WaveEnd
 from cdkit.fetching.blocklist import Blocklist, blocked_url
-from cdkit.fetching.failures import FetchFailure
 from cdkit.fetching.job import FailedFetch, FetchedImage
-from cdkit.fetching.urls import host_of, parse_url
+from cdkit.fetching.urls import host_of, url_text
 from cdkit.retrieval.candidates import Candidate
 from cdkit.retrieval.decisions import BY_HAND, Decisions
 
@@ -178,7 +177,7 @@ def select(
     listed = (blocklist or Blocklist()).urls
     outcomes: dict[int, FetchedImage | FailedFetch] = {}
     for place, candidate in enumerate(candidates):
-        url = _plain(candidate.url) if listed else None
+        url = url_text(candidate.url or "") if listed else None
         if url in listed:
             outcomes[place] = blocked_url(str(url))
         elif decisions is not None and decisions.refuse(candidate.url):
@@ -194,10 +193,3 @@ def select(
         looked_at += len(fresh)
         outcomes |= {place: images[place] for place in chosen}
     return Downloaded.of(candidates, outcomes, standing, limits, tried=looked_at, fetched=looked_at)
-
-
-def _plain(url: str | None) -> str | None:
-    try:
-        return parse_url(url or "").text
-    except FetchFailure:
-        return None

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cdkit.core.errors import ConfigError, InputError
 from cdkit.core.formatting import without_userinfo
-from cdkit.core.shards import finished_facts, part_name, schema, write_shard
+from cdkit.core.shards import finished_facts, part_name, read_shard, schema, write_shard
 from cdkit.fetching.urls import unescaped
 from cdkit.index.search import Match, encode_queries, search
 
@@ -261,12 +261,10 @@ def write_candidates(folder: Path, result: CandidateSet, fingerprint: str) -> No
 
 def read_candidates(folder: Path, fingerprint: str) -> CandidateSet | None:
     """Read candidates/ back; None when it was not written under this fingerprint."""
-    import pyarrow.parquet as pq
-
     facts = finished_facts(folder / part_name(0), fingerprint)
     if facts is None:
         return None
-    rows = pq.read_table(folder / part_name(0)).to_pylist()
+    rows = read_shard(folder / part_name(0)).to_pylist()
     candidates = [Candidate(**row | {"similarity": round(row["similarity"], DIGITS)}) for row in rows]
     return CandidateSet(candidates, facts["captions"], facts["rows"], facts["rejected"], facts["notes"])
 

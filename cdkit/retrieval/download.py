@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from cdkit.core.errors import NetworkError
 from cdkit.core.formatting import without_credentials
@@ -114,10 +113,13 @@ class _Download:
 
     def run(self) -> Downloaded:
         finished = [self.folder / name for name in self.folder.entries() if name.isdigit()]
-        self._learn(attempt for path in finished for attempt in read_wave(path))
+        self._learn([attempt for path in finished for attempt in read_wave(path)])
         empty = 0
         with self.context.progress.task("fetch", None, unit="URL") as task:
-            while not (standing := self._stand()).complete:
+            while True:
+                standing = stand(self.candidates, self.outcomes, self.judge.admission(), self.limits)
+                if standing.complete:
+                    return self._result(standing)
                 chosen = self._next(standing)
                 if not chosen:
                     time.sleep(max(0.0, min(self.waiting[place] for place in standing.undecided) - time.time()))
@@ -128,10 +130,6 @@ class _Download:
                         f"{empty} waves in a row ended without a single result.",
                         hint="The machine is too busy, or out of memory; what was fetched before is kept.",
                     )
-        return self._result(standing)
-
-    def _stand(self) -> Standing:
-        return stand(self.candidates, self.outcomes, self.judge.admission(), self.limits)
 
     def _next(self, standing: Standing) -> list[int]:
         """Places to fetch now: retries that are due, and as many untried ones as it takes."""
@@ -158,7 +156,8 @@ class _Download:
         job = Job(self.settings, urls, hashes, self.blocklist.exact())
         on_engine = self.context.engine.name != "local"
         jobs = split_job(job, self.context.engine.workers) if on_engine else [job]
-        folders = self._new_folders(len(jobs))
+        first = max((int(name) for name in self.folder.entries() if name.isdigit()), default=-1) + 1
+        folders = [self.folder / f"{number:05d}" for number in range(first, first + len(jobs))]
         if on_engine:
             for end in fetch_on_engine(self.context.engine, jobs, folders):
                 self.waves.append(end)
@@ -174,20 +173,15 @@ class _Download:
                 f"The network cannot be reached: {attempts[0].detail}.",
                 hint="Check the connection (and name servers), then run the same command again.",
             )
-        return self._learn(attempts)
+        self._learn(attempts)
+        return len(attempts)
 
-    def _new_folders(self, count: int) -> list[Path]:
-        first = max((int(name) for name in self.folder.entries() if name.isdigit()), default=-1) + 1
-        return [self.folder / f"{number:05d}" for number in range(first, first + count)]
-
-    def _learn(self, attempts: Iterable[Attempt]) -> int:
-        """Take in attempts and settle their URLs; returns how many there were."""
+    def _learn(self, attempts: Sequence[Attempt]) -> None:
+        """Take in attempts and settle their URLs."""
         touched: set[int] = set()
-        number = 0
         for attempt in attempts:
             self.attempts.setdefault(attempt.url, []).append(attempt)
             touched.update(self.places.get(attempt.url, []))
-            number += 1
         images = []
         for place in sorted(touched - self.outcomes.keys()):
             self.waiting.pop(place, None)
@@ -201,7 +195,6 @@ class _Download:
                 images.append((self.candidates[place], verdict))
         if images:
             self.judge.prepare(images)
-        return number
 
     def _verdict(self, place: int) -> FetchedImage | FailedFetch | Waiting:
         """What the attempts amount to; a URL that failed gives way to its other spelling, if it has one."""

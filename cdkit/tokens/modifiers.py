@@ -119,9 +119,19 @@ def resolve_initializer(tokenizer: Any, initializer: Pick | str | int) -> int:
     """
     entries: dict[str, int] = tokenizer.get_vocab()
     if isinstance(initializer, Pick):
-        return _exact(entries, initializer.token)
+        if initializer.token not in entries:
+            raise ConfigError(
+                f"The vocabulary has no entry {initializer.token!r}.",
+                hint="It was picked with another tokenizer; pick again with cdkit tokens rare --tokenizer MODEL.",
+            )
+        return entries[initializer.token]
     if isinstance(initializer, int) or initializer.strip().isdecimal():
-        return _checked_id(entries, int(initializer))
+        if int(initializer) not in set(entries.values()):
+            raise ConfigError(
+                f"The vocabulary has no id {int(initializer)} (it has {len(entries)} entries).",
+                hint="Pick one with cdkit tokens rare.",
+            )
+        return int(initializer)
     text = initializer.strip()
     paper = {pick.surface: pick.token for pick in PAPER_INITIALIZERS}
     for entry in (paper.get(text), f"{text}{END_OF_WORD}", text):
@@ -130,31 +140,8 @@ def resolve_initializer(tokenizer: Any, initializer: Pick | str | int) -> int:
     ids = [int(index) for index in tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]]
     if len(ids) == 1 and ids[0] != getattr(tokenizer, "unk_token_id", None):
         return ids[0]
+    pieces = f"{len(ids)} ({' '.join(tokenizer.convert_ids_to_tokens(ids)[:12])})" if ids else "none"
     raise ConfigError(
-        f"The initializer {initializer!r} is not one token of this vocabulary but {_shown(tokenizer, ids)}.",
+        f"The initializer {initializer!r} is not one token of this vocabulary but {pieces}.",
         hint="Pick one with cdkit tokens rare, give a vocabulary id, or see cdkit tokens explain.",
     )
-
-
-def _exact(entries: Mapping[str, int], token: str) -> int:
-    if token not in entries:
-        raise ConfigError(
-            f"The vocabulary has no entry {token!r}.",
-            hint="It was picked with another tokenizer; pick again with cdkit tokens rare --tokenizer MODEL.",
-        )
-    return entries[token]
-
-
-def _checked_id(entries: Mapping[str, int], index: int) -> int:
-    if index not in set(entries.values()):
-        raise ConfigError(
-            f"The vocabulary has no id {index} (it has {len(entries)} entries).",
-            hint="Pick one with cdkit tokens rare.",
-        )
-    return index
-
-
-def _shown(tokenizer: Any, ids: Sequence[int]) -> str:
-    if not ids:
-        return "none"
-    return f"{len(ids)} ({' '.join(tokenizer.convert_ids_to_tokens(list(ids))[:12])})"

@@ -152,7 +152,8 @@ def tower_of(name: str, tokenizer: Any) -> Tower:
     copy.no_padding()
     facts = json.loads(copy.to_str())
     model = facts["model"]
-    merges = tuple(_pair(merge) for merge in model.get("merges") or ())
+    pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model.get("merges") or ())
+    merges = tuple((first, second) for first, second in pairs)
     specials = frozenset(token["id"] for token in facts.get("added_tokens") or () if token["special"])
     clip_like = model["type"] == "BPE" and model.get("end_of_word_suffix") == END_OF_WORD
     vocabulary = _vocabulary(copy.get_vocab(with_added_tokens=True), merges, specials, clip_like=clip_like)
@@ -193,11 +194,6 @@ def _behaviour(tokenizer: Any) -> dict[str, Any]:
     facts: dict[str, Any] = json.loads(tokenizer.to_str())
     # How a batch is framed and decoded changes no id inside it.
     return {key: value for key, value in facts.items() if key not in ("post_processor", "decoder", "version")}
-
-
-def _pair(merge: Sequence[str] | str) -> tuple[str, str]:
-    first, second = merge.split(" ") if isinstance(merge, str) else merge
-    return first, second
 
 
 def _vocabulary(

@@ -91,9 +91,9 @@ def is_embedding(contents: Contents) -> bool:
 
 def read_embedding(contents: Contents) -> ForeignFile:
     """`{token: rows}`, A1111's `{string_to_param: {'*': rows}, name}`, `{emb_params: rows}`, or `{clip_l, clip_g}`."""
-    values, path = contents.values, contents.path
-    header = contents.header
-    name = header.get("cdkit_token") or _name(values.get("name")) or path.stem
+    values, path, header = contents.values, contents.path, contents.header
+    stated = values.get("name")
+    name = header.get("cdkit_token") or (stated if isinstance(stated, str) else "") or path.stem
     start = header.get("cdkit_initializer", "")
     if set(values) == set(XL_KEYS.values()):
         tokens = [make_token(path, name, {tower: values[key] for tower, key in XL_KEYS.items()}, start)]
@@ -106,10 +106,6 @@ def read_embedding(contents: Contents) -> ForeignFile:
     else:
         tokens = [make_token(path, text, {"text_encoder": rows}, start) for text, rows in values.items()]
     return ForeignFile(KIND, path, tokens=tuple(tokens), header=header)
-
-
-def _name(value: Any) -> str:
-    return value if isinstance(value, str) else ""
 
 
 def stored_prompts(header: Any) -> list[str]:

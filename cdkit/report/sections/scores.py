@@ -91,7 +91,8 @@ def scores_section(steps: Sequence[StepFolder]) -> ScoresSection | None:
         if not (step.path / "summary.json").exists():
             continue
         summary = read_json(step.path / "summary.json")
-        encoders.append(_encoder(summary))
+        dino = f", DINO {summary['dino']}" if summary.get("dino") else ""
+        encoders.append(f"{summary.get('encoder')}{dino}")
         for name, entry in summary["sets"].items():
             label = step.name if name == MAIN else f"{step.name}: {name}"
             sets.append(ScoredSet(step.name, label, {k: _scaled(k, v) for k, v in entry["metrics"].items()}))
@@ -141,11 +142,6 @@ def _chart(metric: str, sets: Sequence[ScoredSet]) -> tuple[str, str] | None:
 
 def _interval(label: str, estimate: Mapping[str, Any], *, highlight: bool = False) -> Interval:
     return Interval(label, estimate["value"], estimate["low"], estimate["high"], highlight)
-
-
-def _encoder(summary: Mapping[str, Any]) -> str:
-    dino = f", DINO {summary['dino']}" if summary.get("dino") else ""
-    return f"{summary.get('encoder')}{dino}"
 
 
 @dataclass(frozen=True)

@@ -106,23 +106,23 @@ def import_delta(config: ImportDeltaConfig, inputs: Mapping[str, Input], out: Fo
             f"{sources[0].path.name} and {sources[1].path.name} both hold weights.",
             hint="Import them one by one, and merge the deltas.",
         )
-    needing = [file for file in sources if file.full or file.named]
-    if needing and config.base is None:
-        recorded = stated(needing[0].header, "cdkit_base")
+    source = (sources or files)[0]
+    if (source.full or source.named) and config.base is None:
+        recorded = stated(source.header, "cdkit_base")
         raise ConfigError(
-            f"{needing[0].path.name} can be told apart from its base model only with it.",
+            f"{source.path.name} can be told apart from its base model only with it.",
             hint=f"Add --base {command_line(recorded) if recorded else 'MODEL, the model it was trained on'}.",
         )
     pipeline = load_base_model(config.base, device=choose_device("cpu")) if config.base is not None else None
-    changes = imported_changes(sources[0], pipeline) if sources else {}
+    changes = imported_changes(source, pipeline)
     tokens = imported_tokens(files, config.tokens)
-    delta = imported_delta(config, sources[0] if sources else files[0], changes, tokens, pipeline)
+    delta = imported_delta(config, source, changes, tokens, pipeline)
     if pipeline is not None:
         check_fit(pipeline, delta)
-        note_size(sources[0] if sources else files[0], changes, pipeline, context)
+        note_size(source, changes, pipeline, context)
     save_delta(delta, out / DELTA_NAME)
     details = {
-        "kind": (sources or files)[0].kind,
+        "kind": source.kind,
         "layers": len(changes),
         "tokens": [token.text for token in tokens],
         "prompts": list(delta.prompts),

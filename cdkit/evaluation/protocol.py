@@ -14,42 +14,31 @@ from cdkit.core.errors import InputError
 from cdkit.core.storage import read_json, read_lines
 from cdkit.evaluation.samples import SampleSet, find_tokens
 
-
-@dataclass(frozen=True)
-class Protocol:
-    """Counts of an evaluation (Custom Diffusion, section 4 and appendix D)."""
-
-    prompts: int
-    samples_per_prompt: int
-    references: int
-    steps: int
-    guidance: float
-
-
-PAPER_SINGLE = Protocol(prompts=20, samples_per_prompt=50, references=500, steps=50, guidance=6.0)
-PAPER_MULTI = Protocol(prompts=8, samples_per_prompt=50, references=500, steps=50, guidance=6.0)
+# Custom Diffusion, section 4 and appendix D: of one concept, and of several.
+PROMPTS_SINGLE, PROMPTS_MULTI = 20, 8
+SAMPLES_PER_PROMPT, REFERENCES, STEPS, GUIDANCE = 50, 500, 50, 6.0
 
 
 def deviations(samples: SampleSet, concepts: int, references: int | None) -> list[str]:
     """What keeps an evaluation from being the paper's, one line each; empty when it is."""
-    protocol = PAPER_MULTI if concepts > 1 else PAPER_SINGLE
+    prompts = PROMPTS_MULTI if concepts > 1 else PROMPTS_SINGLE
     counts = Counter(samples.samples[place].prompt for place in samples.about_concept())
     lines = []
-    if len(counts) < protocol.prompts:
-        lines.append(f"{len(counts)} of {protocol.prompts} prompts")
-    if min(counts.values()) < protocol.samples_per_prompt:
-        lines.append(f"{min(counts.values())} of {protocol.samples_per_prompt} samples per prompt")
+    if len(counts) < prompts:
+        lines.append(f"{len(counts)} of {prompts} prompts")
+    if min(counts.values()) < SAMPLES_PER_PROMPT:
+        lines.append(f"{min(counts.values())} of {SAMPLES_PER_PROMPT} samples per prompt")
     if concepts == 0:
         lines.append("no concept photos")
-    if concepts <= 1 and (references or 0) < protocol.references:
-        lines.append(f"{references or 0} of {protocol.references} real reference images")
+    if concepts <= 1 and (references or 0) < REFERENCES:
+        lines.append(f"{references or 0} of {REFERENCES} real reference images")
     drawn = samples.drawn_with
     if drawn.get("scheduler") not in (None, "ddpm"):
         lines.append(f"drawn with {drawn['scheduler']} instead of ddpm")
-    if drawn.get("steps") is not None and int(drawn["steps"]) < protocol.steps:
-        lines.append(f"{drawn['steps']} of {protocol.steps} sampling steps")
-    if drawn.get("guidance") not in (None, protocol.guidance):
-        lines.append(f"guidance {drawn['guidance']} instead of {protocol.guidance:g}")
+    if drawn.get("steps") is not None and int(drawn["steps"]) < STEPS:
+        lines.append(f"{drawn['steps']} of {STEPS} sampling steps")
+    if drawn.get("guidance") not in (None, GUIDANCE):
+        lines.append(f"guidance {drawn['guidance']} instead of {GUIDANCE:g}")
     return lines
 
 

@@ -90,9 +90,9 @@ def _in_order(listing: Listing, names: PictureNames, captions: Captions) -> Iter
             captions.files.add(file)
             captions.layout = "imagefolder"
             inside = PurePosixPath(file).parent
-            metadata = metadata_captions(listing.root / file)
-            captions.notes += metadata.notes
-            for name, caption in metadata.rows:
+            pairs, notes = metadata_captions(listing.root / file)
+            captions.notes += notes
+            for name, caption in pairs:
                 picture = names.find(os.path.normpath(inside / name))
                 if picture is None:
                     captions.missing.append(printable(name))
@@ -183,17 +183,13 @@ class PictureNames:
         return self.find(path) or next((name for name in ends if name is not None), None)
 
 
-@dataclass
-class MetadataCaptions:
-    """What a metadata file says: pairs of a picture's path and its caption, and notes on what is strange."""
+def metadata_captions(path: Path) -> tuple[list[tuple[str, str]], list[str]]:
+    """A metadata file's pairs of a picture's path and its caption, and notes on what is strange in it.
 
-    rows: list[tuple[str, str]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-
-def metadata_captions(path: Path) -> MetadataCaptions:
-    """Read a metadata file; raises InputError, with the line, for one that is damaged or names no file."""
-    metadata = MetadataCaptions()
+    Raises InputError, with the line, for one that is damaged or names no file.
+    """
+    pairs: list[tuple[str, str]] = []
+    notes: list[str] = []
     captioned, differing = False, 0
     rows = _json_rows(path) if path.suffix.lower() == ".jsonl" else _csv_rows(path)
     for number, row in rows:
@@ -208,12 +204,12 @@ def metadata_captions(path: Path) -> MetadataCaptions:
             raise InputError(f"{printable(path)}, line {number}: the caption is no text.", hint="Give it as a string.")
         captions = [caption for caption in captions if caption.strip()]
         differing += len({" ".join(caption.split()) for caption in captions}) > 1
-        metadata.rows.append((PurePosixPath(name.strip()).as_posix(), captions[0] if captions else ""))
+        pairs.append((PurePosixPath(name.strip()).as_posix(), captions[0] if captions else ""))
     if differing:
-        metadata.notes.append(f"{printable(path)}: text and caption differ in {differing} rows; text counts.")
-    if metadata.rows and not captioned:
-        metadata.notes.append(f"{printable(path)} has neither text nor caption: it captions nothing.")
-    return metadata
+        notes.append(f"{printable(path)}: text and caption differ in {differing} rows; text counts.")
+    if pairs and not captioned:
+        notes.append(f"{printable(path)} has neither text nor caption: it captions nothing.")
+    return pairs, notes
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:

@@ -67,7 +67,7 @@ class SearchResult:
 
 
 class RetrievalRun:
-    """One retrieval on its way."""
+    """One retrieval on its way: candidates, images from the web or at hand, curation, and all that is written."""
 
     def __init__(self, config: RetrieveConfig, out: Folder, context: Context) -> None:
         self.config = config

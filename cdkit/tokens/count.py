@@ -25,7 +25,7 @@ from cdkit.tokens.vocabulary import Tower, Vocabulary
 
 COUNTS_FOLDER = "token_counts"
 WORDS_COLUMN = "words"
-_CAPTIONS_AT_ONCE = 500_000
+_CAPTIONS_AT_ONCE, _TEXTS_AT_ONCE = 500_000, 20_000
 _WORDS_PER_TEXT = 200
 _LETTERS = re.compile(r"[^\W\d_]+")
 
@@ -98,7 +98,8 @@ def _equal_spans(counts: np.ndarray) -> Iterator[tuple[int, int]]:
 def _add_up(texts: Sequence[str], weights: np.ndarray, tower: Tower) -> np.ndarray:
     size = len(tower.vocabulary)
     total = np.zeros(size, dtype=np.int64)
-    for start, encoded in tower.encode_all(texts):
+    for start in range(0, len(texts), _TEXTS_AT_ONCE):
+        encoded = tower.encode(texts[start : start + _TEXTS_AT_ONCE])
         lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
         ids = np.fromiter((index for ids_of_text in encoded for index in ids_of_text), np.int64, int(lengths.sum()))
         repeated = np.repeat(weights[start : start + len(encoded)], lengths)

@@ -22,7 +22,6 @@ _CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _CLIP_PATTERNS = {_CLIP_WORDS, r"<\|startoftext\|>|<\|endoftext\|>|" + _CLIP_WORDS}
 _LOCAL_NORMALIZERS = {"NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents"}
 _SPACES: tuple[dict[str, str], ...] = ({"Regex": r"\s+"}, {"String": " "})
-_BATCH = 20_000
 _FOLDERS = ("tokenizer", "tokenizer_2")
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer_config.json", "spiece.model", "vocab.txt")
 _HUB_PATTERNS = (
@@ -125,11 +124,6 @@ class Tower:
             return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
         encoded = self.tokenizer(list(texts), add_special_tokens=False, truncation=False, padding=False, verbose=False)
         return list(encoded["input_ids"])
-
-    def encode_all(self, texts: Sequence[str]) -> Iterator[tuple[int, list[list[int]]]]:
-        """The same a bounded batch at a time: where the batch starts in `texts`, and its ids."""
-        for start in range(0, len(texts), _BATCH):
-            yield start, self.encode(texts[start : start + _BATCH])
 
     def same_as(self, other: Tower) -> bool:
         """Whether both towers turn every text into the same ids."""

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
-import shlex
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +13,13 @@ import pytest
 from PIL import Image
 
 from cdkit import encoders
-from cdkit.cli.app import execute_command
-from cdkit.core.errors import InputError
-from cdkit.core.shards import parts
 from cdkit.embedded.pool import DEFAULT_HOST, pool_rows
-from cdkit.index.changes.remove import remove
 from cdkit.pictures.picture import NEAR, perceptual_hash
-from cdkit.training.photos import regularization_pictures
 from tests.pictures.test_decoding import png_header, saved
-from tests.support.hashing_encoder import HashingEncoder
+from tests.retrieval.conftest import ENCODER, rejected, retrieve
 from tests.support.hostile_server import HostileServer
 from tests.support.photo_pool import PoolPicture, index_of, picture, real_photos, served
 from tests.support.regularization_sets import read_regularization_set
-
-LAYOUT_OPTIONS = [f"--also-write={layout}" for layout in ("diffusers", "imagefolder", "webdataset")]
-ENCODER = HashingEncoder(threshold=0.6)
 
 
 @pytest.fixture(autouse=True)
@@ -38,20 +27,9 @@ def _hashing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoders, "load_text_encoder", lambda *_, **__: ENCODER)
 
 
-def retrieve(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, dict[str, Any], str]:
-    """Run the command; returns its exit code, the object it printed, and its words."""
-    code = execute_command(["retrieve", *map(str, arguments), "--format", "json"])
-    printed = capsys.readouterr()
-    return code, json.loads(printed.out), printed.err
-
-
 def manifest_of(out: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((out / "manifest.json").read_text())
     return found
-
-
-def rejected(out: Path) -> list[dict[str, Any]]:
-    return [row for path in parts(out / "rejects") for row in pq.read_table(path).to_pylist()]
 
 
 # Pictures that must not enter, by the reason they must be left out for.
@@ -79,24 +57,18 @@ def hostile_rows(server: HostileServer, caption: str) -> list[PoolPicture]:
     ]
 
 
-@pytest.fixture
-def web() -> Iterator[HostileServer]:
-    with HostileServer() as server:
-        yield server
-
-
 def test_a_hostile_web_gives_what_is_good_in_it(
-    tmp_path: Path, web: HostileServer, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, server: HostileServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = hostile_rows(web, "a photo of a dog")
+    rows = hostile_rows(server, "a photo of a dog")
     for number in range(30):
-        web.files[f"/file/{number}"] = picture(number // 2 * 2)
-        rows.append(PoolPicture(f"a photo of a dog no {number}", web.url(f"file/{number}-{number % 2}")))
-        web.files[f"/file/{number}-{number % 2}"] = picture(number, "PNG" if number % 3 else "WEBP")
+        server.files[f"/file/{number}"] = picture(number // 2 * 2)
+        rows.append(PoolPicture(f"a photo of a dog no {number}", server.url(f"file/{number}-{number % 2}")))
+        server.files[f"/file/{number}-{number % 2}"] = picture(number, "PNG" if number % 3 else "WEBP")
     index = index_of(tmp_path / "index", rows, ENCODER)
     out = tmp_path / "set"
     code, data, words = retrieve(
-        *(capsys, index, "a photo of a dog", "--out", out, "--count", 40, "--allow-host", web.place),
+        *(capsys, index, "a photo of a dog", "--out", out, "--count", 40, "--allow-host", server.place),
         *("--deadline", 2, "--retries", 0, "--also-write", "diffusers", "--also-write=webdataset"),
     )
     assert code == 5
@@ -116,7 +88,7 @@ def test_a_hostile_web_gives_what_is_good_in_it(
     assert len(rejected(out)) == 14
     assert by_reason["http_5xx"]["status"] == 503
     assert by_reason["truncated"]["status"] == 200
-    assert by_reason["http_404"]["url"] == web.url("404/x")
+    assert by_reason["http_404"]["url"] == server.url("404/x")
     assert sorted(out.iterdir()) == sorted(
         out / name
         for name in (
@@ -129,17 +101,17 @@ def test_a_hostile_web_gives_what_is_good_in_it(
     found = read_regularization_set(out)
     assert sorted(int(image.caption.rsplit(" ", 1)[1]) for image in found) == list(range(30))
     assert all(
-        image.url == web.url(f"file/{n}-{n % 2}") for image in found if (n := int(image.caption.split()[-1])) >= 0
+        image.url == server.url(f"file/{n}-{n % 2}") for image in found if (n := int(image.caption.split()[-1])) >= 0
     )
 
     # The same command again does nothing, and says the same.
-    web.hits.clear()
+    server.hits.clear()
     again = retrieve(
-        *(capsys, index, "a photo of a dog", "--out", out, "--count", 40, "--allow-host", web.place),
+        *(capsys, index, "a photo of a dog", "--out", out, "--count", 40, "--allow-host", server.place),
         *("--deadline", 2, "--retries", 0, "--also-write", "diffusers", "--also-write=webdataset"),
     )
     assert again[:2] == (code, data)
-    assert not web.hits
+    assert not server.hits
 
 
 def test_images_at_hand_are_joined_by_url_and_nothing_is_fetched(
@@ -203,9 +175,9 @@ def test_the_embedded_pool_needs_no_web(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_bad_input_is_said_before_anything_is_tried(
-    tmp_path: Path, web: HostileServer, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, server: HostileServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    index = index_of(tmp_path / "index", [PoolPicture("a dog", web.url("ok/1"))], ENCODER)
+    index = index_of(tmp_path / "index", [PoolPicture("a dog", server.url("ok/1"))], ENCODER)
     textual = index_of(tmp_path / "textual", [PoolPicture("a dog", None)], ENCODER)
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").write_text("no photos")
@@ -229,132 +201,33 @@ def test_bad_input_is_said_before_anything_is_tried(
         found, data, words = retrieve(capsys, *arguments, "--out", tmp_path / "set")
         assert (found, data["error"]["code"]) == (code, {2: "configuration", 3: "input"}[code]), arguments
         assert message in words
-    assert not web.hits
+    assert not server.hits
     # Nothing that fails leaves a folder that stands in the way.
     code, data, _ = retrieve(capsys, index, "a cat and nothing else", "--out", tmp_path / "set", "--min-similarity", 1)
     assert (code, data["accepted"], data["tried"]) == (5, 0, 0)
     assert len(read_regularization_set(tmp_path / "set")) == 0
 
 
-def test_where_nothing_is_similar_the_nearest_captions_and_what_would_take_them_are_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rows = [PoolPicture(f"a photo of a dog in the {n}", f"http://a.test/{n}") for n in ["park", "street", "house"]]
-    rows += [PoolPicture(f"a dog no {n}", f"http://b.test/{n}") for n in range(20)]
-    index = index_of(tmp_path / "index", rows, ENCODER)
-    command = (index, "a photo of a dog", "--images", tmp_path / "none", "--count", 4)
-    (tmp_path / "none").mkdir()
-    (tmp_path / "none" / "0.jpg").write_bytes(picture(0))
-    (tmp_path / "none" / "0.txt").write_text("a tall ship at sea")
-    code, data, words = retrieve(
-        capsys, *command[:2], "--min-similarity", 0.99, "--count", 4, "--out", tmp_path / "set"
-    )
-    assert (code, data["accepted"], data["tried"]) == (5, 0, 0)
-    said = re.search(
-        r"Nearest: '(a photo of a dog in the \w+)' \((0\.\d+)\), .* --min-similarity (\S+) takes 1 c", words
-    )
-    assert said is not None, words
-    takes = dict(re.findall(r"([\d.]+) takes (\d+) caption", words))
-    assert len(takes) == 3
-    for threshold, number in takes.items():
-        arguments = ["--min-similarity", threshold, "--limit", "50", "--format", "json"]
-        assert execute_command(["index", "search", str(index), "a photo of a dog", *arguments]) == 0
-        assert len(json.loads(capsys.readouterr().out)["results"]) == int(number)
-    # Of a folder at hand, its own captions are the nearest.
-    code, _, words = retrieve(capsys, *command, "--min-similarity", 0.99, "--out", tmp_path / "other")
-    assert code == 5
-    assert "Nearest: 'a tall ship at sea'" in words
-    with pytest.raises(InputError, match=r"is empty: 0 of 4 images found.*Nearest: 'a tall ship"):
-        regularization_pictures(str(tmp_path / "other"))
-
-
-def test_who_is_refused_by_the_guard_is_told_the_option_that_lets_him_in(
-    tmp_path: Path, web: HostileServer, capsys: pytest.CaptureFixture[str]
-) -> None:
-    web.files["/file/0"] = picture(0)
-    rows = [PoolPicture("a dog 0", web.url("file/0"))]
-    rows += [PoolPicture("a dog 1", "http://[::1]:81/1"), PoolPicture("a dog 2", "http://10.0.0.1/1")]
-    index = index_of(tmp_path / "index", rows, ENCODER)
-    command = (index, "a dog", "--count", 3, "--deadline", 2, "--retries", 0)
-    code, data, words = retrieve(capsys, *command, "--out", tmp_path / "set")
-    assert (code, data["rejected"]) == (5, {"port": 2, "blocked_address": 1})
-    options = " ".join(["--allow-host 10.0.0.1:80", f"--allow-host {web.place}", "--allow-host '[::1]:81'"])
-    assert f"for servers of your own add {options}." in words
-    assert not web.hits
-    given = shlex.split(options)
-    code, data, words = retrieve(capsys, *command, *given, "--out", tmp_path / "allowed")
-    assert data["accepted"] == 1
-    assert "--allow-host" not in words
-
-
-def test_blocklisted_images_are_known_by_hash_only(
-    tmp_path: Path, web: HostileServer, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for number in range(4):
-        web.files[f"/file/{number}"] = picture(number)
-    rows = [PoolPicture(f"a dog {number}", web.url(f"file/{number}")) for number in range(4)]
-    index = index_of(tmp_path / "index", rows, ENCODER)
-    listed = tmp_path / "list.txt"
-    with Image.open(io.BytesIO(picture(2))) as image:
-        listed.write_text(f"{web.url('file/0')}\n{perceptual_hash(image.convert('RGB')):016x}\n")
-    code, data, _ = retrieve(
-        *(capsys, index, "a dog", "--blocklist", listed, "--allow-host", web.place),
-        *("--count", 4, "--out", tmp_path / "set"),
-    )
-    assert (code, data["rejected"]) == (5, {"blocklisted": 2})
-    assert "/file/0" not in web.hits
-    for row in rejected(tmp_path / "set"):
-        assert (row["url"], row["caption"], row["caption_id"], row["source"]) == (None, None, None, None)
-        assert "sha256" in row["detail"]
-    text = b"".join(path.read_bytes() for path in tmp_path.glob("set/**/*") if path.is_file())
-    assert web.url("file/0").encode() not in text
-
-
-def test_a_set_says_nothing_of_user_names_and_passwords(
-    tmp_path: Path, web: HostileServer, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for number in range(2):
-        web.files[f"http://images.test/file/{number}"] = picture(number)
-    # As an index of an earlier version holds them.
-    paths = ("file/0", "file/1", "404")
-    rows = [PoolPicture(f"a dog {n}", f"http://user:secret@images.test/{path}") for n, path in enumerate(paths)]
-    index = index_of(tmp_path / "index", rows, ENCODER)
-    command = (index, "a dog", "--proxy", f"http://user:secret@{web.place}", "--count", 3, "--out", tmp_path / "set")
-    code, data, words = retrieve(capsys, *command, *LAYOUT_OPTIONS)
-    assert (code, data["accepted"]) == (5, 2)
-    assert f"the proxy http://{web.place}:" in words
-    written = [path for path in (tmp_path / "set").rglob("*") if path.is_file()]
-    assert len(written) > 10
-    assert not any(b"secret" in path.read_bytes() for path in written)
-    # The same set without the proxy's password is the same set.
-    web.hits.clear()
-    again = retrieve(capsys, *command[:2], "--proxy", f"http://{web.place}", *command[4:], *LAYOUT_OPTIONS)
-    assert again[:2] == (code, data)
-    assert not web.hits
-    removal = remove(index, urls=[str(rows[0].url)])
-    assert (removal.rows, removal.unknown) == (1, 0)
-
-
 @pytest.mark.real
 def test_three_prompts_over_all_real_photos_give_exactly_200(
-    tmp_path: Path, web: HostileServer, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, server: HostileServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photos = real_photos()
     assert len(photos) == 1704
-    rows = served(web, photos)
+    rows = served(server, photos)
     prompts = ["a photo of a pigeon", "a photo of a dog", "a photo of a grand piano"]
     for prompt in prompts:
-        rows += hostile_rows(web, prompt)
+        rows += hostile_rows(server, prompt)
     index = index_of(tmp_path / "index", rows, ENCODER)
     own = {photo.path.parent for photo in photos if photo.dreambooth and photo.category == "dog"}
     out = tmp_path / "set"
-    command = (index, *prompts, "--allow-host", web.place, "--deadline", 2, "--exclude-like", *own, "--retries", 0)
+    command = (index, *prompts, "--allow-host", server.place, "--deadline", 2, "--exclude-like", *own, "--retries", 0)
     code, data, _ = retrieve(
         capsys, *command, "--min-similarity", 0.7, "--per-caption", 40, "--count", 200, "--out", out
     )
     assert (code, data["accepted"]) == (0, 200)
     found = read_regularization_set(out)
-    by_url = {web.url(f"file/{number}.jpg"): photo for number, photo in enumerate(photos)}
+    by_url = {server.url(f"file/{number}.jpg"): photo for number, photo in enumerate(photos)}
     hashes = []
     for image in found:
         photo = by_url[str(image.url)]

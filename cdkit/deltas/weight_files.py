@@ -259,31 +259,27 @@ def shown(key: object) -> str:
 
 def _checked(values: Mapping[Any, Any], path: Path, depth: int) -> dict[str, Any]:
     """The mapping with its tensors as fp32; raises InputError for values that no weight file has."""
-    checked: dict[str, Any] = {}
-    for key, value in values.items():
+    for key in values:
         if not isinstance(key, str):
             raise InputError(f"{path} has a key that is no name, {shown(key)}.", hint="It is no weight file.")
-        checked[key] = _value(value, f"{path}: {shown(key)}", path, depth)
-    return checked
+    return {key: _value(value, f"{path}: {shown(key)}", path, depth) for key, value in values.items()}
 
 
 def _value(value: Any, where: str, path: Path, depth: int) -> Any:
-    import torch
-
-    if isinstance(value, torch.Tensor):
-        return _tensor(value, where)
     if value is None or isinstance(value, str | int | float | bool):
         return value
     if depth and isinstance(value, Mapping):
         return _checked(value, path, depth - 1)
     if depth and isinstance(value, list | tuple):
         return [_value(item, where, path, depth - 1) for item in value]
-    raise InputError(f"{where} is a {type(value).__name__}, not a tensor.", hint="It is no weight file.")
+    return _tensor(value, where)
 
 
-def _tensor(value: torch.Tensor, where: str) -> torch.Tensor:
+def _tensor(value: Any, where: str) -> torch.Tensor:
     import torch
 
+    if not isinstance(value, torch.Tensor):
+        raise InputError(f"{where} is a {type(value).__name__}, not a tensor.", hint="It is no weight file.")
     plain = value.detach()
     if plain.layout != torch.strided or plain.is_quantized:
         raise InputError(f"{where} is no plain tensor.", hint="It is no weight file of a diffusion model.")

@@ -156,10 +156,6 @@ class Downloaded:
             waves=list(waves),
         )
 
-    def failures(self) -> dict[str, int]:
-        """URLs given up, by failure kind."""
-        return dict(sorted(Counter(failure.kind for _, failure in self.failed).items()))
-
 
 def select(
     candidates: Sequence[Candidate],

@@ -19,6 +19,8 @@ from cdkit.core.storage import Folder
 from cdkit.core.text import clean_caption
 
 _BLOCK = 1 << 20
+# Of a caption row: its priority, its caption, and where that stands.
+_ROWS = np.dtype([("priority", "u8"), ("id", "i8"), ("shard", "i8"), ("position", "i8")])
 IMPORTED = "sample"
 
 
@@ -71,37 +73,23 @@ def sample_rows(folder: Path, sample: int, seed: int, context: Context) -> Sampl
     row is as likely as any other, and the same rows come out however the captions are split into shards.
     Index folders keep a caption as it was written; here it is cleaned. Raises InputError when there is no row at all.
     """
-    chosen = _smallest(_priorities(folder, seed, context), sample)
-    if not chosen.available:
+    chosen, available = _smallest(_blocks(folder, seed, context), sample)
+    if not available:
         raise InputError(f"{folder} holds no caption rows.", hint="Import a pool with captions first.")
     texts, weights = [], []
     with context.progress.task("reading the sampled captions", len(parts(folder)), unit="shards") as task:
         for number, table in enumerate(read_parts(folder, ["caption"])):
-            positions, copies = np.unique(chosen.positions[chosen.shards == number], return_counts=True)
+            positions, copies = np.unique(chosen["position"][chosen["shard"] == number], return_counts=True)
             if len(positions):
                 written = table.column("caption").take(pa.array(positions)).to_pylist()
                 texts.append(pa.array([clean_caption(text) for text in written], pa.large_string()))
                 weights.append(copies.astype(np.int64))
             task.advance(1)
-    return SampledCaptions(pa.concat_arrays(texts), np.concatenate(weights), chosen.available)
+    return SampledCaptions(pa.concat_arrays(texts), np.concatenate(weights), available)
 
 
-@dataclass
-class _Rows:
-    """Candidate rows: priority, caption_id, shard and position of each, and how many rows were looked at."""
-
-    priorities: np.ndarray
-    ids: np.ndarray
-    shards: np.ndarray
-    positions: np.ndarray
-    available: int = 0
-
-    def kept(self, mask: np.ndarray) -> _Rows:
-        return _Rows(self.priorities[mask], self.ids[mask], self.shards[mask], self.positions[mask], self.available)
-
-
-def _priorities(folder: Path, seed: int, context: Context) -> Iterator[_Rows]:
-    """Every caption row of the folder with its priority, a bounded block at a time."""
+def _blocks(folder: Path, seed: int, context: Context) -> Iterator[np.ndarray]:
+    """Every caption row of the folder with its priority, a bounded block of _ROWS at a time."""
     with context.progress.task("drawing the sample", len(parts(folder)), unit="shards") as task:
         for number, table in enumerate(read_parts(folder, ["caption_id", "rows"])):
             ids = table.column("caption_id").to_numpy().astype(np.int64)
@@ -111,36 +99,33 @@ def _priorities(folder: Path, seed: int, context: Context) -> Iterator[_Rows]:
                 row = np.arange(start, min(start + _BLOCK, total), dtype=np.int64)
                 positions = np.searchsorted(ends, row, side="right")
                 copies = row - np.where(positions > 0, ends[positions - 1], 0)
-                priorities = _hash(ids[positions], copies, seed)
-                yield _Rows(priorities, ids[positions], np.full(len(row), number), positions, len(row))
+                block = np.empty(len(row), _ROWS)
+                block["priority"], block["id"] = _hash(ids[positions], copies, seed), ids[positions]
+                block["shard"], block["position"] = number, positions
+                yield block
             task.advance(1)
 
 
-def _smallest(blocks: Iterator[_Rows], number: int) -> _Rows:
-    """The `number` rows of lowest priority, ties by caption_id; memory stays a few times `number`."""
-    empty = np.zeros(0, np.int64)
-    kept, waiting, available = _Rows(empty.astype(np.uint64), empty, empty, empty), [], 0
+def _smallest(blocks: Iterator[np.ndarray], number: int) -> tuple[np.ndarray, int]:
+    """The `number` rows of lowest priority, ties by caption_id, and how many rows there were.
+
+    Memory stays a few times `number`.
+    """
+    waiting, available = [np.empty(0, _ROWS)], 0
     bound = np.uint64(2**64 - 1)
     for block in blocks:
-        available += block.available
-        waiting.append(block.kept(block.priorities <= bound))
-        if sum(len(rows.ids) for rows in waiting) > max(number, _BLOCK):
-            kept, waiting = _cut(kept, waiting, number), []
-            bound = kept.priorities[-1] if len(kept.ids) == number else bound
-    kept = _cut(kept, waiting, number)
-    kept.available = available
-    return kept
+        available += len(block)
+        waiting.append(block[block["priority"] <= bound])
+        if sum(map(len, waiting[1:])) > max(number, _BLOCK):
+            waiting = [_first(waiting, number)]
+            bound = waiting[0]["priority"][-1] if len(waiting[0]) == number else bound
+    return _first(waiting, number), available
 
 
-def _cut(kept: _Rows, more: list[_Rows], number: int) -> _Rows:
-    every = [kept, *more]
-    merged = _Rows(
-        np.concatenate([rows.priorities for rows in every]),
-        np.concatenate([rows.ids for rows in every]),
-        np.concatenate([rows.shards for rows in every]),
-        np.concatenate([rows.positions for rows in every]),
-    )
-    return merged.kept(np.lexsort((merged.ids, merged.priorities))[:number])
+def _first(blocks: list[np.ndarray], number: int) -> np.ndarray:
+    rows = np.concatenate(blocks)
+    first: np.ndarray = rows[np.lexsort((rows["id"], rows["priority"]))[:number]]
+    return first
 
 
 def _hash(ids: np.ndarray, copies: np.ndarray, seed: int) -> np.ndarray:

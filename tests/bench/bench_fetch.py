@@ -29,7 +29,7 @@ from cdkit.retrieval.accept import Limits
 from cdkit.retrieval.candidates import Candidate
 from cdkit.retrieval.download import download
 from tests.support import material
-from tests.support.accept_all import AcceptAll
+from tests.support.accept_all import AcceptAll, failures_of
 from tests.support.hostile_server import STATUSES, HostileServer
 
 REAL_SURVIVAL = 0.93
@@ -111,7 +111,7 @@ def measure(survival: float, arguments: argparse.Namespace) -> dict[str, Any]:
                 settings=settings,
             )
         seconds = time.monotonic() - clock
-    assert len(done.accepted) == arguments.wanted, done.failures()
+    assert len(done.accepted) == arguments.wanted, failures_of(done)
     tried_per_fetched = done.tried / len(done.accepted)
     assert tried_per_fetched <= 1.5 / survival, (tried_per_fetched, survival)
     longest = max(done.waves, key=lambda end: end.seconds / end.bound)
@@ -126,7 +126,7 @@ def measure(survival: float, arguments: argparse.Namespace) -> dict[str, Any]:
         "longest_wave_seconds": longest.seconds,
         "its_bound": longest.bound,
         "peak_bytes": memory.peak,
-        "failures": done.failures(),
+        "failures": failures_of(done),
     }
 
 

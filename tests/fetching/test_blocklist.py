@@ -15,7 +15,7 @@ from cdkit.fetching.job import FetchSettings, Job
 from cdkit.retrieval.accept import Limits
 from cdkit.retrieval.download import download
 from tests.retrieval.conftest import candidates_of
-from tests.support.accept_all import AcceptAll
+from tests.support.accept_all import AcceptAll, failures_of
 from tests.support.hostile_server import HostileServer, picture
 
 
@@ -66,7 +66,7 @@ def test_what_is_listed_is_never_asked_for_or_never_written(
         blocklist=listed,
     )
     assert [candidate.url for candidate, _ in done.accepted] == [urls[2], urls[4]]
-    assert done.failures() == {"blocklisted": 3}
+    assert failures_of(done) == {"blocklisted": 3}
     assert {"/ok/0", "/ok/3"}.isdisjoint(server.hits)
     details = {failure.detail for _, failure in done.failed}
     assert f"sha256 {hashlib.sha256(picture('/ok/1')).hexdigest()}" in details

@@ -13,7 +13,7 @@ from cdkit.fetching.job import LOG_NAME, USER_AGENT, FetchSettings
 from cdkit.retrieval.accept import Limits
 from cdkit.retrieval.download import download
 from tests.retrieval.conftest import candidates_of
-from tests.support.accept_all import AcceptAll
+from tests.support.accept_all import AcceptAll, failures_of
 from tests.support.hostile_server import Canary, HostileServer, SilentListener, picture
 
 PRIVATE = "127.0.0.9"
@@ -138,7 +138,7 @@ def test_every_candidate_ends_once_and_the_canary_is_never_asked(
         ended |= {candidate.url: failure.kind for candidate, failure in done.failed}
         assert len(done.accepted) + len(done.failed) == len(urls)
         assert ended == expected
-        assert set(done.failures()) <= set(FAILURE_KINDS)
+        assert set(failures_of(done)) <= set(FAILURE_KINDS)
         assert all(end.seconds <= end.bound + 5 for end in done.waves)
         assert {end.cause for end in done.waves} == {"finished"}
         assert all(end.bound == wave_bound(end.urls, 16, 4.0) for end in done.waves)
@@ -157,7 +157,7 @@ def test_every_candidate_ends_once_and_the_canary_is_never_asked(
         )
         assert dict(server.hits) == hits
         assert [candidate for candidate, _ in again.accepted] == [candidate for candidate, _ in done.accepted]
-        assert again.failures() == done.failures()
+        assert failures_of(again) == failures_of(done)
         log = "".join(path.read_text() for path in (tmp_path / "fetch").rglob(LOG_NAME))
         assert "albumentations" not in log
         assert "wandb" not in log

@@ -22,7 +22,7 @@ from cdkit.retrieval.accept import Downloaded, Limits
 from cdkit.retrieval.candidates import Candidate
 from cdkit.retrieval.download import download
 from tests.retrieval.conftest import candidates_of
-from tests.support.accept_all import AcceptAll
+from tests.support.accept_all import AcceptAll, failures_of
 from tests.support.progress import Notes
 
 
@@ -53,7 +53,7 @@ def test_what_img2dataset_loses_is_counted_as_lost(tmp_path: Path, context: Cont
         *(("dog 0", "fetched"), ("dog 5", "fetched")),
         *(("dog 1", "lost"), ("dog 2", "lost"), ("dog 3", "lost"), ("dog 4", "http_404")),
     ]
-    assert done.failures() == {"http_404": 1, "lost": 3}
+    assert failures_of(done) == {"http_404": 1, "lost": 3}
     # What was skipped was no try, but it was given to img2dataset.
     assert (done.tried, done.fetched, done.exhausted) == (6, 2, True)
 
@@ -150,7 +150,7 @@ def test_a_missing_network_settles_nothing(tmp_path: Path, context: Context) -> 
     # Where one server answered, the others' names are simply gone; also in a later wave of nothing else.
     fetch(tmp_path, ["404"], context)
     some = fetch(tmp_path, ["404", "offline", "offline"], context)
-    assert some.failures() == {"dns": 2, "http_404": 1}
+    assert failures_of(some) == {"dns": 2, "http_404": 1}
 
 
 def test_shards_keep_hosts_together_and_hashes_with_their_urls() -> None:
@@ -198,7 +198,7 @@ def test_an_escaped_url_is_asked_for_in_both_spellings_and_counts_once(tmp_path:
         **{"dog 0": "fetched", "dog 1": "fetched", "dog 3": "fetched", "dog 4": "fetched"},
         "dog 2": "http_404",
     }
-    assert (done.tried, done.fetched, done.failures()) == (5, 4, {"http_404": 1})
+    assert (done.tried, done.fetched, failures_of(done)) == (5, 4, {"http_404": 1})
     # The pool's own spelling is what a set says of its images; one picture of two spellings is fetched once.
     assert [candidate.url for candidate, _ in done.accepted] == [given[0], given[1], given[3], given[4]]
     asked = [url for path in sorted((tmp_path / "waves").iterdir()) for url in Job.read(path).urls]

@@ -13,7 +13,7 @@ from cdkit.fetching.job import FetchSettings
 from cdkit.retrieval.accept import Limits
 from cdkit.retrieval.download import download
 from tests.retrieval.conftest import candidates_of
-from tests.support.accept_all import AcceptAll
+from tests.support.accept_all import AcceptAll, failures_of
 from tests.support.hostile_server import Canary, HostileServer, picture
 
 pytestmark = pytest.mark.slow
@@ -45,7 +45,7 @@ def test_ray_fetches_under_the_same_guard(tmp_path: Path) -> None:
         assert [image.content.read() for _, image in done.accepted] == [
             picture(f"/ok/{number}") for number in range(12)
         ]
-        assert done.failures() == {"blocked_address": 1, "http_404": 1, "port": 1}
+        assert failures_of(done) == {"blocked_address": 1, "http_404": 1, "port": 1}
         assert canary.connections == 0
         assert len(done.waves) >= 2
         assert all(path.is_dir() for path in (tmp_path / "waves").iterdir())

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from cdkit.fetching.job import FetchedImage
-from cdkit.retrieval.accept import Admission
+from cdkit.retrieval.accept import Admission, Downloaded
 from cdkit.retrieval.candidates import Candidate
 
 
@@ -23,3 +24,8 @@ class AcceptAll:
 
     def withdrawn(self) -> Mapping[int, str]:
         return {}
+
+
+def failures_of(done: Downloaded) -> dict[str, int]:
+    """URLs that a download gave up, by failure kind."""
+    return dict(sorted(Counter(failure.kind for _, failure in done.failed).items()))

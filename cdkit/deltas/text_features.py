@@ -46,16 +46,23 @@ def text_towers(pipeline: DiffusionPipeline) -> list[TextTower]:
 
 def token_ids(towers: Sequence[TextTower], prompts: Sequence[str]) -> list[torch.Tensor]:
     """Per tower the prompts' ids (prompts, context), padded to the context and truncated as the pipelines do."""
-    return [
+    return ids_and_lengths(towers, prompts)[0]
+
+
+def ids_and_lengths(towers: Sequence[TextTower], prompts: Sequence[str]) -> tuple[list[torch.Tensor], list[int]]:
+    """`token_ids`, and each prompt's length with start and end."""
+    encoded = [
         tower.tokenizer(
             list(prompts),
             padding="max_length",
             max_length=tower.tokenizer.model_max_length,
             truncation=True,
             return_tensors="pt",
-        ).input_ids
+            return_attention_mask=True,
+        )
         for tower in towers
     ]
+    return [batch.input_ids for batch in encoded], encoded[0].attention_mask.sum(dim=1).tolist()
 
 
 def encode_ids(towers: Sequence[TextTower], ids: Sequence[torch.Tensor]) -> TextFeatures:

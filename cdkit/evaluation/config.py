@@ -64,16 +64,8 @@ class AttentionConfig(ModelConfig):
 
     def as_sampling(self) -> SampleConfig:
         """The same drawing as a sampling config."""
-        return SampleConfig(
-            base=self.base,
-            deltas=self.deltas,
-            prompts=[self.prompt],
-            seeds=1,
-            first_seed=self.seed,
-            scheduler=self.scheduler,
-            steps=self.steps,
-            guidance=self.guidance,
-        )
+        shared = self.model_dump(include={"base", "deltas", "scheduler", "steps", "guidance"})
+        return SampleConfig(prompts=[self.prompt], seeds=1, first_seed=self.seed, **shared)
 
 
 class EvaluateConfig(ThreadedConfig):

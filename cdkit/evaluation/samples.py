@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -161,13 +163,12 @@ def _prompt_file_rows(folder: Path) -> list[dict[str, Any]]:
             f"{PROMPTS_NAME} has no prompt for {len(unnamed)} images, the first {unnamed[0]}.",
             hint="Every image needs {stem: prompt}.",
         )
-    seen: dict[str, int] = {}
-    rows = []
-    for path in images:
-        prompt = str(prompts[path.stem])
-        seen[prompt] = seen.get(prompt, -1) + 1
-        rows.append({"prompt": prompt, "seed": seen[prompt], "path": f"samples/{path.as_posix()}", "delta": None})
-    return rows
+    seeds: defaultdict[str, Iterator[int]] = defaultdict(count)
+    named = [(path, str(prompts[path.stem])) for path in images]
+    return [
+        {"prompt": prompt, "seed": next(seeds[prompt]), "path": f"samples/{path.as_posix()}", "delta": None}
+        for path, prompt in named
+    ]
 
 
 def _facts(deltas: Sequence[Path]) -> dict[str, float]:

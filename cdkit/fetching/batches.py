@@ -82,14 +82,6 @@ def run_wave(folder: Path, job: Job, advance: Callable[[float], None] | None = N
     return end
 
 
-@dataclass(frozen=True)
-class ShardResult:
-    """A shard that was fetched on another machine: its folder's files by relative path, and how it ended."""
-
-    files: dict[str, bytes]
-    end: WaveEnd
-
-
 def split_job(job: Job, shards: int) -> list[Job]:
     """The job in at most `shards` parts of about the same size; a host stays in one, so that its turns are kept."""
     hosts: dict[str, list[int]] = {}
@@ -105,15 +97,15 @@ def split_job(job: Job, shards: int) -> list[Job]:
     return jobs
 
 
-def fetch_shard(job: Job) -> ShardResult:
-    """Run the guarded program on local disk, wherever this is called, and hand over what it wrote."""
+def fetch_shard(job: Job) -> tuple[dict[str, bytes], WaveEnd]:
+    """Run the guarded program on local disk, wherever this is called: the files it wrote by relative path, its end."""
     with tempfile.TemporaryDirectory(prefix="cdkit-fetch-") as scratch:
         folder = Path(scratch) / "wave"
         end = run_wave(folder, job)
         # img2dataset's own notes are left behind: the journal and the images say it all.
         images = (folder / IMAGES_NAME).rglob("*.jpg")
         paths = [path for path in (*folder.iterdir(), *images) if path.is_file()]
-        return ShardResult({str(path.relative_to(folder)): path.read_bytes() for path in paths}, end)
+        return {str(path.relative_to(folder)): path.read_bytes() for path in paths}, end
 
 
 def fetch_on_engine(engine: Engine, jobs: Sequence[Job], folders: Sequence[Path]) -> Iterator[WaveEnd]:
@@ -126,12 +118,13 @@ def fetch_on_engine(engine: Engine, jobs: Sequence[Job], folders: Sequence[Path]
             # The machine is gone, and what it fetched with it: its URLs are tried again.
             yield WaveEnd("crashed", len(outcome.item.urls), 0.0, 0.0)
             continue
+        files, end = outcome.value
         with atomic_path(folder) as temporary:
-            for name, content in outcome.value.files.items():
+            for name, content in files.items():
                 path = temporary / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
-        yield outcome.value.end
+        yield end
 
 
 def wave_size(missing: int, *, tried: int, accepted: int, survival: float) -> int:

@@ -12,8 +12,8 @@ import torch
 from cdkit.core.errors import ConfigError
 from cdkit.core.text import same_word, whole_words
 from cdkit.deltas.apply import row_texts
-from cdkit.deltas.delta import Delta, ModifierToken
-from cdkit.deltas.text_features import TextTower, encode_ids
+from cdkit.deltas.delta import Delta
+from cdkit.deltas.text_features import TextTower, encode_ids, ids_and_lengths
 
 BATCH = 64
 
@@ -89,7 +89,7 @@ class _Reader:
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def read(self, prompt: str) -> _Reading:
-        ids, (length,) = tokenised(self.towers, [prompt])
+        ids, (length,) = ids_and_lengths(self.towers, [prompt])
         with torch.no_grad():
             hidden = encode_ids(self.towers, [row[:, :length] for row in ids]).hidden[0].float().cpu()
         return _Reading(prompt, ids[0][0].tolist()[:length], hidden)
@@ -141,7 +141,7 @@ def caption_rows(
     A caption weighs its count. The start token, the same in every caption, is one row, and the first padding after
     every end-of-text another; they weigh edge_weight per caption.
     """
-    ids, lengths = tokenised(towers, captions)
+    ids, lengths = ids_and_lengths(towers, captions)
     order = sorted(range(len(captions)), key=lambda index: lengths[index])
     rows, start = [], None
     with torch.no_grad():
@@ -202,8 +202,9 @@ def _subjects(number: int, delta: Delta) -> Iterator[_Subject]:
     """The concepts of a delta: one for each modifier token; without any, its categories."""
     for token in delta.tokens:
         prompts = _with(token.text, delta.prompts) or [f"photo of a {token.text}"]
-        written = tuple(_written_out(token, prompt) for prompt in prompts)
-        yield _Subject(number, " ".join(row_texts(token)), True, written)
+        # The token as all its rows' words, as diffusers writes a token of several embeddings.
+        words = " ".join(row_texts(token))
+        yield _Subject(number, words, True, tuple(map(substitution({token.text: words}), prompts)))
     categories = delta.settings.get("concepts") or {}
     if not delta.tokens and not (isinstance(categories, dict) and categories):
         raise ConfigError(
@@ -219,11 +220,6 @@ def _with(word: str, prompts: Sequence[str]) -> list[str]:
     return [prompt for prompt in prompts if whole_words(word).search(prompt)]
 
 
-def _written_out(token: ModifierToken, text: str) -> str:
-    """The text with the token as all its rows' words, as diffusers writes a token of several embeddings."""
-    return substitution({token.text: " ".join(row_texts(token))})(text)
-
-
 def _position(row: Sequence[int], wanted: Sequence[int], prompt: str) -> tuple[int, int]:
     """Where the wanted ids stand in a row of ids, as first and one past the last."""
     size = len(wanted)
@@ -235,23 +231,7 @@ def _position(row: Sequence[int], wanted: Sequence[int], prompt: str) -> tuple[i
     )
 
 
-def tokenised(towers: Sequence[TextTower], prompts: Sequence[str]) -> tuple[list[torch.Tensor], list[int]]:
-    """Ids per tower (prompts, context) and each prompt's length with start and end."""
-    encoded = [
-        tower.tokenizer(
-            list(prompts),
-            padding="max_length",
-            max_length=tower.tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-            return_attention_mask=True,
-        )
-        for tower in towers
-    ]
-    return [batch.input_ids for batch in encoded], encoded[0].attention_mask.sum(dim=1).tolist()
-
-
 def substitution(names: dict[str, str]) -> Callable[[str], str]:
     """A function that puts new words in place of old ones in a text, all at once, and only where they stand alone."""
     pattern, new = whole_words(*names), {same_word(name): text for name, text in names.items()}
-    return lambda text: pattern.sub(lambda found: new[same_word(" ".join(found.group().split()))], text)
+    return lambda text: pattern.sub(lambda match: new[same_word(" ".join(match.group().split()))], text)

@@ -39,11 +39,6 @@ class StepFolder:
         value = self.manifest.run.get("seconds") if self.manifest is not None else None
         return float(value) if value is not None else None
 
-    @property
-    def readable(self) -> bool:
-        """Whether there is anything to show: what an interrupted step wrote counts."""
-        return self.state in ("done", "partial", "interrupted")
-
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -57,8 +52,8 @@ class RunFolder:
     record: Mapping[str, Any] = field(default_factory=dict)
 
     def of_stage(self, *stages: str) -> list[StepFolder]:
-        """The readable steps of some stages."""
-        return [step for step in self.steps if step.stage in stages and step.readable]
+        """The steps of some stages that have anything to show: what an interrupted step wrote counts."""
+        return [step for step in self.steps if step.stage in stages and step.state not in ("missing", "damaged")]
 
     def missing(self) -> list[str]:
         """One line per step that is not done."""
@@ -68,12 +63,8 @@ class RunFolder:
             "damaged": "has a damaged manifest",
         }
         lines = [f"{step.name} ({step.stage}) {what[step.state]}" for step in self.steps if step.state in what]
-        shorts = [
-            f"{step.name} ({step.stage}) fell short: {step.manifest.shortfall}"
-            for step in self.steps
-            if step.manifest is not None and step.state == "partial"
-        ]
-        return [*lines, *shorts]
+        short = [(step, step.manifest.shortfall) for step in self.steps if step.manifest and step.state == "partial"]
+        return [*lines, *(f"{step.name} ({step.stage}) fell short: {shortfall}" for step, shortfall in short)]
 
     def resolve(self, value: str) -> str:
         """What an input value of a step means: another step's folder, or itself."""

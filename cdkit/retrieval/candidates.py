@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,7 +24,6 @@ from cdkit.index.search import Match, encode_queries, search
 
 if TYPE_CHECKING:
     import numpy as np
-    import pyarrow as pa
 
     from cdkit.core.protocols import TextEncoder
     from cdkit.index.caption_index import CaptionIndex
@@ -244,19 +243,13 @@ def _candidate(query: str, match: Match, row: Mapping[str, Any]) -> Candidate:
     return Candidate(query, match.caption_id, match.caption, round(match.similarity, DIGITS), **facts)
 
 
-def candidates_table(candidates: Sequence[Candidate]) -> pa.Table:
-    """Candidates as a table, in their order."""
-    import pyarrow as pa
-
-    columns = schema("candidates")
-    values = {name: [getattr(candidate, name) for candidate in candidates] for name in columns.names}
-    return pa.table(values, schema=columns)
-
-
 def write_candidates(folder: Path, result: CandidateSet, fingerprint: str) -> None:
     """Write candidates/ as one shard whose facts are the counts and notes."""
+    import pyarrow as pa
+
+    table = pa.Table.from_pylist([asdict(candidate) for candidate in result.candidates], schema=schema("candidates"))
     facts = {"captions": result.captions, "rows": result.rows, "rejected": result.rejected, "notes": result.notes}
-    write_shard(folder / part_name(0), candidates_table(result.candidates), fingerprint=fingerprint, facts=facts)
+    write_shard(folder / part_name(0), table, fingerprint=fingerprint, facts=facts)
 
 
 def read_candidates(folder: Path, fingerprint: str) -> CandidateSet | None:

@@ -136,9 +136,8 @@ class ClassImagesConfig(ModelConfig):
 
     def sampling(self) -> SampleConfig:
         """The same as the sample stage takes it."""
-        shared = ("base", "steps", "eta", "guidance", "negative_prompt", "resolution", "precision", "batch_size")
-        values = {name: getattr(self, name) for name in (*shared, "device")}
-        return SampleConfig(prompts=self.prompts, scheduler="ddim", **values)
+        shared = self.model_dump(exclude={"prompts", "count", "seed", "also_write", "threads"})
+        return SampleConfig(prompts=self.prompts, scheduler="ddim", **shared)
 
 
 def _check_prompts_and_layouts(prompts: Sequence[str], layouts: Sequence[str]) -> None:

@@ -119,7 +119,7 @@ class _Download:
             while True:
                 standing = stand(self.candidates, self.outcomes, self.judge.admission(), self.limits)
                 if standing.complete:
-                    return self._result(standing)
+                    break
                 chosen = self._next(standing)
                 if not chosen:
                     time.sleep(max(0.0, min(self.waiting[place] for place in standing.undecided) - time.time()))
@@ -130,6 +130,16 @@ class _Download:
                         f"{empty} waves in a row ended without a single result.",
                         hint="The machine is too busy, or out of memory; what was fetched before is kept.",
                     )
+        tried = {place for url in self.attempts for place in self.places.get(url, [])}
+        return Downloaded.of(
+            self.candidates,
+            self.outcomes,
+            standing,
+            self.limits,
+            tried=len(tried),
+            fetched=sum(isinstance(self.outcomes.get(place), FetchedImage) for place in tried),
+            waves=self.waves,
+        )
 
     def _next(self, standing: Standing) -> list[int]:
         """Places to fetch now: retries that are due, and as many untried ones as it takes."""
@@ -204,16 +214,3 @@ class _Download:
             if final or not self.other_spellings[place]:
                 return verdict
             self.urls[place] = self.other_spellings[place].pop(0)
-
-    def _result(self, standing: Standing) -> Downloaded:
-        tried = {place for url in self.attempts for place in self.places.get(url, [])}
-        fetched = sum(isinstance(self.outcomes.get(place), FetchedImage) for place in tried)
-        return Downloaded.of(
-            self.candidates,
-            self.outcomes,
-            standing,
-            self.limits,
-            tried=len(tried),
-            fetched=fetched,
-            waves=self.waves,
-        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ def read_images(folder: Path, wanted: Sequence[Candidate] | None = None) -> Pict
     wanted: keep only what these candidates may be joined with, in an output of millions of rows. Raises InputError
     when the folder is missing, holds no images, or a table or caption file of it is damaged.
     """
-    source = read_pictures(folder, None if wanted is None else _OfUse(wanted))
+    source = read_pictures(folder, None if wanted is None else _of_use(wanted))
     images = [picture for picture in source.pictures if picture.caption or picture.url]
     reasons = {"no_caption": len(source.pictures) - len(images), "missing": source.missing, **source.rejected}
     rejected = {reason: number for reason, number in reasons.items() if number}
@@ -41,18 +41,18 @@ def read_images(folder: Path, wanted: Sequence[Candidate] | None = None) -> Pict
     return replace(source, pictures=images, rejected=rejected)
 
 
-class _OfUse:
-    """What a row must have to be of use to some candidates: one of their URLs, or a caption of one without URL."""
+def _of_use(candidates: Sequence[Candidate]) -> Callable[[Mapping[str, Any]], bool]:
+    """Whether a row is of use to some candidates: by one of their URLs, or a caption of one without URL."""
+    urls = {_same(candidate.url) for candidate in candidates if candidate.url}
+    captions = {candidate.caption_id for candidate in candidates if not candidate.url}
 
-    def __init__(self, candidates: Sequence[Candidate]) -> None:
-        self._urls = {_same(candidate.url) for candidate in candidates if candidate.url}
-        self._captions = {candidate.caption_id for candidate in candidates if not candidate.url}
-
-    def __call__(self, row: Mapping[str, Any]) -> bool:
-        if row.get("url") and _same(row["url"]) in self._urls:
+    def of_use(row: Mapping[str, Any]) -> bool:
+        if row.get("url") and _same(row["url"]) in urls:
             return True
         caption = row.get("caption")
-        return bool(self._captions) and caption is not None and caption_id(clean_caption(caption)) in self._captions
+        return bool(captions) and caption is not None and caption_id(clean_caption(caption)) in captions
+
+    return of_use
 
 
 def match_candidates(candidates: Sequence[Candidate], stored: Sequence[Picture]) -> dict[int, FetchedImage]:

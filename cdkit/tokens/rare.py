@@ -14,7 +14,6 @@ from cdkit.core.text import clean_caption
 from cdkit.tokens.config import RareRule
 from cdkit.tokens.count import TokenCounts
 from cdkit.tokens.modifiers import Pick
-from cdkit.tokens.vocabulary import Tower
 
 ALTERNATIVES = 5
 
@@ -119,7 +118,8 @@ class _Search:
             return "a_word_of_these_captions"
         if self.rule.purpose == "prompt" and not self._is_prompt_word(index):
             return "not_a_whole_word"
-        if not self.rule.inside_others and any(self._inside(tower, letters) for tower in self.towers):
+        inside = (next(tower.vocabulary.containing(letters), None) is not None for tower in self.towers)
+        if not self.rule.inside_others and any(inside):
             return "inside_another_token"
         text = (self.vocabulary.text(index) or "").casefold()
         if letters in self.prompt_letters or any(text in prompt for prompt in self.prompts):
@@ -153,7 +153,3 @@ class _Search:
         if text is None or not self.vocabulary.is_word(index):
             return False
         return all(tower.encode([text]) == [[tower.vocabulary.ids[entry]]] for tower in self.towers)
-
-    @staticmethod
-    def _inside(tower: Tower, letters: str) -> bool:
-        return next(tower.vocabulary.containing(letters), None) is not None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cdkit.core.errors import InputError
 from cdkit.deltas.delta import ModifierToken
 from cdkit.deltas.low_rank import LowRank
+from cdkit.deltas.text_features import TOWERS
 from cdkit.deltas.weight_files import Contents, ForeignFile, make_product, make_token, require_tensor, shown
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ _COMPVIS = re.compile(
     r"(?:model\.)?diffusion_model\.(input_blocks|middle_block|output_blocks)\.(?:([0-9]{1,2})\.)?1\."
     r"(transformer_blocks\.[0-9]{1,2}\.attn2\.(?:to_[qkv]\.weight|to_out\.0\.(?:weight|bias)))"
 )
-TOWERS = ("text_encoder", "text_encoder_2")
+RANK_ZERO = "Adobe's compress.py writes rank 0 where a change is small: import the uncompressed delta instead."
 
 
 def read_compvis(contents: Contents) -> ForeignFile:
@@ -85,18 +86,13 @@ def _weights(
     changes: dict[str, torch.Tensor | LowRank] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
-            changes[name] = _product(contents, name, value)
+            if set(value) != {"u", "v"}:
+                raise InputError(f"{contents.path}: {shown(name)} does not hold u and v.", hint="Damaged file.")
+            changes[name] = make_product(contents.path, name, value["u"], value["v"], RANK_ZERO)
         else:
             require_tensor(contents.path, name, value)
             full[name] = value
     return full, changes
-
-
-def _product(contents: Contents, name: str, value: Mapping[str, Any]) -> LowRank:
-    if set(value) != {"u", "v"}:
-        raise InputError(f"{contents.path}: {shown(name)} does not hold u and v.", hint="Damaged file.")
-    hint = "Adobe's compress.py writes rank 0 where a change is small: import the uncompressed delta instead."
-    return make_product(contents.path, name, value["u"], value["v"], hint)
 
 
 MARK = "custom_diffusion"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,10 +198,7 @@ def _grid(
     box: PictureBox,
 ) -> PromptGrid:
     """A row per set and wording of the prompt: a tuned model may have drawn it with its token and without."""
-    counts: dict[int, int] = {}
-    for images in rows.values():
-        for seed in {image.seed for image in images}:
-            counts[seed] = counts.get(seed, 0) + 1
+    counts = Counter(seed for images in rows.values() for seed in {image.seed for image in images})
     seeds = sorted(sorted(counts, key=lambda seed: (-counts[seed], seed))[:SEEDS_SHOWN])
     names = list(sets)
     grid_rows = []

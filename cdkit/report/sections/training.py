@@ -99,12 +99,8 @@ def training_section(step: StepFolder, pictures: PictureBox) -> TrainingSection:
 def token_texts(tokens: Any) -> list[str]:
     """The tokens' texts, whether the manifest lists texts or records with a text each, or maps concepts to them."""
     entries = list(tokens.values()) if isinstance(tokens, Mapping) else list(tokens or [])
-    texts = []
-    for entry in entries:
-        text = entry.get("token") or entry.get("text") if isinstance(entry, Mapping) else entry
-        if text:
-            texts.append(str(text))
-    return texts
+    texts = [entry.get("token") or entry.get("text") if isinstance(entry, Mapping) else entry for entry in entries]
+    return [str(text) for text in texts if text]
 
 
 def token_spellings(step: StepFolder) -> list[Spelling]:
@@ -141,11 +137,9 @@ def _loss_chart(path: Path, name: str) -> str:
 
 def _read_metrics(path: Path) -> dict[str, list[float]]:
     columns: dict[str, list[float]] = {}
-    if not path.exists():
-        return columns
-    with path.open(encoding="utf-8", newline="") as handle:
-        for row in csv.DictReader(handle):
-            for key, text in row.items():
+    if path.exists():
+        with path.open(encoding="utf-8", newline="") as handle:
+            for key, text in (cell for row in csv.DictReader(handle) for cell in row.items()):
                 if key is not None:
                     columns.setdefault(key, []).append(_number(text))
     return columns
@@ -177,12 +171,8 @@ def _training_samples(folder: Path, pictures: PictureBox) -> list[tuple[str, Sho
     paths = sorted(folder.glob("*.png")) if folder.is_dir() else []
     every = max(-(-len(paths) // SAMPLES_SHOWN), 1)
     kept = sorted({*paths[::every], *paths[-1:]})
-    samples = []
-    for path in kept:
-        shown = pictures.file(path, 420)
-        if shown is not None:
-            samples.append((f"step {path.stem.rpartition('-')[2].lstrip('0') or '0'}", shown))
-    return samples
+    shown = ((path.stem.rpartition("-")[2].lstrip("0") or "0", pictures.file(path, 420)) for path in kept)
+    return [(f"step {step}", picture) for step, picture in shown if picture is not None]
 
 
 @dataclass(frozen=True)

@@ -182,6 +182,7 @@ def _facts(deltas: Sequence[Path]) -> dict[str, float]:
     if files:
         facts["delta_bytes"] = float(sum(file.stat().st_size for file in files))
         seconds = [made.details.get("seconds", made.run.get("seconds")) for made in manifests if made is not None]
-        if len(seconds) == len(files) and None not in seconds:
-            facts["train_seconds"] = sum(map(float, seconds))
+        trained = [float(value) for value in seconds if value is not None]
+        if len(trained) == len(files):
+            facts["train_seconds"] = sum(trained)
     return facts

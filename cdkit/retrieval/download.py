@@ -166,8 +166,8 @@ class _Download:
         job = Job(self.settings, urls, hashes, self.blocklist.exact())
         on_engine = self.context.engine.name != "local"
         jobs = split_job(job, self.context.engine.workers) if on_engine else [job]
-        first = max((int(name) for name in self.folder.entries() if name.isdigit()), default=-1) + 1
-        folders = [self.folder / f"{number:05d}" for number in range(first, first + len(jobs))]
+        done = max((int(name) for name in self.folder.entries() if name.isdigit()), default=-1) + 1
+        folders = [self.folder / f"{number:05d}" for number in range(done, done + len(jobs))]
         if on_engine:
             for end in fetch_on_engine(self.context.engine, jobs, folders):
                 self.waves.append(end)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from cdkit.deltas.config import DEFAULT_ERROR, ExportConfig
 from cdkit.deltas.delta import Delta
 from cdkit.deltas.formats.lora import DIFFUSERS_LORA_NAME, write_diffusers_lora, write_full_matrices, write_kohya_lora
 from cdkit.deltas.formats.textual_inversion import file_stems, spellings, write_embeddings
-from cdkit.deltas.low_rank import LowRank, approximate, matrix, norm, relative_error
+from cdkit.deltas.low_rank import LowRank, approximate, matrix, norm, relative_error, stored_numbers
 from cdkit.deltas.pipeline_folder import MODEL_INDEX
 from cdkit.deltas.text_features import TOWERS
 
@@ -90,7 +91,13 @@ def write_format(config: ExportConfig, delta: Delta, out: Folder, name: str, con
     elif not delta.changes:
         raise ConfigError("This delta changed no weights.", hint="Export its tokens: --to textual-inversion.")
     elif config.to == "webui-diff":
-        check_unpacked(config, delta)
+        values = sum(math.prod(change.shape) for change in delta.changes.values() if isinstance(change, LowRank))
+        if config.base is None and values > LARGEST_UNCHECKED:
+            raise ConfigError(
+                f"As whole matrices the changes of {config.delta} take {values * 4 / 1e9:.1f} GB.",
+                hint="Add --base MODEL, which shows that they have its shapes; or use --to kohya-lora, "
+                "which is small.",
+            )
         write_full_matrices(delta, out / LORAS / f"{name}.safetensors", half=config.half)
         details["error"] = max(_stored_error(change, change, config.half) for change in delta.changes.values())
     else:
@@ -101,16 +108,6 @@ def write_format(config: ExportConfig, delta: Delta, out: Folder, name: str, con
         if any("text_encoder_2" in token.rows for token in delta.tokens):
             context.progress.note(SDXL_POOLING)
     return details
-
-
-def check_unpacked(config: ExportConfig, delta: Delta) -> None:
-    """Raise ConfigError when a small file's factors stand for matrices that no base model was asked about."""
-    values = sum(change.shape[0] * change.shape[1] for change in delta.changes.values() if isinstance(change, LowRank))
-    if config.base is None and values > LARGEST_UNCHECKED:
-        raise ConfigError(
-            f"As whole matrices the changes of {config.delta} take {values * 4 / 1e9:.1f} GB.",
-            hint="Add --base MODEL, which shows that they have its shapes; or use --to kohya-lora, which is small.",
-        )
 
 
 def _write_lora(config: ExportConfig, delta: Delta, out: Folder, name: str, context: Context) -> dict[str, Any]:
@@ -126,7 +123,7 @@ def _write_lora(config: ExportConfig, delta: Delta, out: Folder, name: str, cont
         write_diffusers_lora(delta, products, out / DIFFUSERS_LORA_NAME, half=config.half)
     else:
         write_kohya_lora(delta, products, out / LORAS / f"{name}.safetensors", half=config.half)
-    numbers = sum(product.up.numel() + product.down.numel() for product in products.values())
+    numbers = sum(map(stored_numbers, products.values()))
     matrices = sum(change.shape[0] * change.shape[1] for change in held.values())
     if numbers >= matrices:
         context.progress.note(

@@ -50,6 +50,11 @@ def matrix(change: torch.Tensor | LowRank) -> torch.Tensor:
     return change.up @ change.down if isinstance(change, LowRank) else change
 
 
+def stored_numbers(change: torch.Tensor | LowRank) -> int:
+    """How many numbers a change takes as it is stored."""
+    return change.up.numel() + change.down.numel() if isinstance(change, LowRank) else change.numel()
+
+
 def norm(change: torch.Tensor | LowRank) -> float:
     """‖ΔW‖ (Frobenius) in fp64; of a product from its factors: the trace of (UᵀU)(DDᵀ)."""
     import torch

@@ -29,7 +29,7 @@ from cdkit.deltas.importing import (
     read_foreign,
     stated,
 )
-from cdkit.deltas.low_rank import LowRank, approximate, relative_error
+from cdkit.deltas.low_rank import LowRank, approximate, relative_error, stored_numbers
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +42,7 @@ def compress(config: CompressConfig, inputs: Mapping[str, Input], out: Folder, c
     with context.progress.task("low-rank factors", len(matrices), unit="matrices") as task:
         products = approximate(matrices, rank=config.rank, max_error=config.max_error, advance=lambda: task.advance(1))
     kept: dict[str, torch.Tensor | LowRank] = {
-        name: product for name, product in products.items() if _smaller(product, matrices[name])
+        name: product for name, product in products.items() if stored_numbers(product) < stored_numbers(matrices[name])
     }
     changes = {**delta.changes, **kept}
     settings = {**delta.settings, "compressed": {"rank": config.rank, "max_error": config.max_error}}
@@ -56,12 +56,6 @@ def compress(config: CompressConfig, inputs: Mapping[str, Input], out: Folder, c
         "bytes": (out / DELTA_NAME).stat().st_size,
     }
     return Dataset("delta", out.path, Counts(len(matrices), len(matrices)), details)
-
-
-def _smaller(product: LowRank, change: torch.Tensor | LowRank) -> bool:
-    """Whether the factors take fewer numbers than what is stored now."""
-    now = change.up.numel() + change.down.numel() if isinstance(change, LowRank) else change.numel()
-    return product.up.numel() + product.down.numel() < now
 
 
 def export(config: ExportConfig, inputs: Mapping[str, Input], out: Folder, context: Context) -> Dataset:

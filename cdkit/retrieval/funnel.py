@@ -149,41 +149,28 @@ def similarity_histogram(similarities: Sequence[float], threshold: float) -> dic
     return {"edges": [round(edge, DIGITS) for edge in edges.tolist()], "counts": counts.tolist()}
 
 
-@dataclass(frozen=True)
-class Nearest:
-    """captions: the nearest with their similarities, best first. thresholds: least similarity → captions it takes."""
-
-    captions: list[tuple[str, float]]
-    thresholds: dict[float, int]
-
-    def sentence(self) -> str:
-        """`Nearest: 'a dog' (0.71), … --min-similarity 0.71 takes 1 caption, 0.6 takes 20.`; empty without any."""
-        if not self.captions:
-            return ""
-        named = ", ".join(f"{_short(caption)!r} ({similarity:.2f})" for caption, similarity in self.captions)
-        takes = ", ".join(
-            f"{threshold:g} takes {number:,} caption{'s' if number > 1 else ''}"
-            for threshold, number in self.thresholds.items()
-        )
-        return f"Nearest: {named}. --min-similarity {takes}."
-
-
 def nearest_captions(
     find: Callable[[CandidateSettings], CandidateSet], wanted: int, settings: CandidateSettings
-) -> Nearest:
-    """Look again without a threshold; what the filters leave out is left out here too."""
+) -> str:
+    """`Nearest: 'a dog' (0.71), … --min-similarity 0.71 takes 1 caption, 0.6 takes 20.`; empty without any.
+
+    Looks again without a threshold; what the filters leave out is left out here too.
+    """
     looked_at = max(wanted, LEAST_CAPTIONS)
     result = find(replace(settings, min_similarity=-1.0, select="top", max_captions=looked_at))
     best: dict[str, float] = {}
     for candidate in sorted(result.candidates, key=lambda candidate: -candidate.similarity):
         best.setdefault(candidate.caption, candidate.similarity)
+    if not best:
+        return ""
     similarities = list(best.values())
-    thresholds: dict[float, int] = {}
-    for place in (1, 10, wanted):
-        if place <= len(similarities):
-            threshold = math.floor(similarities[place - 1] * 100) / 100
-            thresholds[threshold] = sum(similarity >= threshold for similarity in similarities)
-    return Nearest(list(best.items())[:CAPTIONS_SHOWN], thresholds)
+    places = [place for place in (1, 10, wanted) if place <= len(similarities)]
+    takes = []
+    for threshold in dict.fromkeys(math.floor(similarities[place - 1] * 100) / 100 for place in places):
+        number = sum(similarity >= threshold for similarity in similarities)
+        takes.append(f"{threshold:g} takes {number:,} caption{'s' if number > 1 else ''}")
+    named = [f"{_short(caption)!r} ({best[caption]:.2f})" for caption in list(best)[:CAPTIONS_SHOWN]]
+    return f"Nearest: {', '.join(named)}. --min-similarity {', '.join(takes)}."
 
 
 def _short(caption: str) -> str:

@@ -185,7 +185,7 @@ class RetrievalRun:
         counted = count_funnel(result.candidates, done, config.count, result.threshold)
         nearest = ""
         if not result.candidates.captions:
-            nearest = nearest_captions(result.search, config.count, CandidateSettings.of(config)).sentence()
+            nearest = nearest_captions(result.search, config.count, CandidateSettings.of(config))
         facts = {"details": self.details(result, counted, rows), "shortfall": counted.shortfall(nearest)}
         self.out.remove([REJECTS])
         title = f"{len(rows)} of {config.count}: {', '.join(config.prompts)}"

@@ -10,7 +10,7 @@ import pytest
 from tests.support.tiny_pipeline import tiny_pipeline
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sound")
     tiny_pipeline(folder)

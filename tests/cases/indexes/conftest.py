@@ -27,12 +27,12 @@ KINDS = {
 }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def encoder() -> HashingEncoder:
     return HashingEncoder(32)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory, encoder: HashingEncoder) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("made")
     return {

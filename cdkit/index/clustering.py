@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from cdkit.index.layout import CENTROIDS_PER_CODEBOOK
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-CENTROIDS_PER_CODEBOOK = 256
 # Early rounds see a part of the points: centroids are rough then (nested mini-batches, Newling and Fleuret 2016).
 ROUNDS = (1 / 8, 1 / 8, 1 / 4, 1 / 4, 1 / 2, 1 / 2, 1.0, 1.0)
 CODEBOOK_ROUNDS = 8
@@ -178,6 +179,8 @@ def group_sums(points: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tens
     import torch
 
     sizes = torch.bincount(labels, minlength=count)
+    if not points.is_cuda:
+        return torch.zeros((count, points.shape[1])).index_add_(0, labels, points.float()), sizes
     order = torch.argsort(labels, stable=True)
     return torch.segment_reduce(points[order].float(), "sum", lengths=sizes, unsafe=True), sizes
 

@@ -1,4 +1,4 @@
-"""The FAISS index itself: train it, turn vectors into codes, open it memory-mapped, and ask it for candidates."""
+"""The FAISS index itself: made of learned tables, opened memory-mapped, and asked for candidates."""
 
 from __future__ import annotations
 
@@ -8,17 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdkit.core.errors import InputError
+from cdkit.core.errors import ConfigError, InputError
+from cdkit.index.clustering import Kernels, Tables
 from cdkit.index.layout import Layout
 
 if TYPE_CHECKING:
     import numpy as np
 
-# Faiss's defaults (50 rounds of 40 and 4 PQ iterations) take ten times as long for no measurable recall.
-OPQ_ROUNDS, OPQ_FIRST_ITERATIONS, OPQ_ITERATIONS = 4, 8, 2
-OPQ_POINTS = 16_384
-KMEANS_ROUNDS = 8
-BLOCK_POINTS = 65_536
+# From this release on a graph is the same whatever the number of threads that build it.
+LEAST_FAISS = (1, 15)
 # Twice the lists bring fewer new candidates than this share: probing ends.
 GROWTH = 0.002
 
@@ -68,82 +66,63 @@ def _ones(dimension: int) -> np.ndarray:
     return np.ones((1, dimension), dtype=np.float32)
 
 
-def train(layout: Layout, vectors: np.ndarray, *, seed: int) -> Any:
-    """A trained, empty OPQ + IVF (HNSW coarse quantiser) + PQ index.
-
-    vectors: [points, dimension], any float type, in random order; the rotation learns from the first of them.
-    """
+def require_faiss() -> None:
+    """Raise ConfigError for a FAISS that is too old to build the same index twice."""
     import faiss
-    import numpy as np
 
+    if tuple(int(part) for part in faiss.__version__.split(".")[:2]) < LEAST_FAISS:
+        least = ".".join(map(str, LEAST_FAISS))
+        raise ConfigError(
+            f"faiss {faiss.__version__} is too old to build an index: {least} or newer is needed.",
+            hint=f"pip install 'faiss-cpu>={least}'",
+        )
+
+
+def faiss_kernels() -> Kernels:
+    """The inner loops of clustering that are fastest on CPUs."""
+    import faiss
+    import torch
+
+    def nearest(points: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
+        flat = faiss.IndexFlatIP(centroids.shape[1])
+        flat.add(centroids.numpy())
+        return torch.from_numpy(flat.search(points.contiguous().numpy(), 1)[1][:, 0])
+
+    def encode(points: torch.Tensor, codebooks: torch.Tensor) -> torch.Tensor:
+        quantizer = faiss.ProductQuantizer(points.shape[1], len(codebooks), 8)
+        faiss.copy_array_to_vector(codebooks.numpy().ravel(), quantizer.centroids)
+        quantizer.sync_transposed_centroids()
+        return torch.from_numpy(quantizer.compute_codes(points.contiguous().numpy()))
+
+    return Kernels(nearest, encode)
+
+
+def assemble(layout: Layout, tables: Tables) -> Any:
+    """The empty OPQ + IVF (HNSW coarse quantiser) + PQ index that `tables` describe."""
+    import faiss
+
+    require_faiss()
     index = faiss.index_factory(layout.dimension, layout.factory, faiss.METRIC_INNER_PRODUCT)
-    ivf = inverted_file(index)
-    # Silences warnings that the C++ library prints: the number of points is the plan's decision.
-    for clustering in (ivf.pq.cp, ivf.cp):
-        clustering.min_points_per_centroid = 1
-        clustering.seed = seed
-        clustering.niter = KMEANS_ROUNDS
-    ivf.cp.max_points_per_centroid = max(256, len(vectors) // layout.lists + 1)
-    matrix = _train_rotation(index, layout, vectors, seed=seed)
-    rotated = np.empty((len(vectors), layout.reduced), dtype=np.float32)
-    for start in range(0, len(vectors), BLOCK_POINTS):
-        block = np.ascontiguousarray(vectors[start : start + BLOCK_POINTS], dtype=np.float32)
-        rotated[start : start + BLOCK_POINTS] = matrix.apply(block)
-    _train_lists(ivf, rotated)
-    ivf.train(rotated)
-    index.is_trained = True
+    matrix, ivf = rotation(index), inverted_file(index)
+    faiss.copy_array_to_vector(tables.rotation.numpy().ravel(), matrix.A)
+    matrix.is_trained = matrix.is_orthonormal = True
+    ivf.quantizer.add(tables.centroids.numpy())
+    faiss.copy_array_to_vector(tables.codebooks.numpy().ravel(), ivf.pq.centroids)
+    ivf.pq.sync_transposed_centroids()
+    ivf.is_trained = index.is_trained = True
     return index
 
 
-def _train_rotation(index: Any, layout: Layout, vectors: np.ndarray, *, seed: int) -> Any:
-    """Set the index's rotation: the principal subspace, not centred (inner products would change), then OPQ in it.
-
-    OPQ alone starts from a random subspace, where half of every similarity is lost, and leaves it slowly.
-    """
+def tables_of(index: Any) -> Tables:
+    """The tables inside an index that `assemble` made."""
     import faiss
-    import numpy as np
+    import torch
 
-    basis = principal_directions(vectors, layout.reduced)
-    points = np.ascontiguousarray(np.asarray(vectors[:OPQ_POINTS], dtype=np.float32) @ basis.T)
-    inner = faiss.OPQMatrix(layout.reduced, layout.code_bytes)
-    codebook = faiss.ProductQuantizer(layout.reduced, layout.code_bytes, 8)
-    codebook.cp.min_points_per_centroid = 1
-    codebook.cp.seed = seed
-    inner.pq, inner.niter, inner.max_train_points = codebook, OPQ_ROUNDS, OPQ_POINTS
-    inner.niter_pq_0, inner.niter_pq = OPQ_FIRST_ITERATIONS, OPQ_ITERATIONS
-    inner.train(points)
-    turn = faiss.vector_to_array(inner.A).reshape(layout.reduced, layout.reduced)
-    matrix = rotation(index)
-    faiss.copy_array_to_vector(np.ascontiguousarray(turn @ basis, dtype=np.float32).ravel(), matrix.A)
-    matrix.is_trained = matrix.is_orthonormal = True
-    return matrix
-
-
-def principal_directions(vectors: np.ndarray, count: int) -> np.ndarray:
-    """The `count` orthonormal directions that keep most of the vectors' inner products, float32 [count, dimension]."""
-    import numpy as np
-
-    moment = np.zeros((vectors.shape[1], vectors.shape[1]))
-    for start in range(0, len(vectors), BLOCK_POINTS):
-        block = np.asarray(vectors[start : start + BLOCK_POINTS], dtype=np.float32)
-        moment += block.T @ block
-    _, directions = np.linalg.eigh(moment)
-    return np.ascontiguousarray(directions[:, ::-1][:, :count].T, dtype=np.float32)
-
-
-def _train_lists(ivf: Any, rotated: np.ndarray) -> None:
-    """k-means, then the graph over the centroids on one thread: HNSW insertion order must not depend on timing."""
-    import faiss
-
-    parameters = ivf.cp
-    clustering = faiss.Clustering(ivf.d, ivf.nlist, parameters)
-    flat = faiss.IndexFlatIP(ivf.d) if parameters.spherical else faiss.IndexFlatL2(ivf.d)
-    clustering.train(rotated, flat)
-    centroids = faiss.vector_to_array(clustering.centroids).reshape(ivf.nlist, ivf.d)
-    with faiss_threads(1):
-        ivf.quantizer.add(centroids)
-    # FAISS leaves a quantiser alone that is trained and holds one vector per list.
-    ivf.quantizer.is_trained = True
+    matrix, ivf = rotation(index), inverted_file(index)
+    codebooks = faiss.vector_to_array(ivf.pq.centroids).reshape(ivf.pq.M, ivf.pq.ksub, ivf.pq.dsub)
+    turn = faiss.vector_to_array(matrix.A).reshape(matrix.d_out, matrix.d_in)
+    centroids = ivf.quantizer.reconstruct_n(0, ivf.nlist)
+    return Tables(*(torch.from_numpy(table) for table in (turn, centroids, codebooks)))
 
 
 def encode(index: Any, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -20,6 +20,7 @@ class IndexSettings:
     recall_target: float = RECALL_TARGET
     seed: int = 0
     threads: int = 1
+    device: str | None = None
 
 
 FLAT_BELOW = 20_000

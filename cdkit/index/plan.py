@@ -16,18 +16,8 @@ from cdkit.core.config import describe_mistakes, did_you_mean
 from cdkit.core.errors import ConfigError
 from cdkit.core.machine import thread_count
 from cdkit.core.yaml_files import read_yaml
-from cdkit.index.faiss_index import (
-    KMEANS_ROUNDS,
-    OPQ_FIRST_ITERATIONS,
-    OPQ_ITERATIONS,
-    OPQ_POINTS,
-    OPQ_ROUNDS,
-    encode,
-    faiss_threads,
-    inverted_file,
-    new_exact,
-    rotation,
-)
+from cdkit.index.clustering import CODEBOOK_POINTS, CODEBOOK_ROUNDS, Tables, batch_sizes
+from cdkit.index.faiss_index import assemble, encode, faiss_threads, new_exact
 from cdkit.index.layout import (
     CENTROIDS_PER_CODEBOOK,
     CODE_BYTES,
@@ -42,7 +32,6 @@ SHARD_ROWS = 500_000
 PROBES = 32
 TRIAL_LISTS = 1024
 TRIAL_ROWS = 2048
-CODEBOOK_ITERATIONS = KMEANS_ROUNDS
 
 
 @dataclass(frozen=True)
@@ -142,12 +131,9 @@ def training_work(layout: Layout) -> float:
     if layout.exact:
         return 0.0
     points = layout.training_points
-    coarse = points * layout.lists * layout.reduced * KMEANS_ROUNDS
-    codebooks = min(points, 65_536) * CENTROIDS_PER_CODEBOOK * layout.reduced * CODEBOOK_ITERATIONS
-    rounds = OPQ_FIRST_ITERATIONS + (OPQ_ROUNDS - 1) * OPQ_ITERATIONS
-    per_point = CENTROIDS_PER_CODEBOOK * rounds + layout.dimension * OPQ_ROUNDS
-    turning = min(points, OPQ_POINTS) * layout.reduced * per_point
-    return float(coarse + codebooks + turning + points * layout.dimension * layout.reduced)
+    coarse = sum(batch_sizes(points, layout.lists)) * layout.lists * layout.reduced
+    codebooks = min(points, CODEBOOK_POINTS) * CENTROIDS_PER_CODEBOOK * layout.reduced * 2 * CODEBOOK_ROUNDS
+    return float(coarse + codebooks + points * layout.dimension * (layout.reduced + layout.dimension))
 
 
 def _add_rate(layout: Layout, rates: Rates) -> float:
@@ -201,20 +187,16 @@ def _kmeans_work(vectors: Any) -> Work:
 
 def _trial_index(dimension: int, vectors: Any) -> Any:
     """An OPQ + IVF + PQ index whose tables are random instead of trained."""
-    import faiss
-    import numpy as np
+    import torch
 
     layout = compressed_layout(10**6, dimension, min(CODE_BYTES, dimension), lists=TRIAL_LISTS)
-    index = faiss.index_factory(dimension, layout.factory, faiss.METRIC_INNER_PRODUCT)
-    random = np.random.default_rng(1)
-    matrix, ivf = rotation(index), inverted_file(index)
-    faiss.copy_array_to_vector(random.standard_normal(layout.reduced * dimension, dtype=np.float32), matrix.A)
-    matrix.is_trained = True
-    ivf.quantizer.add(random.standard_normal((TRIAL_LISTS, layout.reduced), dtype=np.float32))
-    centroids = random.standard_normal(CENTROIDS_PER_CODEBOOK * layout.reduced, dtype=np.float32)
-    faiss.copy_array_to_vector(centroids, ivf.pq.centroids)
-    ivf.is_trained = index.is_trained = True
-    return index
+    shapes = (
+        (layout.reduced, dimension),
+        (TRIAL_LISTS, layout.reduced),
+        (layout.code_bytes, CENTROIDS_PER_CODEBOOK, layout.reduced // layout.code_bytes),
+    )
+    random = torch.Generator().manual_seed(1)
+    return assemble(layout, Tables(*(torch.randn(shape, generator=random) for shape in shapes)))
 
 
 def _adding_work(dimension: int, vectors: Any) -> Work:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cdkit.core.shards import kind_of, open_shard, parts, read_parts, require_keys
 
@@ -96,6 +97,7 @@ def embedding_matrix(column: pa.ChunkedArray) -> np.ndarray:
 
 
 BLOCK_ROWS = 32_768
+Block = TypeVar("Block")
 
 
 def iterate_captions(folder: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
@@ -152,9 +154,9 @@ class Records:
 
 
 def read_embeddings(
-    paths: Sequence[Path], member: Callable[[np.ndarray], np.ndarray] | None = None
+    paths: Sequence[Path], member: Callable[[np.ndarray], np.ndarray] | None = None, *, number: str = "float32"
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """ids int64 [n] and embeddings float32 [n, dimension] of all rows, or those `member` picks, block by block."""
+    """ids int64 [n] and embeddings [n, dimension] of all rows, or those `member` picks, block by block."""
     import numpy as np
     import pyarrow as pa
 
@@ -165,7 +167,16 @@ def read_embeddings(
                 ids = table["caption_id"].to_numpy()
                 rows = np.ones(len(ids), dtype=bool) if member is None else member(ids)
                 if rows.any():
-                    yield ids[rows], embedding_matrix(table["embedding"])[rows].astype(np.float32)
+                    yield ids[rows], embedding_matrix(table["embedding"])[rows].astype(number, copy=False)
+
+
+def read_ahead(blocks: Iterator[Block]) -> Iterator[Block]:
+    """`blocks`, the next of which is read in a thread while the caller works on one."""
+    with ThreadPoolExecutor(1) as reader:
+        waiting = reader.submit(next, blocks, None)
+        while (block := waiting.result()) is not None:
+            waiting = reader.submit(next, blocks, None)
+            yield block
 
 
 REMOVED_NAME = "removed"

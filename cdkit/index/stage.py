@@ -10,6 +10,7 @@ from cdkit.captions.config import ImportConfig
 from cdkit.captions.importing import import_captions
 from cdkit.core.errors import InputError
 from cdkit.core.fingerprints import Input
+from cdkit.core.machine import choose_device
 from cdkit.core.protocols import Context, TextEncoder
 from cdkit.core.shards import Dataset, parts, read_shard
 from cdkit.core.storage import Folder, read_json, write_json
@@ -101,6 +102,7 @@ def _embed_and_index(config: IndexConfig, imported: dict[str, Any], out: Folder,
         config.recall_target,
         config.seed,
         config.thread_count(),
+        config.device,
     )
     return {**imported, **embedded.details, **index_embeddings(out, encoder, settings, context)}
 
@@ -120,9 +122,7 @@ def index_embeddings(out: Folder, encoder: TextEncoder, settings: IndexSettings,
     if layout.exact:
         write_exact(target, layout, shards)
     else:
-        write_compressed(
-            target, layout, shards, held_out, seed=settings.seed, threads=settings.threads, context=context
-        )
+        write_compressed(target, layout, shards, held_out, settings, context)
     recall = measure_recall(out, encoder, layout, shards, held_out, settings, context)
     for warning in recall_warnings(recall.as_json()):
         context.progress.note(warning)
@@ -151,6 +151,7 @@ def index_facts(path: Path, layout: Layout, shards: Shards, recall: Recall, sett
         "nprobe": recall.nprobe,
         "margin": recall.margin,
         "threads": settings.threads,
+        "device": choose_device(settings.device).type,
         "seed": settings.seed,
     }
 

@@ -31,7 +31,7 @@ from cdkit.index.caption_index import INDEX_NAME, CaptionIndex
 from cdkit.index.codes import inspect_shards, write_compressed
 from cdkit.index.embedding_files import embedding_shard
 from cdkit.index.faiss_index import faiss_threads, open_faiss
-from cdkit.index.layout import CODE_BYTES, choose_layout
+from cdkit.index.layout import CODE_BYTES, IndexSettings, choose_layout
 from cdkit.index.recall import measure
 from cdkit.index.records import Records
 from cdkit.index.search import similar
@@ -110,7 +110,7 @@ def build(folder: Path, count: int, threads: int) -> dict[str, Any]:
     context = Context(LocalEngine(1))
     resumed = (folder / "building").exists()
     clock, used = time.monotonic(), time.process_time()
-    write_compressed(folder / INDEX_NAME, layout, shards, NOBODY, seed=0, threads=threads, context=context)
+    write_compressed(folder / INDEX_NAME, layout, shards, NOBODY, IndexSettings(threads=threads), context)
     return {
         "factory": layout.factory,
         "resumed": resumed,

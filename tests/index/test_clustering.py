@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,12 +12,15 @@ from cdkit.index.clustering import (
     group_sums,
     learn_tables,
     nearest,
+    principal_directions,
     rotate,
     spherical_k_means,
     tensor_kernels,
     train_codebooks,
 )
 from cdkit.index.clustering import encode as encode_parts
+from cdkit.index.faiss_index import assemble, encode, faiss_kernels, tables_of
+from cdkit.index.layout import compressed_layout
 
 
 def _clustered(count: int, dimension: int, clusters: int, spread: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -75,3 +79,37 @@ def test_tables_keep_similarities_and_are_the_same_each_time(number: torch.dtype
     assert torch.allclose(rotation @ rotation.T, torch.eye(16), atol=1e-4)
     estimates = rotate(points[:50], rotation) @ (centroids[lists] + decode(codes, codebooks)).T
     assert (estimates - points[:50] @ points.T).abs().mean() < 0.02
+
+
+def test_the_principal_directions_keep_inner_products_and_order() -> None:
+    random = np.random.default_rng(0)
+    flat = random.standard_normal((500, 6)) @ random.standard_normal((6, 24)) + 0.01 * random.standard_normal(
+        (500, 24)
+    )
+    basis = principal_directions(torch.from_numpy(flat).float(), 6).numpy()
+    np.testing.assert_allclose(basis @ basis.T, np.eye(6), atol=1e-5)
+    projected = flat @ basis.T
+    np.testing.assert_allclose(projected @ projected.T, flat @ flat.T, atol=0.5)
+    energy = (projected**2).sum(axis=0)
+    assert np.all(np.diff(energy) < 0)
+
+
+def test_both_sets_of_inner_loops_agree() -> None:
+    points, _ = _clustered(500, 16, 20, 1.0)
+    codebooks = train_codebooks(points, 8, encode_parts, rounds=2)
+    assert torch.equal(faiss_kernels().nearest(points, points[:50]), nearest(points, points[:50]))
+    assert (faiss_kernels().encode(points, codebooks) == encode_parts(points, codebooks)).float().mean() > 0.999
+
+
+def test_an_index_of_faiss_codes_as_its_tables_do() -> None:
+    points, _ = _clustered(1000, 16, 20, 1.0)
+    layout = compressed_layout(1000, 16, 8, lists=16)
+    tables = learn_tables(points, reduced=16, code_bytes=8, lists=16, seed=0, kernels=faiss_kernels())
+    index = assemble(layout, tables)
+    for table, stored in zip(vars(tables).values(), vars(tables_of(index)).values(), strict=True):
+        assert torch.equal(table, stored)
+    lists, codes = assign_and_encode(tables, points, tensor_kernels())
+    faiss_lists, faiss_codes = encode(index, points.numpy())
+    same = lists.numpy() == faiss_lists
+    assert same.mean() > 0.95
+    assert (codes.numpy()[same] == faiss_codes[same]).mean() > 0.999

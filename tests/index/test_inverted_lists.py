@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cdkit.core.errors import InputError
-from cdkit.index.faiss_index import encode, id_selector, open_faiss, principal_directions
+from cdkit.index.faiss_index import encode, id_selector, open_faiss
 from cdkit.index.inverted_lists import (
     CodeShard,
     IndexLists,
@@ -98,16 +98,3 @@ def test_a_code_shard_knows_whether_it_is_done(tmp_path: Path, shards: list[Code
     assert not code_shard_done(path, "mine")
     with pytest.raises(InputError, match="damaged"):
         shards[0].sizes()
-
-
-def test_the_principal_directions_keep_inner_products_and_order() -> None:
-    random = np.random.default_rng(0)
-    flat = random.standard_normal((500, 6)) @ random.standard_normal((6, 24)) + 0.01 * random.standard_normal(
-        (500, 24)
-    )
-    basis = principal_directions(flat.astype(np.float32), 6)
-    np.testing.assert_allclose(basis @ basis.T, np.eye(6), atol=1e-5)
-    projected = flat @ basis.T
-    np.testing.assert_allclose(projected @ projected.T, flat @ flat.T, atol=0.5)
-    energy = (projected**2).sum(axis=0)
-    assert np.all(np.diff(energy) < 0)

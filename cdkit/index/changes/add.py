@@ -32,6 +32,7 @@ from cdkit.index.changes.compact import KINDS, rewrite_index, stored_index_facts
 from cdkit.index.changes.transaction import Change, changed_manifest, recall_before
 from cdkit.index.codes import TRAINED_NAME, encode_shards, inspect_shards
 from cdkit.index.inverted_lists import empty_copy
+from cdkit.index.layout import IndexSettings
 from cdkit.index.records import KeyedTable, Tombstones, read_embeddings, read_tombstones
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ def _index_new(folder: Path, work: Folder, change: Change, manifest: Manifest, c
     if not facts["exact"]:
         faiss.write_index(empty_copy(source), str(work / TRAINED_NAME))
         threads = int(facts.get("threads") or thread_count())
-        codes = encode_shards(work, shards, facts["sha256"], threads=threads, context=context)
+        codes = encode_shards(work, shards, facts["sha256"], IndexSettings(threads=threads), context)
     vectors = rewrite_index(source, change.path(INDEX_NAME), facts, read_tombstones(folder), add, codes)
     return stored_index_facts(change.path(INDEX_NAME), vectors)
 

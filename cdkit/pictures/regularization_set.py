@@ -49,7 +49,7 @@ def iterate_regularization_set(folder: Path) -> Iterator[RegularizationImage]:
 
     Raises InputError when there is none, or it is damaged.
     """
-    for path in _shards(Path(folder)):
+    for path in set_shards(Path(folder)):
         table = read_shard(path, ["key", "image", "caption", "similarity", "url", "source"], hint=_AGAIN)
         for row in table.to_pylist():
             content = (row["image"] or {}).get("bytes")
@@ -60,7 +60,8 @@ def iterate_regularization_set(folder: Path) -> Iterator[RegularizationImage]:
             )
 
 
-def _shards(folder: Path) -> list[Path]:
+def set_shards(folder: Path) -> list[Path]:
+    """The files of a finished set's images; raises InputError when there is no finished set."""
     if not folder.is_dir():
         raise InputError(f"{folder} does not exist.", hint="Give the folder that cdkit retrieve made.")
     refuse_unfinished(folder)

@@ -88,7 +88,7 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, content: Any) -> No
         Decisions((replace(A, step=1),)).write(path)
         table = pq.read_table(path)
         if "action" in content:
-            table = table.set_column(1, "action", pa.array(content["action"]))
+            table = table.set_column(table.schema.get_field_index("action"), "action", pa.array(content["action"]))
         else:
             table = pa.table(content)
         pq.write_table(table, path)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 PHASES = ("clip", "autoencoder", "unet")
 # Parts of the time by whose end a phase is over; the rest is for measuring.
-ENDS = {"clip": 0.2, "autoencoder": 0.36, "unet": 0.96}
+ENDS = {"clip": 0.18, "autoencoder": 0.34, "unet": 0.97}
 HELD_OUT_SCENES = 512
 
 
@@ -54,9 +54,11 @@ class Run:
 
 def train(run: Run, log: TrainingLog, source: SceneSource) -> None:
     """All phases in order; each leaves its weights in the out folder."""
-    from cdkit.embedded.pretraining.calibration import clip_figures
+    from cdkit.embedded.models import build_autoencoder, build_unet
     from cdkit.embedded.pretraining.scenes import Vocabulary, make_scenes
 
+    # Libraries are loaded while processes make scenes.
+    build_autoencoder(), build_unet()
     held_out = make_scenes(range(HELD_OUT_SEED, HELD_OUT_SEED + HELD_OUT_SCENES // 2), Vocabulary())
     scenes = source.first(run.first_scenes)
     log.write("scenes", made=len(scenes))
@@ -65,13 +67,11 @@ def train(run: Run, log: TrainingLog, source: SceneSource) -> None:
     scenes = source.all()
     log.write("scenes", made=len(scenes))
     train_unet(run, log, scenes, held_out, clip, autoencoder)
-    figures = clip_figures(clip, run.device)
-    weight_files.update_record(figures, run.out / "weights")
-    log.write("calibration", **{name: value for name, value in figures.items() if isinstance(value, float)})
 
 
 def train_clip(run: Run, log: TrainingLog, scenes: Scenes, held_out: Scenes) -> Any:
     """The CLIP, in evaluation mode."""
+    from cdkit.embedded.pretraining.calibration import clip_figures
     from cdkit.embedded.pretraining.clip import ClipTrainee, ClipTraining, split_clip
     from cdkit.embedded.pretraining.training import Checkpoint, train_phase
 
@@ -83,7 +83,11 @@ def train_clip(run: Run, log: TrainingLog, scenes: Scenes, held_out: Scenes) -> 
     text, pictures = split_clip(trainee.clip.state_dict())
     weight_files.write_tensors(weight_files.TEXT_ENCODER, text, run.out / "weights")
     weight_files.write_tensors(weight_files.PICTURE_ENCODER, pictures, run.out / "weights")
-    return trainee.clip.eval().requires_grad_(False)
+    clip = trainee.clip.eval().requires_grad_(False)
+    figures = clip_figures(clip, run.device)
+    weight_files.update_record(figures, run.out / "weights")
+    log.write("clip", threshold=figures["threshold"], **figures["zero_shot"])
+    return clip
 
 
 def train_autoencoder(run: Run, log: TrainingLog, scenes: Scenes, held_out: Scenes) -> Any:
@@ -165,7 +169,6 @@ def main(arguments: list[str] | None = None) -> None:
 
         device = chosen.device or ("cuda" if torch.cuda.is_available() else "cpu")
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-        torch.backends.cudnn.benchmark = True
         torch.backends.cuda.enable_cudnn_sdp(False)
         batch = 4 if chosen.tiny else chosen.batch or (512 if device.startswith("cuda") else 32)
         run = Run(

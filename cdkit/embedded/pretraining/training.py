@@ -126,6 +126,7 @@ def graphed_step(trainee: Trainee, log: TrainingLog, part: str) -> Callable[[], 
 
     The steps that warm up move the weights by a rate of 0.
     """
+    began = time.monotonic()
     set_learning_rate(trainee.optimizer, 0.0)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -142,6 +143,7 @@ def graphed_step(trainee: Trainee, log: TrainingLog, part: str) -> Callable[[], 
         torch.cuda.synchronize()
         log.write(part, graph=f"none: {str(error).splitlines()[0]}")
         return trainee.step
+    log.write(part, graph="captured", capture_seconds=time.monotonic() - began)
 
     def replay() -> dict[str, torch.Tensor]:
         graph.replay()
@@ -168,19 +170,20 @@ def train_phase(
         step, spent = int(state["step"]), float(state["seconds"])
         if state["finished"] and (length.steps is None or step >= length.steps):
             return
-    length = Length(length.steps, length.seconds + spent)
     torch.manual_seed(1_000_003 * sum(part.encode()) + step)
-    on_gpu = device.startswith("cuda")
-    started = time.monotonic() - spent
+    on_gpu, began = device.startswith("cuda"), time.monotonic()
     run = graphed_step(trainee, log, part) if on_gpu and trainee.graphed else trainee.step
     looked = saved = time.monotonic()
+    # The schedule is that of the time left once the graph is there.
+    length = Length(length.steps, max(1.0, length.seconds - (looked - began)) + spent)
+    started = looked - spent
     first = step
     while (share := length.share(step, looked - started)) < 1:
         set_learning_rate(trainee.optimizer, learning_rate(share, peak))
         losses = run()
         step += 1
         trainee.after_step(step)
-        if on_gpu and step % STEPS_PER_LOOK:
+        if on_gpu and step % STEPS_PER_LOOK and step != length.steps:
             continue
         if on_gpu:
             torch.cuda.synchronize()

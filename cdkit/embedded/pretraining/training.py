@@ -15,9 +15,10 @@ import torch
 
 from cdkit.core.formatting import json_text
 
-# Between a look at the clock that waits for the device, and between log lines with a checkpoint.
+# Between looks at the clock, which wait for the device; until the first log line with a checkpoint; and between these.
 STEPS_PER_LOOK = 10
-SECONDS_PER_CHECKPOINT = 12.0
+SECONDS_TO_FIRST_CHECKPOINT = 2.0
+SECONDS_PER_CHECKPOINT = 15.0
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,7 @@ def train_phase(
     # The schedule is that of the time left once the graph is there.
     length = Length(length.steps, max(1.0, length.seconds - (looked - began)) + spent)
     started = looked - spent
-    first = step
+    first, pause = step, SECONDS_TO_FIRST_CHECKPOINT
     while (share := length.share(step, looked - started)) < 1:
         set_learning_rate(trainee.optimizer, learning_rate(share, peak))
         losses = run()
@@ -189,14 +190,14 @@ def train_phase(
             torch.cuda.synchronize()
         looked = time.monotonic()
         over = length.share(step, looked - started) >= 1
-        if over or looked - saved > SECONDS_PER_CHECKPOINT:
+        if over or looked - saved > pause:
             figures = {name: float(value.detach()) for name, value in losses.items()} | trainee.checked()
             rate = (step - first) / max(1e-6, looked - started - spent)
             log.write(part, step=step, steps_per_second=rate, **figures)
             state = {"trainee": trainee.state(), "optimizer": trainee.optimizer.state_dict()}
             checkpoint.save(state | {"step": step, "seconds": looked - started, "finished": over})
             on_checkpoint()
-            saved = time.monotonic()
+            saved, pause = time.monotonic(), SECONDS_PER_CHECKPOINT
 
 
 def to_unit_range(pictures: torch.Tensor) -> torch.Tensor:

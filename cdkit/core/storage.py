@@ -1,4 +1,4 @@
-"""Files on disk: atomic writes, folder locks, and input expansion over fsspec."""
+"""Files on disk: atomic writes, JSON, CSV and lines, folder locks, and input expansion over fsspec."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Changes of low rank: the best approximation of given rank or error (Eckart and Young 1936), measured."""
+"""Changes as products: of matrices, their norms, and the best approximation of a rank or error (Eckart/Young 1936)."""
 
 from __future__ import annotations
 

@@ -1,10 +1,13 @@
-"""The problem a merge solves: what the captions keep in place, what each concept's words must come to, the answer."""
+"""The problem a merge solves: what the captions keep in place, what each concept's words must come to, the answer.
+
+And how good that is: whether the words are met, where they contradict each other, how large the change is.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -162,12 +165,7 @@ class Conflict:
 
     def as_json(self) -> dict[str, Any]:
         steepness = None if self.steepness == float("inf") else round(self.steepness, 2)
-        return {
-            "one": self.one,
-            "other": self.other,
-            "similarity": round(self.similarity, 4),
-            "steepness": steepness,
-        }
+        return asdict(self) | {"similarity": round(self.similarity, 4), "steepness": steepness}
 
     def __str__(self) -> str:
         return f"{self.one} and {self.other} (similarity {self.similarity:.3f})"
@@ -203,7 +201,8 @@ def find_conflicts(
     return tuple(sorted(conflicts, key=lambda conflict: -conflict.steepness))
 
 
-# Twice what ordinary merges come to, and enough of the weights to be seen.
+# Twice what ordinary merges come to, 3 to 10 times their deltas (what two concepts need to be told apart), and enough
+# of the weights to be seen.
 LARGE_GROWTH, LARGE_SHARE = 20.0, 0.2
 # Where the change outweighs the weights, a prompt unlike the captions is drawn by it alone.
 ABSURD_GROWTH, ABSURD_SHARE = 100.0, 1.0

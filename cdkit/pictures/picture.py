@@ -1,4 +1,4 @@
-"""One picture, and where its bytes lie: in a file, a tar member, a Parquet cell; read and decoded when needed."""
+"""One picture: where its bytes lie (a file, a tar member, a Parquet cell), and the hashes that tell it from others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LoRA files: PEFT's keys for diffusers, kohya's for the web UIs."""
+"""LoRA files: PEFT's keys for diffusers, kohya's for the web UIs, whole differences too; how kohya names modules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Textual-inversion files: one per modifier token, named after it."""
+"""Textual-inversion files: one per modifier token, named after it; what is typed once they are installed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Report section of the samples: the same prompt at the same seeds, from the base model, tuned and merged."""
+"""Pictures on the page, and the section of the samples: one prompt at the same seeds, base model, tuned and merged."""
 
 from __future__ import annotations
 

@@ -79,8 +79,7 @@ def merge(config: MergeConfig, inputs: Mapping[str, Input], out: Folder, context
 
 def _captions(config: MergeConfig, inputs: Mapping[str, Input], out: Folder, context: Context) -> SampledCaptions:
     if config.index is not None:
-        folder = captions_folder(Path(config.index))
-        sample = sample_rows(folder, config.captions_count, config.seed, context)
+        sample = sample_rows(captions_folder(Path(config.index)), config.captions_count, config.seed, context)
     else:
         # Not among what the stage owns: a refused merge leaves nothing that another attempt would have to replace.
         scratch = out.sub(f"{TEMPORARY_PREFIX}captions")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from cdkit.core.columns import displayed
 from cdkit.core.formatting import command_line
 from cdkit.fetching.failures import FetchFailure
 from cdkit.fetching.urls import WEB_PORTS, spellings
@@ -169,9 +170,7 @@ def nearest_captions(
     for threshold in dict.fromkeys(math.floor(similarities[place - 1] * 100) / 100 for place in places):
         number = sum(similarity >= threshold for similarity in similarities)
         takes.append(f"{threshold:g} takes {number:,} caption{'s' if number > 1 else ''}")
-    named = [f"{_short(caption)!r} ({best[caption]:.2f})" for caption in list(best)[:CAPTIONS_SHOWN]]
+    named = [
+        f"{displayed(caption, LONGEST_CAPTION)!r} ({best[caption]:.2f})" for caption in list(best)[:CAPTIONS_SHOWN]
+    ]
     return f"Nearest: {', '.join(named)}. --min-similarity {', '.join(takes)}."
-
-
-def _short(caption: str) -> str:
-    return caption if len(caption) <= LONGEST_CAPTION else f"{caption[: LONGEST_CAPTION - 1]}…"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cdkit.core.errors import InputError
 from cdkit.core.formatting import redacted
 from cdkit.core.manifest import read_manifest
-from cdkit.core.shards import parts
+from cdkit.core.shards import open_shard, parts, read_shard
 from cdkit.fetching.urls import host_of
 from cdkit.index.caption_index import open_index
 from cdkit.pictures.regularization_set import GENERATED, set_shards
@@ -78,13 +78,8 @@ class ReviewPicture:
 
 @lru_cache(maxsize=GROUPS_KEPT)
 def _images(path: Path, group: int) -> pa.ChunkedArray:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.ParquetFile(path).read_row_group(group, columns=["image"])["image"]
-    except pa.ArrowException as error:
-        raise InputError(f"{path} cannot be read: {error}", hint="Start the review again.") from error
+    with open_shard(path, hint="Start the review again.") as file:
+        return file.read_row_group(group, columns=["image"])["image"]
 
 
 @dataclass(frozen=True)
@@ -147,28 +142,16 @@ def read_review_set(folder: Path, *, encoder: str | None = None, alike_bits: int
 
 
 def _pictures(path: Path) -> Iterator[ReviewPicture]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        file = pq.ParquetFile(path)
+    with open_shard(path) as file:
         columns = [name for name in file.schema_arrow.names if name in (*COLUMNS, *LICENCES)]
         for group in range(file.num_row_groups):
             for number, row in enumerate(file.read_row_group(group, columns=columns).to_pylist()):
                 yield ReviewPicture(row, (path, group, number))
-    except (OSError, pa.ArrowException, KeyError) as error:
-        raise InputError(f"{path} is damaged: {error}", hint="Run cdkit retrieve again, with --force.") from error
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     columns = ["url", "caption", "similarity", "reason", "detail", "source"]
-    try:
-        rows: list[dict[str, Any]] = redacted(pq.ParquetFile(path).read(columns=columns).to_pylist())
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path} is damaged: {error}", hint="Run cdkit retrieve again, with --force.") from error
+    rows: list[dict[str, Any]] = redacted(read_shard(path, columns).to_pylist())
     return [row | {"host": host_of(row["url"]) if row["url"] else ""} for row in rows]
 
 

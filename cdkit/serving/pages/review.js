@@ -174,6 +174,9 @@ async function show(name) {
     tab.tabIndex = open ? 0 : -1;
     byId(tab.getAttribute("aria-controls")).hidden = !open;
   }
+  for (const field of document.querySelectorAll("[data-views]")) {
+    field.hidden = !field.dataset.views.split(" ").includes(name);
+  }
   if (name === "pictures") showWall();
   if (name === "alike") showAlike();
   if (name === "out") showLeftOut();

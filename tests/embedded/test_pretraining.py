@@ -58,9 +58,9 @@ def test_a_word_is_tokenised_as_in_its_sentence() -> None:
 
 def test_the_end_of_a_name_is_its_last_token() -> None:
     rng, vocabulary = generator(5), Vocabulary()
-    last = {vocabulary.ids(word)[-1] for words in SHAPE_WORDS.values() for word in words}
-    last |= {vocabulary.ids(word)[-1] for word in ("object", "thing", "stripes", "checks", "squares", "away", "up")}
-    last |= {vocabulary.ids(word)[-1] for word in ("in", "distance")}
+    last = {vocabulary.ids(word)[0][-1] for words in SHAPE_WORDS.values() for word in words}
+    last |= {vocabulary.ids(word)[0][-1] for word in ("object", "thing", "stripes", "checks", "squares", "away", "up")}
+    last |= {vocabulary.ids(word)[0][-1] for word in ("in", "distance")}
     for _ in range(200):
         caption = describe(sample_scene(rng), rng)
         row, ends = vocabulary.row(caption)
@@ -70,8 +70,9 @@ def test_the_end_of_a_name_is_its_last_token() -> None:
 
 
 def test_processes_make_the_same_scenes() -> None:
-    together, alone = SceneSource(600, workers=1).all(), SceneSource(600, workers=0).all()
-    assert len(alone) == 600
+    source, alone = SceneSource(600, workers=1), SceneSource(600, workers=0).made()
+    assert len(source.first(600)) == len(alone) == 600
+    together = source.made()
     assert all(
         np.array_equal(getattr(together, name), getattr(alone, name)) for name in ("pictures", "tokens", "ends")
     )

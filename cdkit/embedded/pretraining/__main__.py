@@ -64,7 +64,7 @@ def train(run: Run, log: TrainingLog, source: SceneSource) -> None:
     log.write("scenes", made=len(scenes))
     clip = train_clip(run, log, scenes, held_out)
     autoencoder = train_autoencoder(run, log, scenes, held_out)
-    scenes = source.all()
+    scenes = source.made()
     log.write("scenes", made=len(scenes))
     train_unet(run, log, scenes, held_out, clip, autoencoder)
 

@@ -79,22 +79,26 @@ class Vocabulary:
             vocabulary.ids(describe(sample_scene(rng), rng).text)
         return vocabulary
 
-    def ids(self, text: str) -> list[int]:
-        """The token ids of a text, which BPE finds word by word."""
+    def ids(self, text: str) -> tuple[list[int], dict[int, int]]:
+        """The token ids of a text, which BPE finds word by word; and how many they are at the end of each word."""
         ids: list[int] = []
-        for word in WORD.findall(text):
+        counts: dict[int, int] = {}
+        for match in WORD.finditer(text):
+            word = match[0]
             if word not in self.words:
                 self.words[word] = word_tokens(word)
             ids += self.words[word]
-        return ids
+            counts[match.end()] = len(ids)
+        return ids, counts
 
     def row(self, caption: Caption) -> tuple[np.ndarray, np.ndarray]:
         """A caption's tokens, uint16 (64,), and where its objects end, uint8 (3, 2); 0 for objects it lacks."""
         row, ends = np.full(CAPTION_TOKENS, END_ID, dtype=np.uint16), np.zeros((MOST_OBJECTS, 2), dtype=np.uint8)
-        ids = self.ids(caption.text)[: CAPTION_TOKENS - 2]
+        ids, counts = self.ids(caption.text)
+        ids = ids[: CAPTION_TOKENS - 2]
         row[0], row[1 : len(ids) + 1] = START_ID, ids
         for index, pair in enumerate(zip(caption.name_ends, caption.ends, strict=True)):
-            ends[index] = [min(len(self.ids(caption.text[:end])), CAPTION_TOKENS - 2) for end in pair]
+            ends[index] = [min(counts[end], CAPTION_TOKENS - 2) for end in pair]
         return row, ends
 
 
@@ -146,9 +150,10 @@ class SceneSource:
         count = max(1, -(-scenes // (2 * PAIRS_PER_TASK)))
         return joined([part.result() for part in self.parts[:count]])
 
-    def all(self) -> Scenes:
-        """All scenes, once they are made; the processes end."""
-        scenes = joined([part.result() for part in self.parts])
+    def made(self) -> Scenes:
+        """The scenes that are made by now, the first of them in any case; the processes end."""
+        done = [self.parts[0], *(part for part in self.parts[1:] if part.done())]
+        scenes = joined([part.result() for part in done])
         self.close()
         return scenes
 

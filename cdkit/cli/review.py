@@ -69,7 +69,7 @@ def _review(
     check_writable(file)
     secret = token or secrets.token_urlsafe(16)
     address = bind(host, port)
-    access = Access(address.port, not address.is_loopback, secret, secret)
+    access = Access(address.port, not address.is_loopback, host, secret, secret)
     url = address.url(secret)
     data = {"url": url, "pictures": len(reviewed.pictures), "decisions": str(file)}
     output.result(data, human=lambda console: console.print(f"Review: {url}", markup=False), quiet=url)

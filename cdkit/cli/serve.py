@@ -63,7 +63,7 @@ def _serve(
     catalogue = open_catalogue(index or [], _names(name), blocked=blocked)
     pictures = QueryPictures(tuple(allow_host))
     address = bind(host, port)
-    access = Access(address.port, not address.is_loopback, token, origins=frozenset(allow_origin))
+    access = Access(address.port, not address.is_loopback, host, token, origins=frozenset(allow_origin))
     if not address.is_loopback:
         output.note(f"Everybody who reaches this machine at port {address.port} and knows the token may search.")
     data = {"url": address.url(token), "indexes": catalogue.captions()}

@@ -33,21 +33,22 @@ HEADERS = {
 class Access:
     """The rules of one service.
 
-    port: that it listens on. open_to_all: it listens on more than the loopback address, so that any name may lead to
-    it. token: what every request must know, None for none; change_token: what one must know that changes something.
-    origins: further pages that may ask, `https://example.org`.
+    port: that it listens on. host: the loopback address it listens at. open_to_all: it listens on more than that, so
+    that any name may lead to it. token: what every request must know, None for none; change_token: what one must know
+    that changes something. origins: further pages that may ask, `https://example.org`.
     """
 
     port: int
     open_to_all: bool = False
+    host: str = "127.0.0.1"
     token: str | None = None
     change_token: str | None = None
     origins: frozenset[str] = frozenset()
 
     @property
     def hosts(self) -> frozenset[str]:
-        bare = LOOPBACK if self.port == 80 else ()
-        return frozenset({*(f"{name}:{self.port}" for name in LOOPBACK), *bare})
+        names = {*LOOPBACK, self.host}
+        return frozenset({*(f"{name}:{self.port}" for name in names), *(names if self.port == 80 else ())})
 
     def refusal(self, method: str, path: str, headers: dict[str, str], query: str) -> tuple[int, str] | None:
         """Status and reason for a request that is not let in; None for one that is."""

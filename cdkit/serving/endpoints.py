@@ -40,12 +40,17 @@ class Endpoints:
 
         The shape is clip-retrieval's `message` and the command line's `error` in one object.
         """
+        from starlette.requests import ClientDisconnect
+        from starlette.responses import Response
         from starlette.routing import Route
 
         async def answer(request: Request) -> Response:
             started = time.monotonic()
             try:
                 response = await handler(request)
+            except ClientDisconnect:
+                # Nobody is there to be answered.
+                return Response(status_code=400)
             except BusyError as busy:
                 response = problem("busy", str(busy), "", 429, {"Retry-After": str(busy.retry_after)})
             except CdkitError as error:

@@ -14,8 +14,10 @@ import pytest
 
 from cdkit import encoders
 from cdkit.cli.app import execute_command
+from cdkit.core.config import parse_config
 from cdkit.core.errors import InputError
 from cdkit.core.shards import parts
+from cdkit.retrieval.config import RetrieveConfig
 from cdkit.retrieval.decisions import BY_HAND, Decision, Decisions, read_all_decisions, read_decisions
 from tests.support.deciding import pictures_of, rejecting
 from tests.support.hashing_encoder import HashingEncoder
@@ -94,6 +96,12 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, content: Any) -> No
         pq.write_table(table, path)
     with pytest.raises(InputError, match=r"decisions|neither"):
         read_decisions(path)
+
+
+def test_one_file_or_several_in_yaml() -> None:
+    values = {"index": "indexes/mine", "prompts": ["a dog"]}
+    assert parse_config(RetrieveConfig, {**values, "decisions": "log.parquet"}).decisions == ["log.parquet"]
+    assert parse_config(RetrieveConfig, {**values, "decisions": ["a", "b"]}).decisions == ["a", "b"]
 
 
 @pytest.fixture

@@ -54,6 +54,7 @@ def test_what_changes_something_needs_its_own_token() -> None:
     for refused in ("", "token=", "token=pas"):
         assert access.refusal("POST", "/decisions", headers, refused) is not None
     assert access.refusal("POST", "/decisions", {**headers, "origin": "http://localhost:1"}, "token=pass") is not None
+    assert Access(80, host="127.0.0.7").refusal("GET", "/", {"host": "127.0.0.7"}, "") is None
     assert Access(80).refusal("POST", "/decisions", headers, "token=") is not None
 
 

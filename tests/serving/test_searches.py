@@ -5,8 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
+import threading
 from pathlib import Path
 
+import httpx
 import pyarrow.parquet as pq
 import pytest
 
@@ -143,15 +146,36 @@ def _urls(service: Running) -> set[str]:
     return shown
 
 
-def test_what_another_process_adds_is_found_at_once(tmp_path: Path) -> None:
-    encoder = HashingEncoder(32)
-    folder = make_index(tmp_path / "words", grammar_captions(40), encoder)
-    with serving(folder, encoder=encoder) as service:
-        before = service.client.get("/healthz").json()["captions"]["words"]
-        cursor = service.client.get("/search", params={"q": "a", "min_similarity": -1, "limit": 5}).json()["cursor"]
-        removed = search(folder, ["a red dog"], min_similarity=-1, limit=3, encoder=encoder)[0].results
-        remove(folder, captions=[match.caption for match in removed])
-        assert service.client.get("/healthz").json()["captions"]["words"] == before - 3
-        answer = service.client.get("/search", params={"q": "a", "min_similarity": -1, "cursor": cursor})
-        assert answer.status_code == 400
-        assert "changed" in answer.text
+def test_what_another_process_adds_and_removes_is_seen_by_the_next_request(index_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "scenes"
+    shutil.copytree(index_folder, folder)
+    caption = "a very green star that nobody has described before"
+    (tmp_path / "more.csv").write_text(f"caption,url\n{caption},http://added.test/1.png\n")
+    statuses: list[int] = []
+    with serving(folder) as service, httpx.Client(base_url=service.url, trust_env=False, timeout=60) as asking:
+        stopped = threading.Event()
+
+        def keep_asking() -> None:
+            while not stopped.is_set():
+                statuses.append(asking.get("/search", params={"q": "a star", "limit": 30}).status_code)
+
+        thread = threading.Thread(target=keep_asking)
+        thread.start()
+        try:
+            params = {"q": caption, "min_similarity": 0.99, "limit": 1}
+            assert service.client.get("/search", params=params).json()["results"] == []
+            cursor = service.client.get("/search", params={"q": "a", "min_similarity": -1}).json()["cursor"]
+            assert ran(["index", "add", folder, "--captions", tmp_path / "more.csv"]).code == 0
+            [found] = service.client.get("/search", params=params).json()["results"]
+            assert (found["caption"], found["rows"][0]["url"]) == (caption, "http://added.test/1.png")
+            outdated = service.client.get("/search", params={"q": "a", "min_similarity": -1, "cursor": cursor})
+            assert outdated.status_code == 400
+            for number in range(3):
+                gone = service.client.get("/search", params={"q": f"a star {number}", "limit": 1}).json()["results"]
+                remove(folder, captions=[caption, *(result["caption"] for result in gone)])
+                assert service.client.get("/search", params=params).json()["results"] == []
+        finally:
+            stopped.set()
+            thread.join(60)
+    assert len(statuses) > 3
+    assert set(statuses) == {200}

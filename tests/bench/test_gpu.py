@@ -22,3 +22,13 @@ def test_embedding() -> None:
     assert measured["end_to_end"]["processes"] >= 1
     assert measured["agreement"]["holds"]
     assert all("failed" not in values for values in measured.values() if isinstance(values, dict))
+
+
+def test_training() -> None:
+    measured = figures("training")
+    parts = ("sd15", "sd15_usual", "sd15_contiguous", "sdxl", "fit_8GB")
+    assert all("failed" not in measured[part] for part in parts)
+    assert measured["sd15"]["tflop_per_step"] > 0
+    # The norms in fewer kernels are a GPU's alone: both compute the same here.
+    assert measured["sd15"]["loss"] == measured["sd15_contiguous"]["loss"]
+    assert any("--fit 8GB: batches of 4" in note for note in measured["fit_8GB"]["notes"])

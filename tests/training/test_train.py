@@ -10,7 +10,9 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from cdkit.core.protocols import Context
 from cdkit.deltas.apply import apply_deltas
 from cdkit.deltas.base_model import load_base_model
 from cdkit.deltas.delta import load_delta
@@ -93,7 +95,6 @@ def test_the_trained_pipeline_and_the_reloaded_one_predict_the_same(material: Ma
     config = material.config()
     plan = make_plan(config, read_base(config.base), print)
     pipeline = load_base_model(config.base, device=CPU)
-    from cdkit.core.protocols import Context
     from cdkit.deltas.delta import Delta
     from cdkit.training.trainables import trained_tokens
 
@@ -224,6 +225,41 @@ def test_bf16_keeps_what_trains_in_fp32(material: Material, tmp_path: Path) -> N
         limit = 3 * (1e-3 * 1.01 + 1e-5 * weights[name].abs())
         assert (change.abs() <= limit).all()
         assert change.any()
+
+
+class _Casts(TorchDispatchMode):
+    """Notes every tensor that is made fp32 of one of `frozen`."""
+
+    def __init__(self, frozen: set[int]) -> None:
+        super().__init__()
+        self.frozen = frozen
+        self.made: list[torch.Size] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        source = args[0] if args else None
+        if isinstance(source, torch.Tensor) and source.data_ptr() in self.frozen and result.dtype == torch.float32:
+            self.made.append(source.shape)
+        return result
+
+
+@pytest.mark.parametrize("method", ["custom-diffusion", "custom-diffusion-attention", "fine-tune-all"])
+def test_in_bf16_no_frozen_weight_is_kept_or_made_fp32(material: Material, method: str) -> None:
+    config = material.config(precision="bf16", batch_size=2, method=method)
+    plan = make_plan(config, read_base(config.base), print)
+    pipeline = load_base_model(config.base, device=CPU)
+    ready = set_up(config, plan, pipeline, CPU, Context(None))  # type: ignore[arg-type]
+    trained = {id(parameter) for parameter in ready.trainables.named().values()}
+    models = (pipeline.unet, pipeline.vae, pipeline.text_encoder)
+    frozen = [p for model in models for p in model.parameters() if id(p) not in trained]
+    assert {p.dtype for p in ready.trainables.named().values()} == {torch.float32}
+    assert {p.dtype for p in frozen} == {torch.bfloat16}
+    with _Casts({p.data_ptr() for p in frozen}) as casts:
+        ready.denoising.losses(ready.batches.make(0, range(2))).sum().backward()
+    assert not casts.made
+    for name, parameter in ready.trainables.named().items():
+        assert parameter.grad is not None, name
+        assert parameter.grad.dtype == torch.float32
 
 
 def test_gradient_checkpointing_changes_nothing(material: Material, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ def measure(*, tiny: bool, seconds: float) -> Figures:
     ends = time.monotonic() + seconds
     top = matrix_product(device, 64 if tiny else 8192)
     yield "matrix_product", {"tflops": round(top / 1e12, 3)}
+    sizes = ("8GB",) if tiny else ("8GB", "12GB", "24GB")
     small, large = (tiny_sd(), tiny_xl()) if tiny else (sd15(), sdxl())
     with tempfile.TemporaryDirectory() as folder:
         images = Path(folder) / "images"
@@ -40,7 +41,7 @@ def measure(*, tiny: bool, seconds: float) -> Figures:
             ("sd15_usual", lambda: usual(small, images, device)),
             ("sd15_contiguous", lambda: contiguous(small, images, device)),
             ("sdxl", lambda: trained(large, images, device, top)),
-            *((f"fit_{size}", partial(fit, small, images, device, size)) for size in ("8GB", "12GB", "24GB")),
+            *((f"fit_{size}", partial(fit, small, images, device, size)) for size in sizes),
         ]
         for name, part in parts:
             if time.monotonic() > ends:

@@ -110,7 +110,7 @@ STAGES: dict[str, Stage] = {
             config="cdkit.training.config:TrainConfig",
             function="cdkit.training.stage:train",
             version=4,
-            owns=("delta.safetensors", "metrics.csv", "checkpoints", "samples", "tensorboard"),
+            owns=("delta.safetensors", "metrics.csv", "live.html", "checkpoints", "samples", "tensorboard"),
         ),
         Stage(
             name="sample",

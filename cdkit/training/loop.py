@@ -12,6 +12,7 @@ from cdkit.core.protocols import Context
 from cdkit.core.storage import Folder
 from cdkit.training.checkpoint import CHECKPOINTS, Checkpoints
 from cdkit.training.feasibility import out_of_memory
+from cdkit.training.live_page import LivePage
 from cdkit.training.metrics import Metrics
 from cdkit.training.passes import EagerPass, GraphedPass
 from cdkit.training.processes import average_gradients, check_whole, total
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from cdkit.training.config import TrainConfig
 
-METRICS_NAME = "metrics.csv"
+METRICS_NAME, SAMPLES = "metrics.csv", "samples"
 WEIGHT_DECAY = 1e-2
 STEPS_BETWEEN_QUESTIONS = 25  # how many steps a GPU may run ahead of the losses that are read
 SPOKEN_SHARE = 10  # the loss is said so many times in a run
@@ -54,6 +55,7 @@ class Loop:
             lambda step, values: accelerator.log(dict(values), step),
             lambda step: self.batches.names(step - 1),
         )
+        self.page = LivePage(out.path, self.recipe.steps, SAMPLES)
         self._rates = [float(group["lr"]) for group in self.optimizer.param_groups]
 
     def _passes(self, note: Callable[[str], None]) -> EagerPass | GraphedPass:
@@ -93,6 +95,8 @@ class Loop:
                     self._after(step + 1, sums, context, draw)
                 task.advance()
         self.metrics.flush()
+        if self.accelerator.is_main_process:
+            self.page.update(self.metrics.rows, finished=True)
 
     def step(self, step: int, optimizer: Any, trained: list[torch.nn.Parameter]) -> torch.Tensor:
         """One optimizer step; returns the sums that Metrics.add takes."""
@@ -133,6 +137,7 @@ class Loop:
         if config.sample_every and (done % config.sample_every == 0 or done == steps):
             self.metrics.flush()
             draw(done)
+        self.page.update(self.metrics.rows)
         spoken = max(1, steps // SPOKEN_SHARE)
         if done % spoken == 0 and done < steps:
             self.metrics.flush()

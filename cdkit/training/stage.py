@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cdkit.training.trainables import Trainables
 
 
-SAMPLES, TENSORBOARD = "samples", "tensorboard"
+TENSORBOARD = "tensorboard"
 FINAL_SHARE = 10
 LARGE_DELTA = 300_000_000  # SDXL's keys and values are 1.36 GB, a whole U-Net 3.4 GB and more
 
@@ -53,7 +53,7 @@ def _train(config: TrainConfig, out: Folder, context: Context, team: Team) -> Da
     from cdkit.training.base_facts import read_base
     from cdkit.training.feasibility import check_memory
     from cdkit.training.fit import fitted
-    from cdkit.training.loop import Loop
+    from cdkit.training.loop import SAMPLES, Loop
     from cdkit.training.plan import make_plan
     from cdkit.training.processes import accelerated
     from cdkit.training.progress_samples import draw_progress
@@ -80,6 +80,7 @@ def _train(config: TrainConfig, out: Folder, context: Context, team: Team) -> Da
         def draw(step: int) -> None:
             target = out.sub(SAMPLES) / f"step-{step:06d}.png"
             draw_progress(plan, recipe.template, pipeline, accelerator, target)
+            note(f"Samples of step {step}: {target}")
 
         loop.run(context, draw)
     if team.rank == 0:

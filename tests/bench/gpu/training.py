@@ -212,9 +212,11 @@ def seconds_of(work: Callable[[], Any], device: torch.device) -> tuple[Any, floa
     return result, time.perf_counter() - clock
 
 
-def milliseconds(work: Callable[[], Any], device: torch.device, rounds: int = 5) -> float:
-    """Of one round, after one to warm up."""
-    work()
+def milliseconds(work: Callable[[], Any], device: torch.device) -> float:
+    """Of one round; on a GPU of five, after one to warm up."""
+    rounds = 5 if device.type == "cuda" else 1
+    if rounds > 1:
+        work()
     return round(1e3 * seconds_of(lambda: [work() for _ in range(rounds)], device)[1] / rounds, 2)
 
 

@@ -116,8 +116,8 @@ class Batches:
     flip: bool = False
     prior_weight: float = 1.0
     _order: Order = field(init=False)
-    # By the first sample of a batch: the block of steps whose photos were encoded last, and their moments.
-    _ahead: dict[int, tuple[int, Moments]] = field(default_factory=dict)
+    # By the first sample of a batch: the steps whose photos were encoded last, and their moments.
+    _ahead: dict[int, tuple[range, Moments]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         images = [0 if entry is None else len(entry.captions) for entry in self.regularization]
@@ -196,12 +196,12 @@ class Batches:
         with_prior = any(entry is not None for entry in self.regularization)
         most = (len(samples) + 1) // 2 if with_prior else len(samples)
         together = encoded_together(len(samples), self.resolution, with_prior=with_prior) // most
-        block, before = divmod(step, together)
+        before = step % together
         steps = range(step - before, min(step - before + together, max(self.steps, step + 1)))
-        if samples.start not in self._ahead or self._ahead[samples.start][0] != block:
+        if samples.start not in self._ahead or self._ahead[samples.start][0] != steps:
             entries = [self._draw(each, sample) for each in steps for sample in samples]
             placed = [self._placed(entry) for entry in entries if entry.pictures.moments is None]
-            self._ahead[samples.start] = block, self.encoder.encode(torch.stack(placed))
+            self._ahead[samples.start] = steps, self.encoder.encode(torch.stack(placed))
         positions = (each * self.samples_per_step + sample for each in steps[:before] for sample in samples)
         begin = sum(not self._order.choice(position).is_regularization for position in positions)
         return self._ahead[samples.start][1], begin

@@ -17,7 +17,7 @@ import triton.language as tl
 # A program reads so many rows at once, and so many in all where there are many.
 ROWS_AT_ONCE, CHANNELS_AT_ONCE = 32, 64
 ROWS_OF_A_PROGRAM, MOST_PARTS = 256, 256
-PARTS_AT_ONCE = 16
+PARTS_AT_ONCE, WIDEST_GROUP = 16, 128
 _UNSPECIFIC = ["span", "parts", "width", "silu"]
 
 
@@ -201,7 +201,8 @@ class _Sizes:
 
     def means(self, sums: torch.Tensor) -> torch.Tensor:
         means = torch.empty(self.number, self.groups, 2, device=self.device)
-        block = triton.next_power_of_2(self.width)
+        # One block for all widths that models have: each would be compiled on its own.
+        block = max(WIDEST_GROUP, triton.next_power_of_2(self.width))
         _means[(self.number, self.groups)](
             sums, means, self.rows, self.channels, self.width, self.parts, PARTS_AT_ONCE, block
         )

@@ -67,11 +67,8 @@ def write_scenes(folder: Path, count: int) -> None:
         (folder / f"{number:03d}.txt").write_text(f"a photo of a {' and '.join(colours)} star, {place}, {number}")
 
 
-@contextmanager
-def training(
-    pipeline: Any, images: Path, device: Any, note: Callable[[str], None] = lambda message: None, **values: Any
-) -> Iterator[Any]:
-    """Set up a training of `pipeline`; yields its loop, plan, accelerator and the seconds that setting up took."""
+def bench_config(images: Path, device: Any, **values: Any) -> TrainConfig:
+    """A training of the embedded world's star with images of stars; `values` count first."""
     settings: dict[str, Any] = {
         "base": "bench",
         "preset": "embedded",
@@ -82,7 +79,15 @@ def training(
         "enlarge": True,
         "device": str(device),
     }
-    config = TrainConfig(**settings | values)
+    return TrainConfig(**settings | values)
+
+
+@contextmanager
+def training(
+    pipeline: Any, images: Path, device: Any, note: Callable[[str], None] = lambda message: None, **values: Any
+) -> Iterator[Any]:
+    """Set up a training of `pipeline`; yields its loop, plan, accelerator and the seconds that setting up took."""
+    config = bench_config(images, device, **values)
     facts = facts_of_pipeline("bench", pipeline)
     plan = make_plan(config, facts, note)
     config = fitted(config, plan, facts, device, note)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -79,6 +80,18 @@ def test_a_batch_is_the_sum_of_its_samples(encoder: PictureEncoder, augmented: b
         assert single.prompts == whole.prompts[sample : sample + 1]
         for name in ("latents", "noise", "mask", "timesteps", "weights", "is_regularization", "sizes"):
             torch.testing.assert_close(getattr(single, name)[0], getattr(whole, name)[sample], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [250, 9])
+def test_photos_encoded_for_several_steps_are_those_of_each_step(encoder: PictureEncoder, steps: int) -> None:
+    """Up to the last step, where a block is shorter, and beyond it."""
+    running = replace(_batches(encoder, augmented=True), steps=steps)
+    for step in range(steps - 3, steps + 5):
+        found = running.make(step, range(8))
+        # Made by an object that has encoded nothing yet, as after a restart.
+        alone = replace(_batches(encoder, augmented=True), steps=steps).make(step, range(8))
+        assert found.latents.equal(alone.latents), step
+        assert found.prompts == alone.prompts
 
 
 def test_what_a_batch_holds(encoder: PictureEncoder) -> None:

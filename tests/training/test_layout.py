@@ -46,6 +46,22 @@ def _compare(*, silu: bool, shifted: bool) -> None:
     assert output.is_contiguous(memory_format=torch.channels_last)
 
 
+def _compare_gated() -> None:
+    from cdkit.training.gated import geglu
+
+    random = torch.Generator().manual_seed(0)
+    values = torch.randn(2, 3, 2 * 1100, generator=random) * 2
+    passed = torch.randn(2, 3, 1100, generator=random)
+    found, wanted = (values.clone().requires_grad_(True) for _ in range(2))
+    output = geglu(found)
+    output.backward(passed)
+    value, gate = wanted.chunk(2, dim=-1)
+    expected = value * functional.gelu(gate)
+    expected.backward(passed)
+    torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.grad, wanted.grad, rtol=1e-5, atol=1e-5)
+
+
 def test_only_frozen_residual_blocks_of_the_known_kind_are_run_in_fewer_kernels() -> None:
     from diffusers.models.resnet import ResnetBlock2D
 
@@ -60,3 +76,4 @@ def test_only_frozen_residual_blocks_of_the_known_kind_are_run_in_fewer_kernels(
 if __name__ == "__main__":
     _compare(silu=False, shifted=False)
     _compare(silu=True, shifted=True)
+    _compare_gated()

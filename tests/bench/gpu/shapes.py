@@ -20,7 +20,7 @@ SCHEDULE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Shape:
-    """A base model to train, and how. pipeline: makes it, fp32 on the CPU, with the help of a device.
+    """A base model to train, and how. pipeline: makes it in fp32 on a device: drawing weights takes long on a CPU.
 
     regularization: how many images to encode first. steps: how many are timed.
     """
@@ -43,12 +43,12 @@ def _settings(resolution: int, batch_size: int, precision: str = "bf16") -> dict
 
 def sd15() -> Shape:
     """Stable Diffusion 1.5: 512 px, batch 8."""
-    return Shape(sd15_pipeline, 200, 250, _settings(512, 8))
+    return Shape(sd15_pipeline, 200, 120, _settings(512, 8))
 
 
 def sdxl() -> Shape:
     """Stable Diffusion XL: 1024 px, batch 4."""
-    return Shape(sdxl_pipeline, 200, 20, _settings(1024, 4) | {"regularization_count": 16})
+    return Shape(sdxl_pipeline, 200, 12, _settings(1024, 4) | {"regularization_count": 16})
 
 
 def tiny_sd() -> Shape:
@@ -106,7 +106,7 @@ def _text_config(width: int, inner: int, layers: int, heads: int, **more: Any) -
 
 
 def sd15_pipeline(device: torch.device) -> Any:
-    """Stable Diffusion 1.5's classes and sizes; drawn on the device, because that takes long on a CPU."""
+    """Stable Diffusion 1.5's classes and sizes."""
     from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel
 
@@ -118,10 +118,10 @@ def sd15_pipeline(device: torch.device) -> Any:
         )
         vae, text = _autoencoder(sample_size=512), CLIPTextModel(_text_config(768, 3072, 12, 12))
     return StableDiffusionPipeline(
-        vae=vae.cpu(),
-        text_encoder=text.cpu(),
+        vae=vae,
+        text_encoder=text,
         tokenizer=load_tokenizer(),
-        unet=unet.cpu(),
+        unet=unet,
         scheduler=DDIMScheduler(**SCHEDULE),
         safety_checker=None,
         feature_extractor=None,
@@ -155,12 +155,12 @@ def sdxl_pipeline(device: torch.device) -> Any:
         text = CLIPTextModel(_text_config(768, 3072, 12, 12))
         second = CLIPTextModelWithProjection(_text_config(1280, 5120, 32, 20, projection_dim=1280, hidden_act="gelu"))
     return StableDiffusionXLPipeline(
-        vae=vae.cpu(),
-        text_encoder=text.cpu(),
-        text_encoder_2=second.cpu(),
+        vae=vae,
+        text_encoder=text,
+        text_encoder_2=second,
         tokenizer=load_tokenizer(),
         tokenizer_2=load_tokenizer(),
-        unet=unet.cpu(),
+        unet=unet,
         scheduler=DDIMScheduler(**SCHEDULE),
         add_watermarker=False,
     )

@@ -9,15 +9,21 @@ from __future__ import annotations
 import gc
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import torch
+from torch.nn import functional
 
-from tests.bench.bench_training import PAPER_STEPS, training, write_scenes
+from cdkit.training.base_facts import facts_of_pipeline
+from cdkit.training.plan import make_plan
+from cdkit.training.processes import Team, accelerated
+from tests.bench.bench_training import PAPER_STEPS, bench_config, training, write_scenes
 from tests.bench.gpu.shapes import Shape, sd15, sdxl, tiny_sd, tiny_xl
 from tests.bench.usual_training import UsualTraining
 
@@ -26,7 +32,7 @@ WARM_STEPS = 3
 
 
 def measure(*, tiny: bool, seconds: float) -> Figures:
-    """Figures in order of worth; what would begin after `seconds` is left out, and said."""
+    """Figures in order of worth, each as it is known; what would begin after `seconds` is left out, and said."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     ends = time.monotonic() + seconds
     top = matrix_product(device, 64 if tiny else 8192)
@@ -36,28 +42,32 @@ def measure(*, tiny: bool, seconds: float) -> Figures:
     with tempfile.TemporaryDirectory() as folder:
         images = Path(folder) / "images"
         write_scenes(images, small.regularization)
-        parts: list[tuple[str, Callable[[], dict[str, Any]]]] = [
-            ("sd15", lambda: trained(small, images, device, top)),
+        parts: list[tuple[str, Callable[[], Figures]]] = [
+            ("sd15", lambda: ours(small, images, device, top)),
             ("sd15_usual", lambda: usual(small, images, device)),
+            ("sdxl", lambda: ours(large, images, device, top)),
             ("sd15_contiguous", lambda: contiguous(small, images, device)),
-            ("sdxl", lambda: trained(large, images, device, top)),
             *((f"fit_{size}", partial(fit, small, images, device, size)) for size in sizes),
         ]
+        if device.type == "cuda":
+            parts.insert(2, ("attention", lambda: attention(device)))
         for name, part in parts:
             if time.monotonic() > ends:
-                yield name, {"skipped": "no time left"}
+                yield f"{name}_skipped", {"skipped": "no time left"}
                 continue
+            begun = time.monotonic()
             try:
-                yield name, part()
-            except Exception as error:  # the next part is worth as much
-                yield name, {"failed": f"{type(error).__name__}: {error}"[:400]}
+                for suffix, values in part():
+                    yield name + suffix, values | {"part_seconds": round(time.monotonic() - begun, 1)}
+            except Exception:  # the next part is worth as much
+                yield f"{name}_failed", {"failed": traceback.format_exc()[-900:]}
             free()
 
 
-def trained(shape: Shape, images: Path, device: torch.device, top: float) -> dict[str, Any]:
-    """Our training: all its steps, then a few kernel by kernel, one counted and one taken apart."""
-    pipeline, built = seconds_of(lambda: shape.pipeline(device), device)
-    reset_peak(device)
+def ours(shape: Shape, images: Path, device: torch.device, top: float) -> Figures:
+    """Our training: set-up and steps; then what a step is made of; then its kernels."""
+    pipeline, built = seconds_of(lambda: shape.pipeline(device).to("cpu"), device)
+    free()
     notes: list[str] = []
     with training(pipeline, images, device, note=notes.append, **shape.settings) as (loop, _, accelerator, setup):
         trained = list(loop.trainables.named().values())
@@ -66,73 +76,93 @@ def trained(shape: Shape, images: Path, device: torch.device, top: float) -> dic
         def step(number: int) -> None:
             loop.step(number, optimizer, trained)
 
-        loss = loss_of(loop, loop.batches.make(0, range(loop.number)))
-        _, first = seconds_of(lambda: [step(number) for number in range(WARM_STEPS)], device)
-        _, measured = seconds_of(lambda: [step(number + WARM_STEPS) for number in range(shape.steps)], device)
-        each = measured / shape.steps
-        whole = setup + first + (PAPER_STEPS - WARM_STEPS) * each
-        found = {
-            "seconds_per_step": round(each, 4),
-            "seconds_for_250_steps": round(PAPER_STEPS * each, 2),
-            "setup_seconds": round(setup + first - WARM_STEPS * each, 2),
-            "seconds_for_250_steps_with_setup": round(whole, 2),
-            "peak_gb": peak(device),
-            "steps_timed": shape.steps,
-            "pipeline_built_seconds": round(built, 1),
-            "first_steps_seconds": round(first, 2),
-            "loss": loss,
-            "notes": notes,
-        }
-        found["make_ms"] = milliseconds(lambda: loop.batches.make(0, range(loop.number)), device)
         batch = loop.batches.make(0, range(loop.number))
-        found["encode_ms_per_photo"] = encoding(loop, device)
-        found["text_ms"] = milliseconds(lambda: loop.denoising.conditioning.features(batch.prompts), device)
-        if hasattr(loop.add_gradients, "eager"):
-            found["graph_difference"] = graph_difference(loop, batch)
-            found["graph_ms"] = milliseconds(lambda: loop.add_gradients(batch), device)
-            loop.add_gradients = loop.add_gradients.eager
-        found["eager_ms"] = milliseconds(lambda: loop.add_gradients(batch), device)
-        found["tflop_per_step"] = round(operations(lambda: loop.add_gradients(batch)) / 1e12, 4)
-        found["share"] = round(found["tflop_per_step"] * 1e12 / each / top, 3)
+        loss = loss_of(loop, batch)
+        reset_peak(device)
+        _, first = seconds_of(lambda: [step(number) for number in range(WARM_STEPS)], device)
+        _, measured = seconds_of(lambda: [step(WARM_STEPS + number) for number in range(shape.steps)], device)
+        each = measured / shape.steps
+        yield (
+            "",
+            {
+                "seconds_per_step": round(each, 4),
+                "seconds_for_250_steps": round(PAPER_STEPS * each, 2),
+                "setup_seconds": round(setup + first - WARM_STEPS * each, 2),
+                "first_steps_seconds": round(first, 2),
+                "seconds_for_250_steps_with_setup": round(setup + first + (PAPER_STEPS - WARM_STEPS) * each, 2),
+                "peak_gb": peak(device),
+                "steps_timed": shape.steps,
+                "pipeline_built_seconds": round(built, 1),
+                "loss": loss,
+                "notes": notes,
+            },
+        )
+        yield "_pass", passes(loop, batch, device, each, top)
         if device.type == "cuda":
-            found["kernels_ms"] = kernels(lambda: loop.add_gradients(batch))
-    return found
+            yield "_kernels", kernels(lambda: loop.add_gradients(batch))
+            yield "_searched", searched(lambda: loop.add_gradients(batch), device)
 
 
-def usual(shape: Shape, images: Path, device: torch.device) -> dict[str, Any]:
+def passes(loop: Any, batch: Any, device: torch.device, each: float, top: float) -> dict[str, Any]:
+    """What a step is made of, in milliseconds, its operations, and their share of the matrix product."""
+    found: dict[str, Any] = {}
+    if hasattr(loop.add_gradients, "eager"):
+        found["graph_ms"] = milliseconds(lambda: loop.add_gradients(batch), device)
+        found["graph_difference"] = graph_difference(loop, batch)
+        loop.add_gradients = loop.add_gradients.eager
+    found["eager_ms"] = milliseconds(lambda: loop.add_gradients(batch), device)
+    found["text_ms"] = milliseconds(lambda: loop.denoising.conditioning.features(batch.prompts), device)
+    found["make_ms"] = milliseconds(lambda: loop.batches.make(0, range(loop.number)), device)
+    found["encode_ms_per_photo"] = encoding(loop, device)
+    counted = operations(lambda: loop.add_gradients(batch))
+    return found | {"tflop_per_step": round(counted / 1e12, 4), "share": round(counted / each / top, 3)}
+
+
+def usual(shape: Shape, images: Path, device: torch.device) -> Figures:
     """The usual way: diffusers' processors, everything on every sample of every step, under autocast."""
-    few = max(1, shape.steps // 12)
-    # Only the order of the samples and the plan are taken from ours.
+    few = max(1, shape.steps // 8)
+    pipeline = shape.pipeline(device)
     settings = shape.settings | {"regularization_count": min(16, shape.regularization)}
-    with training(shape.pipeline(device), images, device, **settings) as (loop, plan, accelerator, _):
-        pipeline = shape.pipeline(device).to(device)
-        steps = UsualTraining(pipeline, plan, loop.batches, accelerator)
+    config = bench_config(images, device, **settings)
+    facts = facts_of_pipeline("bench", pipeline)
+    plan = make_plan(config, facts, lambda message: None)
+    # What it takes of ours: the seed, how many samples a step has, the side of the latents.
+    order = SimpleNamespace(
+        seed=config.seed, samples_per_step=config.batch_size, cells=plan.resolution // facts.factor
+    )
+    with accelerated(Team(), device=device, precision=config.precision) as accelerator:
+        steps = UsualTraining(pipeline.to(device), plan, order, accelerator)
+        reset_peak(device)
         for number in range(2):
             steps.step(number)
-        _, measured = seconds_of(lambda: [steps.step(number) for number in range(few)], device)
+        _, measured = seconds_of(lambda: [steps.step(2 + number) for number in range(few)], device)
     each = measured / few
-    return {
-        "seconds_per_step": round(each, 4),
-        "seconds_for_250_steps": round(PAPER_STEPS * each, 2),
-        "steps_timed": few,
-    }
+    yield (
+        "",
+        {
+            "seconds_per_step": round(each, 4),
+            "seconds_for_250_steps": round(PAPER_STEPS * each, 2),
+            "peak_gb": peak(device),
+            "steps_timed": few,
+        },
+    )
 
 
-def fit(shape: Shape, images: Path, device: torch.device, size: str) -> dict[str, Any]:
+def fit(shape: Shape, images: Path, device: torch.device, size: str) -> Figures:
     """What a training takes that was made to fit: its batches, the estimate, and the peak of three steps."""
     pipeline = shape.pipeline(device)
-    reset_peak(device)
     notes: list[str] = []
     settings = shape.settings | {"regularization_count": min(16, shape.regularization), "fit": size}
     with training(pipeline, images, device, note=notes.append, **settings) as (loop, _, accelerator, _):
+        reset_peak(device)
         trained = list(loop.trainables.named().values())
         optimizer = accelerator.prepare_optimizer(loop.optimizer)
         loop.step(0, optimizer, trained)
         _, measured = seconds_of(lambda: [loop.step(number, optimizer, trained) for number in (1, 2)], device)
-        return {"notes": notes, "peak_gb": peak(device), "seconds_per_step": round(measured / 2, 4)}
+        yield "", {"notes": notes, "peak_gb": peak(device), "seconds_per_step": round(measured / 2, 4)}
 
 
-def contiguous(shape: Shape, images: Path, device: torch.device) -> dict[str, Any]:
+def contiguous(shape: Shape, images: Path, device: torch.device) -> Figures:
     """What the layout of pictures in memory and the fused norms are worth: a pass without them."""
     settings = shape.settings | {"regularization_count": min(16, shape.regularization)}
     pipeline = shape.pipeline(device)
@@ -141,11 +171,14 @@ def contiguous(shape: Shape, images: Path, device: torch.device) -> dict[str, An
         training(pipeline, images, device, **settings) as (loop, *_),
     ):
         batch = loop.batches.make(0, range(loop.number))
-        return {
-            "loss": loss_of(loop, batch),
-            "pass_ms": milliseconds(lambda: loop.add_gradients(batch), device),
-            "encode_ms_per_photo": encoding(loop, device),
-        }
+        yield (
+            "",
+            {
+                "loss": loss_of(loop, batch),
+                "pass_ms": milliseconds(lambda: loop.add_gradients(batch), device),
+                "encode_ms_per_photo": encoding(loop, device),
+            },
+        )
 
 
 def loss_of(loop: Any, batch: Any) -> float:
@@ -191,16 +224,46 @@ def operations(work: Callable[[], Any]) -> int:
     return int(counter.get_total_flops())
 
 
-def kernels(work: Callable[[], Any], most: int = 25) -> dict[str, float]:
+def kernels(work: Callable[[], Any], most: int = 30) -> dict[str, float]:
     """Milliseconds on the GPU by kernel, the dearest first, and all of them together."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
         work()
         torch.cuda.synchronize()
-    rows = [(entry.key[:70], entry.self_device_time_total / 1e3) for entry in profiled.key_averages()]
+    rows = [(entry.key[:90], entry.self_device_time_total / 1e3) for entry in profiled.key_averages()]
     rows.sort(key=lambda row: -row[1])
     return {"all": round(sum(time for _, time in rows), 2), **{name: round(time, 2) for name, time in rows[:most]}}
+
+
+def searched(work: Callable[[], Any], device: torch.device) -> dict[str, float]:
+    """What it takes when cuDNN tries all its convolutions first, and how long it tries."""
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=True):
+        _, searching = seconds_of(work, device)
+        return {"search_seconds": round(searching, 2), "all": kernels(work, most=0)["all"]}
+
+
+def attention(device: torch.device) -> Figures:
+    """Milliseconds of Stable Diffusion 1.5's widest attention, forward and backward, by who computes it."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    found: dict[str, Any] = {}
+    for keys in (4096, 77):
+        shapes = ((8, 8, 4096, 40), (8, 8, keys, 40), (8, 8, keys, 40))
+        tensors = [torch.randn(shape, device=device, dtype=torch.bfloat16, requires_grad=True) for shape in shapes]
+
+        def work(tensors: list[torch.Tensor] = tensors) -> None:
+            functional.scaled_dot_product_attention(*tensors).sum().backward()
+
+        found[f"{keys}_chosen"] = milliseconds(work, device)
+        for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION):
+            name = f"{keys}_{backend.name.lower()}"
+            try:
+                with sdpa_kernel(backend):
+                    found[name] = milliseconds(work, device)
+            except RuntimeError as error:
+                found[name] = str(error).splitlines()[0][:100]
+    yield "", found
 
 
 def seconds_of(work: Callable[[], Any], device: torch.device) -> tuple[Any, float]:

@@ -58,11 +58,11 @@ class Access:
             return 421, f"This service answers to {', '.join(sorted(self.hosts))} only."
         if not self._may_come_from(path, headers, host):
             return 403, "Pages of other sites may not ask this service (see --allow-origin)."
-        given = parse_qs(query).get("token", [""])[0] or headers.get("authorization", "").removeprefix("Bearer ")
-        if self.token is not None and not path.startswith(OPEN_PATHS) and not _same(given, self.token):
+        offered = parse_qs(query).get("token", [""])[0] or headers.get("authorization", "").removeprefix("Bearer ")
+        if self.token is not None and not path.startswith(OPEN_PATHS) and not _same(offered, self.token):
             return 401, "Add ?token=… to the address: this service was started with --token."
         changes = method not in READING and path not in SHARED_PATHS
-        if changes and not (self.change_token and _same(given, self.change_token)):
+        if changes and not (self.change_token and _same(offered, self.change_token)):
             return 401, "This needs the token in the address that the command printed."
         return None
 
@@ -84,8 +84,8 @@ class Access:
         return parts.scheme == "http" and (parts.hostname or "") in ("127.0.0.1", "localhost", "::1")
 
 
-def _same(given: str, expected: str) -> bool:
-    return hmac.compare_digest(given.encode(), expected.encode())
+def _same(offered: str, expected: str) -> bool:
+    return hmac.compare_digest(offered.encode(), expected.encode())
 
 
 @dataclass

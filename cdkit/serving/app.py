@@ -12,7 +12,7 @@ from cdkit.serving.access import Access, AccessCheck
 from cdkit.serving.catalogue import Catalogue
 from cdkit.serving.endpoints import Endpoints, json_body, json_response
 from cdkit.serving.knn import answer_knn, answer_metadata, parse_knn, parse_metadata
-from cdkit.serving.pages import Pages
+from cdkit.serving.page_files import Pages
 from cdkit.serving.query_pictures import QueryPictures
 from cdkit.serving.searches import (
     MOST_RESULTS,

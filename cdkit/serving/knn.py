@@ -145,9 +145,9 @@ def _results(
     """As many entries as are wanted: what must not be shown is left out, and further captions are looked at."""
     limit = request.wanted
     while True:
-        found = _search(index, request.text, vector, limit)
-        entries = list(_entries(found.results, served, request))
-        if len(entries) >= request.wanted or not found.more or limit >= MOST_RESULTS:
+        result = _search(index, request.text, vector, limit)
+        entries = list(_entries(result.results, served, request))
+        if len(entries) >= request.wanted or not result.more or limit >= MOST_RESULTS:
             break
         limit = min(2 * limit, MOST_RESULTS)
     entries = entries[: request.wanted]

@@ -21,7 +21,7 @@ from cdkit.pictures.folder import START, picture_format
 from cdkit.retrieval.decisions import Decisions, read_decisions
 from cdkit.serving.access import Access, AccessCheck
 from cdkit.serving.endpoints import Endpoints, json_body, json_response
-from cdkit.serving.pages import Pages
+from cdkit.serving.page_files import Pages
 from cdkit.serving.picture_map import map_pictures
 from cdkit.serving.review_set import ReviewSet
 from cdkit.serving.work_queue import WorkQueue

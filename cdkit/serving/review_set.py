@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -28,6 +29,7 @@ ALIKE_BITS = 12
 # Of a set's rows, what a review shows; pools and sets of other makers may know a licence too.
 COLUMNS = ("key", "caption", "similarity", "url", "width", "height", "sha256", "phash", "source", "query")
 LICENCES = ("licence", "license")
+_PHASH = re.compile(r"[0-9a-fA-F]{1,16}")
 # Row groups of pictures kept in memory.
 GROUPS_KEPT = 3
 
@@ -45,7 +47,8 @@ class ReviewPicture:
 
     @property
     def phash(self) -> int | None:
-        return int(self.facts["phash"], 16) if self.facts.get("phash") else None
+        text = str(self.facts.get("phash") or "")
+        return int(text, 16) if _PHASH.fullmatch(text) else None
 
     def content(self) -> bytes | None:
         """The picture file; raises InputError when the set was changed meanwhile."""
@@ -61,9 +64,8 @@ class ReviewPicture:
 
     def decision(self) -> Decision:
         """A decision about it, yet to be made."""
-        key, sha256, phash, caption = (
-            str(self.facts.get(name) or "") for name in ("key", "sha256", "phash", "caption")
-        )
+        key, sha256, caption = (str(self.facts.get(name) or "") for name in ("key", "sha256", "caption"))
+        phash = "" if self.phash is None else f"{self.phash:016x}"
         return Decision(0, "reject", key, sha256, phash, self.facts.get("url") or None, caption, decided="")
 
     def as_json(self) -> dict[str, Any]:
@@ -72,8 +74,8 @@ class ReviewPicture:
         similarity = None if drawn or facts.get("similarity") is None else round(facts["similarity"], DIGITS)
         licence = next((facts.pop(name) for name in LICENCES if facts.get(name)), None)
         host = host_of(facts["url"]) if facts.get("url") else ""
-        known = {"similarity": similarity, "licence": licence, "host": host}
-        return {**facts, **known, "stored": self.place is not None}
+        added = {"similarity": similarity, "licence": licence, "host": host}
+        return {**facts, **added, "stored": self.place is not None}
 
 
 @lru_cache(maxsize=GROUPS_KEPT)
@@ -158,9 +160,9 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 def read_candidates_of(folder: Path, prompts: Sequence[str], count: int, min_similarity: float | None) -> ReviewSet:
     """The candidates of an index, before anything of them is fetched; raises as a search does."""
     index = open_index(folder)
-    found = find_candidates(index, prompts, count, CandidateSettings(min_similarity=min_similarity))
+    candidates = find_candidates(index, prompts, count, CandidateSettings(min_similarity=min_similarity))
     pictures = []
-    for number, candidate in enumerate(found.candidates[:count]):
+    for number, candidate in enumerate(candidates.candidates[:count]):
         names = ("caption", "similarity", "url", "width", "height", "source", "query")
         facts = {name: getattr(candidate, name) for name in names}
         pictures.append(ReviewPicture({"key": f"{number:06d}", **facts}))

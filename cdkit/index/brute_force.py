@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cdkit.core.fingerprints import GOLDEN, splitmix64
-from cdkit.index.records import read_embeddings
+from cdkit.index.records import BLOCK_ROWS, read_ahead, read_embeddings
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
 
 TOP = 200
@@ -32,15 +33,32 @@ class Queries:
     held_out: np.ndarray
 
 
-@dataclass
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of a query's number and a caption's id, int64 [n] each."""
+
+    queries: np.ndarray
+    ids: np.ndarray
+
+    def by_query(self, count: int) -> list[np.ndarray]:
+        """The ids of each of `count` queries."""
+        import numpy as np
+
+        order = np.argsort(self.queries, kind="stable")
+        ends = np.searchsorted(self.queries[order], np.arange(1, count))
+        return np.split(self.ids[order], ends)
+
+
+@dataclass(frozen=True)
 class Truth:
-    """Brute force over the sample: neighbours per query, the best 200 per query, and some pairs to learn from."""
+    """Brute force over the sample: its ids (sorted), neighbours, the best 200 of each query, and some pairs to learn
+    from, with their similarities."""
 
     ids: np.ndarray
-    neighbours: list[np.ndarray]
-    best: list[np.ndarray]
-    pair_queries: np.ndarray
-    pair_vectors: np.ndarray
+    neighbours: Pairs
+    best: Pairs
+    learning: Pairs
+    similarities: np.ndarray
 
 
 class _TooManyHits(Exception):
@@ -76,63 +94,88 @@ def _brute_force(
     expected: int,
 ) -> Truth:
     import numpy as np
+    import torch
 
-    all_ids: list[np.ndarray] = []
-    hits: list[list[np.ndarray]] = [[] for _ in queries]
-    best_ids = np.full((len(queries), TOP), -1, dtype=np.int64)
-    best = np.full((len(queries), TOP), -np.inf, dtype=np.float32)
-    pair_queries: list[np.ndarray] = []
-    pair_vectors: list[np.ndarray] = []
-    count = seen = pairs = 0
-    for ids, vectors in read_embeddings(embeddings, member):
-        similarities = queries @ vectors.T
+    asking = torch.from_numpy(queries)
+    buffer = torch.empty(len(queries) * BLOCK_ROWS)
+    best, best_similarities = Pairs(*np.empty((2, 0), np.int64)), np.empty(0, np.float32)
+    all_ids, neighbours, learning, learned = [np.empty(0, np.int64)], [], [], [np.empty(0, np.float32)]
+    # The least of the best 200 so far: what is below it and the threshold is of no interest.
+    floors = np.full(len(queries), -np.inf, dtype=np.float32)
+    count = seen = 0
+    for ids, vectors in read_ahead(read_embeddings(embeddings, member)):
+        similarities = product(asking, vectors, buffer)
         all_ids.append(ids)
         seen += len(ids)
-        asked, columns = np.nonzero(similarities >= threshold)
-        count += len(asked)
+        asked, columns, near = _above(similarities, floors, threshold)
+        alike = near >= threshold
+        count += int(alike.sum())
         if count > MOST_HITS and expected > TOP * 4:
             raise _TooManyHits(seen / expected * MOST_HITS / count)
-        for number, chunk in zip(*_group(asked, ids[columns]), strict=True):
-            hits[number].append(chunk)
-        best, best_ids = _merge_best(best, best_ids, similarities, ids)
-        if not len(asked):
-            asked, columns = np.arange(len(queries)), similarities.argmax(axis=1)
-        if pairs < MOST_PAIRS:
-            chosen = np.linspace(0, len(asked) - 1, min(len(asked), PAIRS_PER_BLOCK)).astype(int)
-            pair_queries.append(asked[chosen])
-            pair_vectors.append(vectors[columns[chosen]])
-            pairs += len(chosen)
-    empty = np.empty(0, dtype=np.int64)
+        neighbours.append(Pairs(asked[alike], ids[columns[alike]]))
+        best, best_similarities, floors = _merge_best(
+            _joined([best, Pairs(asked, ids[columns])]), np.concatenate([best_similarities, near]), floors
+        )
+        if sum(map(len, learned)) < MOST_PAIRS:
+            pairs = (asked[alike], columns[alike])
+            if not alike.any():
+                pairs = (np.arange(len(queries)), similarities.argmax(dim=1).numpy())
+            chosen = np.linspace(0, len(pairs[0]) - 1, min(len(pairs[0]), PAIRS_PER_BLOCK)).astype(int)
+            learning.append(Pairs(pairs[0][chosen], ids[pairs[1][chosen]]))
+            learned.append(similarities.numpy()[pairs[0][chosen], pairs[1][chosen]])
     return Truth(
-        ids=np.sort(np.concatenate(all_ids)) if all_ids else empty,
-        neighbours=[np.concatenate(chunks) if chunks else empty for chunks in hits],
-        best=[row[row >= 0] for row in best_ids],
-        pair_queries=np.concatenate(pair_queries) if pair_queries else empty,
-        pair_vectors=np.concatenate(pair_vectors) if pair_vectors else np.empty((0, queries.shape[1]), np.float32),
+        ids=np.sort(np.concatenate(all_ids)),
+        neighbours=_joined(neighbours),
+        best=best,
+        learning=_joined(learning),
+        similarities=np.concatenate(learned),
     )
 
 
-def _group(keys: np.ndarray, values: np.ndarray) -> tuple[list[int], list[np.ndarray]]:
-    """`values` grouped by sorted `keys`."""
+def product(queries: torch.Tensor, vectors: np.ndarray, buffer: torch.Tensor) -> torch.Tensor:
+    """Inner products [q, n] in `buffer`, which is at least as large: fresh memory costs half of the product's time."""
+    import torch
+
+    similarities = buffer[: len(queries) * len(vectors)].view(len(queries), len(vectors))
+    return torch.mm(queries, torch.from_numpy(vectors).T, out=similarities)
+
+
+def _above(
+    similarities: torch.Tensor, floors: np.ndarray, threshold: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows, columns and values of what is at least the threshold, or may be among its row's best 200."""
+    import numpy as np
+    import torch
+
+    least = torch.from_numpy(floors)
+    if not np.isfinite(floors).all():
+        first = similarities.topk(min(TOP, similarities.shape[1]), dim=1).values[:, -1]
+        least = torch.where(torch.isfinite(least), least, first)
+    places = np.flatnonzero((similarities >= least.clamp(max=threshold)[:, None]).numpy())
+    rows, columns = np.divmod(places, similarities.shape[1])
+    return rows, columns, similarities.numpy().ravel()[places]
+
+
+def _merge_best(pairs: Pairs, similarities: np.ndarray, floors: np.ndarray) -> tuple[Pairs, np.ndarray, np.ndarray]:
+    """The best 200 of each query among `pairs`, their similarities, and the least of each query that has so many."""
     import numpy as np
 
-    groups, starts = np.unique(keys, return_index=True)
-    return groups.tolist(), np.split(values, starts[1:]) if len(groups) else []
+    order = np.lexsort((-similarities, pairs.queries))
+    starts = np.searchsorted(pairs.queries[order], np.arange(len(floors)))
+    ranks = np.arange(len(order)) - starts[pairs.queries[order]]
+    kept = order[ranks < TOP]
+    floors = floors.copy()
+    last = order[ranks == TOP - 1]
+    floors[pairs.queries[last]] = similarities[last]
+    return Pairs(pairs.queries[kept], pairs.ids[kept]), similarities[kept], floors
 
 
-def _merge_best(
-    best: np.ndarray, best_ids: np.ndarray, similarities: np.ndarray, ids: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _joined(parts: list[Pairs]) -> Pairs:
     import numpy as np
 
-    if similarities.shape[1] > TOP:
-        columns = np.argpartition(similarities, -TOP, axis=1)[:, -TOP:]
-        similarities, block_ids = np.take_along_axis(similarities, columns, axis=1), ids[columns]
-    else:
-        block_ids = np.broadcast_to(ids, similarities.shape)
-    both, both_ids = np.concatenate([best, similarities], axis=1), np.concatenate([best_ids, block_ids], axis=1)
-    keep = np.argpartition(both, -TOP, axis=1)[:, -TOP:]
-    return np.take_along_axis(both, keep, axis=1), np.take_along_axis(both_ids, keep, axis=1)
+    nothing = np.empty(0, dtype=np.int64)
+    queries = np.concatenate([nothing, *(part.queries for part in parts)])
+    return Pairs(queries, np.concatenate([nothing, *(part.ids for part in parts)]))
 
 
 TRAINING, MEASURED, HELD_OUT = 1, 2, 3

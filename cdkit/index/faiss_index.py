@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 LEAST_FAISS = (1, 15)
 # Twice the lists bring fewer new candidates than this share: probing ends.
 GROWTH = 0.002
+LEAST_VISITED = 64
 
 
 @contextmanager
@@ -98,7 +99,7 @@ def faiss_kernels() -> Kernels:
 
 
 def assemble(layout: Layout, tables: Tables) -> Any:
-    """The empty OPQ + IVF (HNSW coarse quantiser) + PQ index that `tables` describe."""
+    """The empty OPQ + IVF + PQ index that `tables` describe."""
     import faiss
 
     require_faiss()
@@ -132,19 +133,11 @@ def encode(index: Any, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     ivf = inverted_file(index)
     rotated = rotation(index).apply(np.ascontiguousarray(vectors, dtype=np.float32))
-    _, lists = ivf.quantizer.search(rotated, 1)
+    _, lists = ivf.quantizer.search(rotated, 1, params=graph_parameters(ivf.quantizer, 1))
     lists = np.ascontiguousarray(lists[:, 0])
     codes = np.empty((len(rotated), ivf.code_size), dtype=np.uint8)
     ivf.encode_vectors(len(rotated), faiss.swig_ptr(rotated), faiss.swig_ptr(lists), faiss.swig_ptr(codes))
     return lists, codes
-
-
-def estimates(index: Any, vectors: np.ndarray, queries: np.ndarray) -> np.ndarray:
-    """The similarity the index would estimate for each pair of rows: what quantisation makes of the true one."""
-    import numpy as np
-
-    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
-    return np.einsum("ij,ij->i", queries, index.sa_decode(index.sa_encode(vectors)))  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -175,7 +168,7 @@ class OpenIndex:
         """The `count` best by estimate. query: float32 [dimension]."""
         import numpy as np
 
-        parameters = self._parameters(selector, nprobe)
+        parameters = self.parameters(selector, nprobe)
         with faiss_threads(1):
             similarities, ids = self.index.search(query[None, :], max(1, min(count, self.count)), params=parameters)
         valid = ids[0] >= 0
@@ -206,23 +199,41 @@ class OpenIndex:
     def lists(self) -> int:
         return 1 if self.layout_exact else int(inverted_file(self.index).nlist)
 
+    def coarse_parameters(self, probes: int) -> Any:
+        """What a search for the lists to probe is given."""
+        return graph_parameters(inverted_file(self.index).quantizer, probes)
+
     def _within(self, query: np.ndarray, least: float, selector: Any, nprobe: int) -> Candidates:
         import numpy as np
 
-        parameters = self._parameters(selector, nprobe)
+        parameters = self.parameters(selector, nprobe)
         with faiss_threads(1):
             _, similarities, ids = self.index.range_search(query[None, :], least, params=parameters)
         order = np.lexsort((ids, -similarities))
         return Candidates(ids[order], similarities[order])
 
-    def _parameters(self, selector: Any, nprobe: int | None) -> Any:
+    def parameters(self, selector: Any, nprobe: int | None) -> Any:
+        """What a search is given: how many lists it probes, and among which ids."""
         import faiss
 
         library: Any = faiss
         if self.layout_exact:
             return library.SearchParameters(sel=selector) if selector is not None else None
-        lists = library.SearchParametersIVF(nprobe=nprobe or self.nprobe, sel=selector)
+        probes = nprobe or self.nprobe
+        graph = self.coarse_parameters(probes)
+        lists = library.SearchParametersIVF(nprobe=probes, sel=selector, quantizer_params=graph)
         return library.SearchParametersPreTransform(index_params=lists)
+
+
+def graph_parameters(coarse: Any, count: int) -> Any:
+    """What a search for the `count` nearest lists is given: by default a graph is left after 16, whatever is asked."""
+    import faiss
+
+    library: Any = faiss
+
+    if not isinstance(faiss.downcast_index(coarse), faiss.IndexHNSW):
+        return None
+    return library.SearchParametersHNSW(efSearch=max(LEAST_VISITED, 2 * count))
 
 
 def id_selector(ids: np.ndarray, *, excluded: bool = False) -> Any:

@@ -146,7 +146,7 @@ def write_inverted_index(path: Path, trained: Any, sources: Sequence[ListSource]
             lists = inverted_file(trained).invlists
             handle.write(b"ilar" + struct.pack("<QQ", len(totals), lists.code_size) + b"full")
             handle.write(struct.pack("<Q", len(totals)) + totals.astype("<u8").tobytes())
-            for first, last in _blocks(totals):
+            for first, last in blocks_of_lists(totals, ENTRIES_PER_BLOCK):
                 _write_lists(handle, sources, sizes, first, last)
     return count
 
@@ -189,11 +189,11 @@ def empty_copy(path: Path) -> Any:
     return index
 
 
-def _blocks(totals: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Ranges of lists with about ENTRIES_PER_BLOCK entries each."""
+def blocks_of_lists(totals: np.ndarray, entries: int) -> Iterator[tuple[int, int]]:
+    """Ranges of lists with about `entries` entries each."""
     first = filled = 0
     for number, size in enumerate(totals.tolist()):
-        if filled and filled + size > ENTRIES_PER_BLOCK:
+        if filled and filled + size > entries:
             yield first, number
             first, filled = number, 0
         filled += size

@@ -31,6 +31,8 @@ POINTS_PER_LIST = 48
 LEAST_POINTS_PER_LIST = 39
 # What the codebooks learn from, however few the lists.
 LEAST_TRAINING_POINTS = 65_536
+# All centroids are compared up to here, exact and as fast; beyond, a graph leads to the nearest.
+MOST_FLAT_LISTS = 16_384
 HNSW_LINKS = 32
 # k-means on more lists than this takes days without a GPU (training costs lists² × dimension).
 MOST_LISTS = 131_072
@@ -57,7 +59,8 @@ class Layout:
         """The FAISS factory string."""
         if self.exact:
             return "IDMap2,Flat" if self.code_bytes == 4 * self.dimension else "IDMap2,SQfp16"
-        return f"OPQ{self.code_bytes}_{self.reduced},IVF{self.lists}_HNSW{HNSW_LINKS},PQ{self.code_bytes}x8"
+        graph = f"_HNSW{HNSW_LINKS}" if self.lists > MOST_FLAT_LISTS else ""
+        return f"OPQ{self.code_bytes}_{self.reduced},IVF{self.lists}{graph},PQ{self.code_bytes}x8"
 
     @property
     def training_points(self) -> int:
@@ -68,12 +71,13 @@ class Layout:
 
     @property
     def table_bytes(self) -> int:
-        """Everything besides codes and ids: rotation, codebooks, coarse centroids with their graph, list sizes."""
+        """Everything besides codes and ids: rotation, codebooks, coarse centroids and their graph, list sizes."""
         if self.exact:
             return 0
         rotation = 4 * self.reduced * self.dimension
         codebooks = 4 * CENTROIDS_PER_CODEBOOK * self.reduced
-        coarse = self.lists * (4 * self.reduced + 4 * 2 * HNSW_LINKS + 16)
+        links = 4 * 2 * HNSW_LINKS + 16 if self.lists > MOST_FLAT_LISTS else 0
+        coarse = self.lists * (4 * self.reduced + links)
         return rotation + codebooks + coarse + 8 * self.lists
 
     @property
@@ -99,7 +103,7 @@ class Layout:
 def choose_layout(
     captions: int, dimension: int, code_bytes: int = CODE_BYTES, exact_below: int = EXACT_BELOW
 ) -> Layout:
-    """The index for `captions` vectors: exact when small, OPQ + IVF with an HNSW coarse quantiser + PQ when large.
+    """The index for `captions` vectors: exact when small, OPQ + IVF + PQ when large.
 
     code_bytes: bytes of one compressed vector (its 8-byte id comes on top). Too few captions to train on fall back
     to exact search. Follows https://github.com/facebookresearch/faiss/wiki/Guidelines-to-choose-an-index.

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cdkit.core.machine import threads
 from cdkit.core.protocols import Context, TextEncoder
 from cdkit.core.storage import Folder
 from cdkit.core.text import caption_id, clean_captions
-from cdkit.index.brute_force import Queries, Truth, brute_force
+from cdkit.index.brute_force import TOP, Pairs, Queries, Truth, brute_force
 from cdkit.index.caption_index import INDEX_NAME
 from cdkit.index.codes import Shards
-from cdkit.index.faiss_index import OpenIndex, estimates, id_selector
+from cdkit.index.faiss_index import OpenIndex, open_faiss
 from cdkit.index.layout import RECALL_TARGET, IndexSettings, Layout
+from cdkit.index.probing import Candidates, Probing
 from cdkit.index.records import KeyedTable, Records
 
 if TYPE_CHECKING:
@@ -37,7 +40,6 @@ def measure_recall(
     """Recall with the held-out captions, and with class prompts that are not captions of this index."""
     import numpy as np
 
-    from cdkit.index.faiss_index import faiss_threads, open_faiss
     from cdkit.index.search import encode_queries
 
     prompts = class_prompts()
@@ -50,7 +52,7 @@ def measure_recall(
         # Nothing is approximated but the last digits, so a few queries show that the file is whole.
         texts = texts[:: max(1, len(texts) // EXACT_QUERIES)]
     queries = Queries(encode_queries(encoder, texts), held_out)
-    with context.progress.task("measuring recall", None) as task, faiss_threads(settings.threads):
+    with context.progress.task("measuring recall", None) as task, threads(settings.threads):
         recall = measure(
             open_faiss(out / INDEX_NAME, exact=layout.exact, nprobe=1),
             shards.paths,
@@ -58,7 +60,6 @@ def measure_recall(
             threshold=encoder.default_threshold,
             seed=settings.seed,
             target=settings.recall_target,
-            lists=max(1, layout.lists),
         )
         task.advance(len(texts))
     return recall
@@ -97,6 +98,8 @@ def class_prompts() -> list[str]:
 
 SAMPLE = 1_000_000
 EXACT_MARGIN = 1e-3
+UNKNOWN_MARGIN = 0.05
+MOST_PROBES = 2048
 # Of the errors of quantisation, the margin covers all but one in a thousand.
 MARGIN_QUANTILE = 0.999
 
@@ -157,7 +160,6 @@ def measure(
     seed: int,
     sample: int = SAMPLE,
     target: float = RECALL_TARGET,
-    lists: int = 1,
 ) -> Recall:
     """Measure recall and choose what reaches `target`: the margin under the threshold, then the fewest probes.
 
@@ -165,80 +167,101 @@ def measure(
     a caption counts as found when its estimate makes it a candidate, since candidates are re-ranked exactly.
     """
     truth = brute_force(embeddings, queries, threshold, seed=seed, sample=sample, total=index.count)
-    margin = EXACT_MARGIN if index.layout_exact else estimate_margin(index, queries, truth)
     everything = len(truth.ids) + len(queries.held_out) >= index.count
-    selector = id_selector(queries.held_out, excluded=True) if everything else id_selector(truth.ids)
-    probes = [1] if index.layout_exact else [size for size in (2**power for power in range(2, 12)) if size <= lists]
-    for nprobe in probes:
-        measured = _Setting(index, queries.vectors, truth, threshold, margin, nprobe, selector)
-        recall = replace(measured.recall(len(queries.held_out), len(truth.ids)), target=target)
-        if recall.reached is None or recall.reached >= target:
+    probing = Probing(index, queries.vectors, queries.held_out if everything else truth.ids, excluded=everything)
+    measurement = _Measured(probing, truth, threshold)
+    measured = [level for level, probes in enumerate(probing.probes) if probes <= MOST_PROBES]
+    for level in measured:
+        if measurement.reached(level) >= target:
             break
-    return recall
+    return measurement.recall(level, len(queries.held_out), target)
 
 
-def estimate_margin(index: OpenIndex, queries: Queries, truth: Truth) -> float:
-    """How far an estimate may fall below the true similarity, for all but one neighbour in a thousand."""
-    import numpy as np
+class _Measured:
+    """The estimates of all true pairs, and what searches find of them at each level."""
 
-    if not len(truth.pair_vectors):
-        return 0.05
-    asked = queries.vectors[truth.pair_queries]
-    true = np.einsum("ij,ij->i", asked, truth.pair_vectors)
-    below = true - estimates(index.index, truth.pair_vectors, asked)
-    return float(max(np.quantile(below, MARGIN_QUANTILE), EXACT_MARGIN))
-
-
-@dataclass(frozen=True)
-class _Setting:
-    """The candidates of every query under one setting, compared with the truth."""
-
-    index: OpenIndex
-    vectors: np.ndarray
-    truth: Truth
-    threshold: float
-    margin: float
-    nprobe: int
-    selector: Any
-    shares: list[float] = field(default_factory=list)
-
-    def recall(self, held_out: int, sample: int) -> Recall:
+    def __init__(self, probing: Probing, truth: Truth, threshold: float) -> None:
         import numpy as np
 
-        hits, best, best_hits = 0, 0, 0
-        shares = []
-        for number, vector in enumerate(self.vectors):
-            neighbours, nearest = self.truth.neighbours[number], self.truth.best[number]
-            if len(neighbours):
-                reached = int(np.isin(neighbours, self._within(vector, self.threshold - self.margin)).sum())
-                hits += reached
-                shares.append(reached / len(neighbours))
-            if len(nearest):
-                best += len(nearest)
-                best_hits += int(np.isin(nearest, self._best(vector, len(nearest))).sum())
-        neighbours_in_all = sum(len(ids) for ids in self.truth.neighbours)
-        worst = sorted(shares)[: max(1, len(shares) // 10)]
-        return Recall(
-            queries=len(self.vectors),
-            held_out_captions=held_out,
-            queries_without_neighbours=len(self.vectors) - len(shares),
-            sample=sample,
-            threshold=self.threshold,
-            neighbours=neighbours_in_all,
-            threshold_recall=round(hits / neighbours_in_all, 5) if neighbours_in_all else None,
-            worst_tenth=round(sum(worst) / len(worst), 5) if worst else None,
-            top_200_recall=round(best_hits / best, 5) if best else None,
-            nprobe=self.nprobe,
-            margin=round(self.margin, 6),
-            measured_vectors=self.index.count,
+        self.probing, self.truth, self.threshold = probing, truth, threshold
+        kinds = (truth.neighbours, truth.best, truth.learning)
+        ends = np.cumsum([len(pairs.ids) for pairs in kinds])[:-1]
+        estimates, levels = probing.estimates(
+            np.concatenate([pairs.queries for pairs in kinds]), np.concatenate([pairs.ids for pairs in kinds])
         )
+        self.neighbours, self.best, learned = np.split(estimates, ends)
+        self.neighbour_levels, self.best_levels, _ = np.split(levels, ends)
+        self.margin = self._margin(learned)
+        self.queries = len(probing.queries)
 
-    def _within(self, vector: np.ndarray, least: float) -> np.ndarray:
-        return self.index.within(vector, least, selector=self.selector, nprobe=self.nprobe).ids
+    def _margin(self, estimates: np.ndarray) -> float:
+        """How far an estimate may fall below the true similarity, for all but one neighbour in a thousand."""
+        import numpy as np
 
-    def _best(self, vector: np.ndarray, count: int) -> np.ndarray:
-        """The candidates from which a search for the best `count` would re-rank."""
-        top = self.index.top(vector, count, selector=self.selector, nprobe=self.nprobe)
-        if not len(top.ids):
-            return top.ids
-        return self._within(vector, float(top.similarities[-1]) - 2 * self.margin)
+        if self.probing.index.layout_exact:
+            return EXACT_MARGIN
+        below = (self.truth.similarities - estimates)[np.isfinite(estimates)]
+        return float(max(np.quantile(below, MARGIN_QUANTILE), EXACT_MARGIN)) if len(below) else UNKNOWN_MARGIN
+
+    @cached_property
+    def _floor(self) -> np.ndarray:
+        """float32 [q]: from where a caption is a candidate for being above the threshold."""
+        import numpy as np
+
+        return np.full(self.queries, self.threshold - self.margin, dtype=np.float32)
+
+    def _best_floor(self, level: int) -> np.ndarray:
+        """float32 [q]: from where it is one for the best 200; the fewer lists are probed, the lower."""
+        import numpy as np
+
+        return self.probing.best(TOP, level) - np.float32(2 * self.margin)
+
+    @cached_property
+    def _candidates(self) -> Candidates:
+        import numpy as np
+
+        return self.probing.candidates(np.minimum(self._floor, self._best_floor(0)))
+
+    def hits(self, level: int) -> np.ndarray:
+        """bool [neighbours]: which of them a search at `level` has among its candidates."""
+        return self._hits(level, self._floor, self.truth.neighbours, self.neighbours, self.neighbour_levels)
+
+    def best_hits(self, level: int) -> np.ndarray:
+        """bool [best]: which of them are among the candidates that a search for the best 200 would re-rank."""
+        return self._hits(level, self._best_floor(level), self.truth.best, self.best, self.best_levels)
+
+    def _hits(
+        self, level: int, floors: np.ndarray, pairs: Pairs, estimates: np.ndarray, levels: np.ndarray
+    ) -> np.ndarray:
+        stops = self.probing.stops(self._candidates.counts(floors), level)
+        hits: np.ndarray = (estimates > floors[pairs.queries]) & (levels <= stops[pairs.queries])
+        return hits
+
+    def reached(self, level: int) -> float:
+        """The share that the target is about; 1 when there is nothing to find."""
+        hits = self.hits(level) if len(self.neighbours) else self.best_hits(level)
+        return float(hits.mean()) if len(hits) else 1.0
+
+    def recall(self, level: int, held_out: int, target: float) -> Recall:
+        import numpy as np
+
+        hits, best_hits, asked = self.hits(level), self.best_hits(level), self.truth.neighbours.queries
+        per_query = np.bincount(asked, minlength=self.queries)
+        asking = per_query > 0
+        shares = np.sort(np.bincount(asked, weights=hits, minlength=self.queries)[asking] / per_query[asking])
+        worst = shares[: max(1, len(shares) // 10)]
+        return Recall(
+            queries=self.queries,
+            held_out_captions=held_out,
+            queries_without_neighbours=int(self.queries - asking.sum()),
+            sample=len(self.truth.ids),
+            threshold=self.threshold,
+            neighbours=len(hits),
+            threshold_recall=round(float(hits.mean()), 5) if len(hits) else None,
+            worst_tenth=round(float(worst.mean()), 5) if len(worst) else None,
+            top_200_recall=round(float(best_hits.mean()), 5) if len(best_hits) else None,
+            nprobe=self.probing.probes[level],
+            margin=round(self.margin, 6),
+            measured_vectors=self.probing.index.count,
+            target=target,
+        )

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from cdkit.core.formatting import json_text
+from cdkit.core.machine import threads as library_threads
 from cdkit.core.manifest import Manifest
 from cdkit.core.protocols import Context
 from cdkit.core.shards import part_name, parts
@@ -30,7 +31,7 @@ from cdkit.index.brute_force import Queries, Truth, brute_force
 from cdkit.index.caption_index import INDEX_NAME, CaptionIndex
 from cdkit.index.codes import inspect_shards, write_compressed
 from cdkit.index.embedding_files import embedding_shard
-from cdkit.index.faiss_index import faiss_threads, open_faiss
+from cdkit.index.faiss_index import open_faiss
 from cdkit.index.layout import CODE_BYTES, IndexSettings, choose_layout
 from cdkit.index.recall import measure
 from cdkit.index.records import Records
@@ -123,15 +124,15 @@ def build(folder: Path, count: int, threads: int) -> dict[str, Any]:
     }
 
 
-def query(folder: Path, asked: int, lists: int, threads: int) -> dict[str, Any]:
+def query(folder: Path, asked: int, threads: int) -> dict[str, Any]:
     """Choose the search settings on other queries than those reported, then time every reported one."""
     paths = parts(folder / "embeddings")
     random = np.random.default_rng(1)
     real = random.permutation(real_vectors())
     reported, tuning = real[:asked], real[-200:]
     opened = open_faiss(folder / INDEX_NAME, exact=False, nprobe=1)
-    with faiss_threads(threads):
-        tuned = measure(opened, paths, Queries(tuning, NOBODY), threshold=THRESHOLD, seed=0, lists=lists)
+    with library_threads(threads):
+        tuned = measure(opened, paths, Queries(tuning, NOBODY), threshold=THRESHOLD, seed=0)
         facts = {"index": {"margin": tuned.margin}}
         manifest = Manifest("index", 1, "bench", {}, {}, details=facts)
         settled = open_faiss(folder / INDEX_NAME, exact=False, nprobe=tuned.nprobe)
@@ -142,15 +143,16 @@ def query(folder: Path, asked: int, lists: int, threads: int) -> dict[str, Any]:
 
 def _timed(index: CaptionIndex, reported: np.ndarray, truth: Truth) -> dict[str, Any]:
     seconds, faiss_seconds, found, candidates = [], [], 0, []
-    for vector, neighbours in zip(reported, truth.neighbours, strict=True):
+    neighbours = truth.neighbours.by_query(len(reported))
+    for vector, alike in zip(reported, neighbours, strict=True):
         clock = time.perf_counter()
         ids, similarities = similar(index, vector, THRESHOLD, index.faiss.count)
         seconds.append(time.perf_counter() - clock)
-        found += int(np.isin(neighbours, ids[similarities >= THRESHOLD]).sum())
+        found += int(np.isin(alike, ids[similarities >= THRESHOLD]).sum())
         clock = time.perf_counter()
         candidates.append(len(index.faiss.within(vector, THRESHOLD - index.margin).ids))
         faiss_seconds.append(time.perf_counter() - clock)
-    sizes = [len(ids) for ids in truth.neighbours]
+    sizes = [len(ids) for ids in neighbours]
     return {
         "queries": len(reported),
         "neighbours_median": float(np.median(sizes)),
@@ -182,7 +184,7 @@ def main() -> None:
             subprocess.run([*command, "--generate", str(folder)], check=True)
         built = build(folder, arguments.vectors, arguments.threads)
         print(json_text(built), flush=True)
-        asked = query(folder, arguments.queries, built["lists"], arguments.threads)
+        asked = query(folder, arguments.queries, arguments.threads)
         print(json_text({"benchmark": "index", "vectors": arguments.vectors, **built, **asked}))
 
 

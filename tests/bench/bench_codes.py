@@ -52,6 +52,10 @@ def _behind_directions(vectors: np.ndarray, reduced: int, make: Callable[[Any], 
     faiss.copy_array_to_vector(matrix.numpy().ravel(), transform.A)
     transform.is_trained = True
     ivf = make(flat)
+    if not ivf.invlists:
+        lists = faiss.ArrayInvertedLists(LISTS, ivf.code_size)
+        ivf.replace_invlists(lists, True)
+        lists.this.disown()
     ivf.train(points.numpy())
     index = faiss.IndexPreTransform(transform, ivf)
     index.add(vectors)

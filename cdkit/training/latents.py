@@ -84,20 +84,21 @@ class PictureEncoder:
         return Moments((posterior.mean.float() - shift) * scale, posterior.std.float() * scale)
 
     def encode_all(self, pictures: Iterable[torch.Tensor], *, flips: bool) -> Moments:
-        """Moments of many pictures, uint8 (3, s, s) each, a few at a time; with `flips` each, then its mirror."""
+        """Moments of many pictures (3, s, s), uint8 or in [-1, 1], a few at once; with `flips` each and its mirror."""
         parts: list[Moments] = []
         waiting: list[torch.Tensor] = []
         for picture in pictures:
             waiting += [picture, picture.flip(-1)] if flips else [picture]
             if len(waiting) >= ENCODED_AT_ONCE:
-                parts.append(self._encode_bytes(waiting))
+                parts.append(self._encode_some(waiting))
                 waiting = []
         if waiting:
-            parts.append(self._encode_bytes(waiting))
+            parts.append(self._encode_some(waiting))
         return Moments(torch.cat([part.mean for part in parts]), torch.cat([part.deviation for part in parts]))
 
-    def _encode_bytes(self, pictures: Sequence[torch.Tensor]) -> Moments:
-        return self.encode(send(torch.stack(list(pictures)), self.device).float().div(127.5).sub(1))
+    def _encode_some(self, pictures: Sequence[torch.Tensor]) -> Moments:
+        stacked = send(torch.stack(list(pictures)), self.device)
+        return self.encode(stacked.float().div(127.5).sub(1) if stacked.dtype == torch.uint8 else stacked)
 
     def photos(self, planned: PlannedConcept, resolution: int, *, augmented: bool, flips: bool) -> Pictures:
         """A concept's photos; with `augmented` they are encoded at each use, not now."""
@@ -105,8 +106,7 @@ class PictureEncoder:
         if augmented:
             squares = [square.pixels.to(self.device) for square in planned.squares]
             return Pictures(planned.captions, frames, squares=squares, names=planned.names)
-        whole = [place(square.pixels, Placement(resolution, 0, 0), resolution) for square in planned.squares]
-        pixels = [picture.add(1).mul(127.5).round().byte() for picture in whole]
+        pixels = (place(square.pixels, Placement(resolution, 0, 0), resolution) for square in planned.squares)
         return Pictures(planned.captions, frames, self.encode_all(pixels, flips=flips), names=planned.names)
 
     def regularization(self, planned: PlannedConcept, resolution: int, *, flips: bool, task: Task) -> Pictures | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from tests.bench.gpu.__main__ import measure
 
 
@@ -31,4 +33,6 @@ def test_training() -> None:
     assert measured["sd15_pass"]["tflop_per_step"] > 0
     # The norms in fewer kernels are a GPU's alone: both compute the same here.
     assert measured["sd15"]["loss"] == measured["sd15_contiguous"]["loss"]
+    losses = measured["precision"]["mean_loss"]
+    assert losses["bf16"] == pytest.approx(losses["no"], rel=0.05)
     assert any("--fit 8GB: batches of 4" in note for note in measured["fit_8GB"]["notes"])

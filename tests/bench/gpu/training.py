@@ -46,6 +46,7 @@ def measure(*, tiny: bool, seconds: float) -> Figures:
             ("sd15", lambda: ours(small, images, device, top)),
             ("sd15_usual", lambda: usual(small, images, device)),
             ("sdxl", lambda: ours(large, images, device, top)),
+            ("precision", lambda: precision(images, device, 2 if tiny else PAPER_STEPS)),
             ("sd15_contiguous", lambda: contiguous(small, images, device)),
             *((f"fit_{size}", partial(fit, small, images, device, size)) for size in sizes),
         ]
@@ -197,6 +198,37 @@ def graph_difference(loop: Any, batch: Any) -> float:
         gradients.append(torch.cat([p.grad.reshape(-1).float() for p in parameters]))
     loop.optimizer.zero_grad(set_to_none=False)
     return float((gradients[0] - gradients[1]).norm() / gradients[1].norm())
+
+
+def precision(images: Path, device: torch.device, steps: int) -> Figures:
+    """What bf16 changes of a training of the embedded model: the mean loss of its last fifth, and what it learned."""
+    from cdkit.embedded import load_pipeline
+
+    learned, losses, seconds = {}, {}, {}
+    for name in ("no", "bf16"):
+        settings = {"precision": name, "steps": steps, "batch_size": 8, "augmentation": False}
+        with training(load_pipeline(), images, device, **settings) as (loop, _, accelerator, _):
+            trained = list(loop.trainables.named().values())
+            optimizer = accelerator.prepare_optimizer(loop.optimizer)
+            sums, seconds[name] = seconds_of(
+                lambda loop=loop, optimizer=optimizer, trained=trained: [
+                    loop.step(number, optimizer, trained) for number in range(steps)
+                ],
+                device,
+            )
+            last = torch.stack(sums[-max(1, steps // 5) :]).sum(dim=0)
+            losses[name] = round(float(last[0] / last[1]), 5)
+            learned[name] = torch.cat([change.reshape(-1) for change in loop.trainables.changes().values()])
+    difference = (learned["bf16"] - learned["no"]).norm() / learned["no"].norm()
+    yield (
+        "",
+        {
+            "steps": steps,
+            "mean_loss": losses,
+            "seconds": {name: round(value, 2) for name, value in seconds.items()},
+            "difference_of_what_was_learned": round(float(difference), 4),
+        },
+    )
 
 
 def encoding(loop: Any, device: torch.device) -> float:

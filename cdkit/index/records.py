@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -29,11 +31,41 @@ class RowGroup:
     most: int
 
 
+@dataclass
+class GroupMemory:
+    """Decoded row groups that were read last, for who looks up rows again and again; several threads may use it."""
+
+    most_bytes: int
+    _groups: OrderedDict[tuple[Path, int, tuple[str, ...]], pa.Table] = field(default_factory=OrderedDict)
+    _bytes: int = 0
+    _turn: threading.Lock = field(default_factory=threading.Lock)
+
+    def table(self, group: RowGroup, columns: tuple[str, ...], read: Callable[[], pa.Table]) -> pa.Table:
+        """The columns of a row group, read when they are not remembered."""
+        key = (group.path, group.number, columns)
+        with self._turn:
+            if key in self._groups:
+                self._groups.move_to_end(key)
+                return self._groups[key]
+        table = read()
+        with self._turn:
+            if key not in self._groups:
+                self._groups[key] = table
+                self._bytes += table.nbytes
+            while self._bytes > self.most_bytes:
+                self._bytes -= self._groups.popitem(last=False)[1].nbytes
+        return table
+
+
 @dataclass(frozen=True)
 class KeyedTable:
-    """A dataset folder whose shards carry caption_id; rows are found through row-group statistics."""
+    """A dataset folder whose shards carry caption_id; rows are found through row-group statistics.
+
+    memory: what keeps the row groups that were read, None to read them each time.
+    """
 
     folder: Path
+    memory: GroupMemory | None = None
 
     @cached_property
     def groups(self) -> list[RowGroup]:
@@ -82,8 +114,12 @@ class KeyedTable:
         import numpy as np
         import pyarrow as pa
 
-        with open_shard(group.path, hint=REBUILD) as file:
-            table = require_keys(file.read_row_group(group.number, columns=list(columns)), group.path, hint=REBUILD)
+        def whole() -> pa.Table:
+            with open_shard(group.path, hint=REBUILD) as file:
+                table = file.read_row_group(group.number, columns=list(columns))
+            return require_keys(table, group.path, hint=REBUILD)
+
+        table = whole() if self.memory is None else self.memory.table(group, tuple(columns), whole)
         return table.filter(pa.array(np.isin(table["caption_id"].to_numpy(), ids)))
 
 
@@ -118,9 +154,10 @@ def _iterate(folder: Path, kind: str, columns: Sequence[str] | None) -> Iterator
 
 @dataclass(frozen=True)
 class Records:
-    """Lookup in one index folder as it stood when the object was made."""
+    """Lookup in one index folder as it stood when the object was made. memory: see KeyedTable."""
 
     folder: Path
+    memory: GroupMemory | None = None
 
     @cached_property
     def removed(self) -> Tombstones:
@@ -128,11 +165,11 @@ class Records:
 
     @cached_property
     def _captions(self) -> KeyedTable:
-        return KeyedTable(self.folder / "captions")
+        return KeyedTable(self.folder / "captions", self.memory)
 
     @cached_property
     def _image_rows(self) -> KeyedTable:
-        return KeyedTable(self.folder / "image_rows")
+        return KeyedTable(self.folder / "image_rows", self.memory)
 
     def captions(self, ids: np.ndarray) -> dict[int, str]:
         """Caption text by id; removed or unknown ids are absent."""

@@ -17,6 +17,7 @@ from cdkit.fetching.failures import FetchFailure
 from cdkit.fetching.urls import parse_url, unescaped
 from cdkit.index.caption_index import CaptionIndex, open_index
 from cdkit.index.changes.transaction import COMMIT_NAME, PENDING_NAME
+from cdkit.index.records import GroupMemory, Records
 from cdkit.index.search import Match
 from cdkit.retrieval.candidates import CandidateSettings, rejection
 from cdkit.serving.shared_encoder import SharedEncoder
@@ -24,6 +25,8 @@ from cdkit.serving.shared_encoder import SharedEncoder
 Answer = TypeVar("Answer")
 # Changes that may fall into one answer before it is given up.
 TRIES = 4
+# Rows of captions and images that an index keeps decoded; reading them is most of a search's work.
+MEMORY_BYTES = 512 << 20
 # What public recipes ask for means the first index here.
 PUBLIC_NAMES = "laion"
 # As strict as the import is by default, also where an index was made with --keep-unrated or another limit.
@@ -58,7 +61,10 @@ class ServedIndex:
         with self._opening:
             stamp = _stamp(self.folder)
             if self._opened is None or stamp != self._stamp:
-                self._opened, self._stamp = open_index(self.folder, self.encoder), stamp
+                opened = open_index(self.folder, self.encoder)
+                # Rows remembered of an earlier state must not come back.
+                records = Records(self.folder, GroupMemory(MEMORY_BYTES))
+                self._opened, self._stamp = replace(opened, records=records), stamp
             return self._opened, self._stamp
 
     def ask(self, question: Callable[[CaptionIndex], Answer]) -> Answer:

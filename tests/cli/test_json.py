@@ -88,6 +88,10 @@ def test_a_command_prints_one_object(lines: dict[str, Ran], line: str) -> None:
     assert "Traceback" not in found.err
 
 
+# They print their object and go on: tests/serving reads it.
+SERVICES = {("serve",), ("review",)}
+
+
 def test_no_command_is_left_out() -> None:
-    for words in command_words(application.app):
+    for words in set(command_words(application.app)) - SERVICES:
         assert any(line.startswith(" ".join(words)) for line in LINES.splitlines()), words

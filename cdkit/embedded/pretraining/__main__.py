@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 PHASES = ("clip", "autoencoder", "unet")
 # Parts of the time by whose end a phase is over; the rest is for measuring.
-ENDS = {"clip": 0.15, "autoencoder": 0.26, "unet": 0.97}
+ENDS = {"clip": 0.14, "autoencoder": 0.33, "unet": 0.97}
 HELD_OUT_SCENES = 512
 
 

@@ -20,9 +20,9 @@ class AutoencoderTraining:
     """Batch and rate; `divergence_weight` scales the mean KL term per latent."""
 
     batch: int = 256
-    rate: float = 1e-3
+    rate: float = 1.5e-3
     divergence_weight: float = 1e-4
-    recoloured_share: float = 0.4
+    recoloured_share: float = 0.25
 
 
 def packaged_autoencoder(folder: Path, device: str) -> Any:

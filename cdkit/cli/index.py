@@ -154,6 +154,7 @@ def _plan(
             "points",
             "train",
             "add",
+            "measure",
             "query",
         ]
         lines = [
@@ -167,18 +168,24 @@ def _plan(
                 int(choice.training_points.value),
                 duration_text(choice.train_seconds.value),
                 duration_text(choice.add_seconds.value),
+                duration_text(choice.measure_seconds.value),
                 _query_time(choice.query_seconds.value),
             )
             for choice in plan.choices
         ]
         console.print(table(headings, lines))
         console.print(
-            "Every figure of the table is estimated, the times from rates measured on this machine just now:"
+            "→ is what cdkit index build would make. Embedding the captions comes on top: "
+            f"{duration_text(plan.embed_seconds.value)}."
         )
-        for name in ("multiplications", "added", "scanned", "exact", "written"):
-            rate = getattr(plan.rates, name)
-            console.print(f"  {name}: {rate.value:,.4g} {rate.unit} ({rate.basis}, {plan.rates.threads} threads)")
-        console.print("→ is what cdkit index build would make. Embedding the captions comes on top.")
+        console.print(
+            "Every figure is estimated, the times from rates of this machine just now "
+            f"({plan.rates.device}, {plan.rates.threads} threads):"
+        )
+        for name, rate in plan.rates.figures().items():
+            console.print(f"  {name}: {rate.value:,.4g} {rate.unit} ({rate.basis})")
+        for line in plan.advice:
+            console.print(line)
 
     output.result(plan.as_json(), human=draw, quiet=next(choice.factory for choice in plan.choices if choice.chosen))
 

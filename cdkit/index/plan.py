@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
@@ -16,46 +14,23 @@ from cdkit.core.config import describe_mistakes, did_you_mean
 from cdkit.core.errors import ConfigError
 from cdkit.core.machine import thread_count
 from cdkit.core.yaml_files import read_yaml
-from cdkit.index.clustering import CODEBOOK_POINTS, CODEBOOK_ROUNDS, Tables, batch_sizes
-from cdkit.index.faiss_index import assemble, encode, faiss_threads, new_exact
+from cdkit.index.clustering import CODEBOOK_POINTS, CODEBOOK_ROUNDS, batch_sizes
 from cdkit.index.layout import (
     CENTROIDS_PER_CODEBOOK,
     CODE_BYTES,
+    MOST_FLAT_LISTS,
     Layout,
     choose_layout,
     compressed_layout,
     exact_layout,
 )
+from cdkit.index.rates import TRIAL_LISTS, Figure, Rates, measure_rates
 
-CODE_SIZES = (16, 32, 64, 128)
+CODE_SIZES = (16, 32, 48, 64, 128)
 SHARD_ROWS = 500_000
 PROBES = 32
-TRIAL_LISTS = 1024
-TRIAL_ROWS = 2048
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A number, its unit, and whether it was measured here or estimated."""
-
-    value: float
-    unit: str
-    basis: Literal["measured", "estimated"]
-
-
-@dataclass(frozen=True)
-class Rates:
-    """What this machine does per second: multiplications in k-means, vectors added, codes scanned, bytes written."""
-
-    multiplications: Figure
-    added: Figure
-    scanned: Figure
-    exact: Figure
-    written: Figure
-    threads: int
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+# What recall is measured with: about so many queries, against so many captions.
+QUERIES, MEASURED = 420, 1_000_000
 
 
 @dataclass(frozen=True)
@@ -71,17 +46,23 @@ class Choice:
     training_points: Figure
     train_seconds: Figure
     add_seconds: Figure
+    measure_seconds: Figure
     query_seconds: Figure
 
 
 @dataclass(frozen=True)
 class IndexPlan:
-    """The table for `rows` captions of `dimension`; embedding them comes on top."""
+    """The table for `rows` captions of `dimension`; embed_seconds come on top of each choice.
+
+    advice: what would make it faster.
+    """
 
     rows: int
     dimension: int
     rates: Rates
+    embed_seconds: Figure
     choices: list[Choice]
+    advice: list[str]
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -102,146 +83,85 @@ def plan_index(
     layouts += [layout for layout in compressed if layout.training_points < rows or layout == chosen]
     measured = rates or measure_rates(dimension, threads or thread_count())
     table = [_choice(layout, measured, chosen=layout == chosen) for layout in dict.fromkeys(layouts)]
-    return IndexPlan(rows, dimension, measured, table)
+    embed = _estimated(round(rows / measured.embedded.value, 1), "seconds")
+    built = next(choice for choice in table if choice.chosen)
+    return IndexPlan(rows, dimension, measured, embed, table, _advice(built, embed, measured))
+
+
+def _estimated(value: float, unit: str) -> Figure:
+    return Figure(value, unit, "estimated")
 
 
 def _choice(layout: Layout, rates: Rates, *, chosen: bool) -> Choice:
-    def estimated(value: float, unit: str) -> Figure:
-        return Figure(value, unit, "estimated")
-
-    add = layout.captions / rates.exact.value if layout.exact else layout.captions / _add_rate(layout, rates)
     scanned = layout.captions * min(1.0, PROBES / layout.lists) if layout.lists else 0
     query = scanned / _scan_rate(layout, rates) if layout.lists else 2 * layout.captions * layout.dimension / 2e9
+    compared = QUERIES * min(layout.captions, MEASURED) * (layout.dimension + 2 * layout.reduced)
+    measuring = layout.captions / rates.read.value + compared / rates.compared.value
+    adding = _adding_seconds(layout, rates) + layout.index_bytes / rates.written.value
     return Choice(
         factory=layout.factory,
         chosen=chosen,
-        bytes_per_caption=estimated(round(layout.index_bytes / layout.captions, 1), "bytes"),
-        disk=estimated(layout.index_bytes, "bytes"),
-        build_memory=estimated(layout.building_bytes(SHARD_ROWS), "bytes"),
-        serve_memory=estimated(layout.serving_bytes, "bytes"),
-        training_points=estimated(layout.training_points, "vectors"),
-        train_seconds=estimated(round(training_work(layout) / rates.multiplications.value, 1), "seconds"),
-        add_seconds=estimated(round(add + layout.index_bytes / rates.written.value, 1), "seconds"),
-        query_seconds=estimated(round(query, 5), "seconds"),
+        bytes_per_caption=_estimated(round(layout.index_bytes / layout.captions, 1), "bytes"),
+        disk=_estimated(layout.index_bytes, "bytes"),
+        build_memory=_estimated(layout.building_bytes(SHARD_ROWS), "bytes"),
+        serve_memory=_estimated(layout.serving_bytes, "bytes"),
+        training_points=_estimated(layout.training_points, "vectors"),
+        train_seconds=_estimated(round(_training_seconds(layout, rates), 1), "seconds"),
+        add_seconds=_estimated(round(adding, 1), "seconds"),
+        measure_seconds=_estimated(round(measuring, 1), "seconds"),
+        query_seconds=_estimated(round(query, 5), "seconds"),
     )
 
 
-def training_work(layout: Layout) -> float:
-    """Multiplications of training: OPQ rounds, k-means over the lists, and the codebooks."""
+def _advice(choice: Choice, embed: Figure, rates: Rates) -> list[str]:
+    """What to change to go faster, by the part that takes longest."""
+    seconds = {
+        "embedding": embed.value,
+        "training": choice.train_seconds.value,
+        "adding": choice.add_seconds.value,
+        "measuring recall": choice.measure_seconds.value,
+    }
+    longest = max(seconds, key=lambda part: seconds[part])
+    lines = [f"Most of the time goes into {longest}."]
+    if rates.on_gpu:
+        lines.append("More GPUs share embedding and adding: those of this machine, and of a cluster by --engine ray.")
+    else:
+        lines.append("A GPU, used where there is one, does embedding, training and adding a hundred times as fast.")
+        lines.append(f"This plan is for {rates.threads} threads: --threads takes more, --engine ray more machines.")
+    return lines
+
+
+def _training_seconds(layout: Layout, rates: Rates) -> float:
+    """Reading the sample, and the multiplications of training."""
     if layout.exact:
         return 0.0
+    return layout.captions / rates.read.value + training_work(layout) / rates.multiplications.value
+
+
+def training_work(layout: Layout) -> float:
+    """Multiplications of training: the rotation, k-means over the lists, and the codebooks."""
     points = layout.training_points
     coarse = sum(batch_sizes(points, layout.lists)) * layout.lists * layout.reduced
     codebooks = min(points, CODEBOOK_POINTS) * CENTROIDS_PER_CODEBOOK * layout.reduced * 2 * CODEBOOK_ROUNDS
     return float(coarse + codebooks + points * layout.dimension * (layout.reduced + layout.dimension))
 
 
-def _add_rate(layout: Layout, rates: Rates) -> float:
-    """Vectors per second: measured with 1,024 lists; the graph's depth grows with the logarithm of the lists."""
-    return rates.added.value * math.log2(TRIAL_LISTS) / max(1.0, math.log2(layout.lists))
+def _adding_seconds(layout: Layout, rates: Rates) -> float:
+    """Reading goes on beside the work. `rates.added` was measured with 1,024 lists: more cost more products on GPUs
+    and without a graph; the depth of a graph grows with the logarithm of the lists."""
+    reading = layout.captions / rates.read.value
+    if layout.exact:
+        return max(reading, layout.captions / rates.exact.value)
+    each = 1 / rates.added.value
+    if rates.on_gpu or layout.lists <= MOST_FLAT_LISTS:
+        each += max(0, layout.lists - TRIAL_LISTS) * layout.reduced / rates.multiplications.value
+    else:
+        each *= math.log2(layout.lists) / math.log2(TRIAL_LISTS)
+    return max(reading, layout.captions * each)
 
 
 def _scan_rate(layout: Layout, rates: Rates) -> float:
     return rates.scanned.value * CODE_BYTES / layout.code_bytes
-
-
-def measure_rates(dimension: int, threads: int) -> Rates:
-    """Measure for about two seconds, on random vectors of this dimension; tables are random, which costs the same."""
-    import numpy as np
-
-    random = np.random.default_rng(0)
-    vectors = random.standard_normal((TRIAL_ROWS, dimension), dtype=np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    with faiss_threads(threads):
-        return Rates(
-            multiplications=_measured(_kmeans_work(vectors), "multiplications/s"),
-            added=_measured(_adding_work(dimension, vectors), "vectors/s"),
-            scanned=_measured(_scanning_work(dimension, vectors), "codes/s"),
-            exact=_measured(_exact_work(dimension, vectors), "vectors/s"),
-            written=_measured(_writing_work(), "bytes/s"),
-            threads=threads,
-        )
-
-
-Work = tuple[Callable[[], object], float]
-
-
-def _measured(work: Work, unit: str) -> Figure:
-    """Amount per second of the faster of two runs; the first also warms up."""
-    run, amount = work
-    best = math.inf
-    for _ in range(2):
-        clock = time.perf_counter()
-        run()
-        best = min(best, time.perf_counter() - clock)
-    return Figure(float(f"{amount / max(best, 1e-9):.3g}"), unit, "measured")
-
-
-def _kmeans_work(vectors: Any) -> Work:
-    import faiss
-
-    flat = faiss.IndexFlatIP(vectors.shape[1])
-    flat.add(vectors)
-    return lambda: flat.search(vectors, 1), float(len(vectors) ** 2 * vectors.shape[1])
-
-
-def _trial_index(dimension: int, vectors: Any) -> Any:
-    """An OPQ + IVF + PQ index whose tables are random instead of trained."""
-    import torch
-
-    layout = compressed_layout(10**6, dimension, min(CODE_BYTES, dimension), lists=TRIAL_LISTS)
-    shapes = (
-        (layout.reduced, dimension),
-        (TRIAL_LISTS, layout.reduced),
-        (layout.code_bytes, CENTROIDS_PER_CODEBOOK, layout.reduced // layout.code_bytes),
-    )
-    random = torch.Generator().manual_seed(1)
-    return assemble(layout, Tables(*(torch.randn(shape, generator=random) for shape in shapes)))
-
-
-def _adding_work(dimension: int, vectors: Any) -> Work:
-    index = _trial_index(dimension, vectors)
-    return lambda: encode(index, vectors), float(len(vectors))
-
-
-def _scanning_work(dimension: int, vectors: Any) -> Work:
-    import faiss
-
-    library: Any = faiss
-    index = _trial_index(dimension, vectors)
-    index.add(vectors)
-    lists = library.SearchParametersIVF(nprobe=TRIAL_LISTS)
-    everything = library.SearchParametersPreTransform(index_params=lists)
-    return lambda: index.search(vectors[:16], 20, params=everything), float(16 * len(vectors))
-
-
-def _exact_work(dimension: int, vectors: Any) -> Work:
-    index = new_exact(exact_layout(10**6, dimension))
-
-    def add() -> None:
-        index.reset()
-        import numpy as np
-
-        index.add_with_ids(vectors, np.arange(len(vectors)))
-
-    return add, float(len(vectors))
-
-
-def _writing_work() -> Work:
-    block = b"\x5a" * (16 << 20)
-
-    def write() -> None:
-        with tempfile.TemporaryFile(dir=Path.cwd()) if _writable(Path.cwd()) else tempfile.TemporaryFile() as handle:
-            handle.write(block)
-            handle.flush()
-
-    return write, float(len(block))
-
-
-def _writable(folder: Path) -> bool:
-    import os
-
-    return os.access(folder, os.W_OK)
 
 
 class Expected(BaseModel):

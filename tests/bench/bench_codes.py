@@ -27,7 +27,7 @@ from cdkit.index.faiss_index import assemble, faiss_kernels
 from cdkit.index.layout import compressed_layout
 from cdkit.index.records import read_embeddings
 
-LISTS = 1024
+LISTS = 256
 FLOOR = 0.3
 
 

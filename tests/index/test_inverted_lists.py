@@ -18,7 +18,7 @@ from cdkit.index.inverted_lists import (
     write_code_shard,
     write_inverted_index,
 )
-from cdkit.index.plan import TRIAL_LISTS, _trial_index
+from cdkit.index.rates import TRIAL_LISTS, trial_index
 
 DIMENSION = 16
 NOTHING = np.empty(0, dtype=np.int64)
@@ -32,7 +32,7 @@ def vectors() -> np.ndarray:
 
 @pytest.fixture
 def shards(tmp_path: Path, vectors: np.ndarray) -> list[CodeShard]:
-    index = _trial_index(DIMENSION, vectors)
+    index = trial_index(DIMENSION)
     found = []
     for number, start in enumerate(range(0, 600, 200)):
         ids = np.arange(start, start + 200) * 3 + 2**62
@@ -46,10 +46,10 @@ def shards(tmp_path: Path, vectors: np.ndarray) -> list[CodeShard]:
 def test_a_streamed_index_is_byte_for_byte_what_faiss_writes(
     tmp_path: Path, vectors: np.ndarray, shards: list[CodeShard]
 ) -> None:
-    reference = _trial_index(DIMENSION, vectors)
+    reference = trial_index(DIMENSION)
     reference.add_with_ids(vectors, np.arange(600) * 3 + 2**62)
     faiss.write_index(reference, str(tmp_path / "faiss.index"))
-    count = write_inverted_index(tmp_path / "ours.index", _trial_index(DIMENSION, vectors), shards)
+    count = write_inverted_index(tmp_path / "ours.index", trial_index(DIMENSION), shards)
     assert count == 600
     ours = faiss.read_index(str(tmp_path / "ours.index"))
     faiss.write_index(ours, str(tmp_path / "again.index"))
@@ -60,9 +60,9 @@ def test_a_streamed_index_is_byte_for_byte_what_faiss_writes(
 def test_a_mapped_index_finds_what_one_in_memory_finds(
     tmp_path: Path, vectors: np.ndarray, shards: list[CodeShard]
 ) -> None:
-    reference = _trial_index(DIMENSION, vectors)
+    reference = trial_index(DIMENSION)
     reference.add_with_ids(vectors, np.arange(600) * 3 + 2**62)
-    write_inverted_index(tmp_path / "ours.index", _trial_index(DIMENSION, vectors), shards)
+    write_inverted_index(tmp_path / "ours.index", trial_index(DIMENSION), shards)
     opened = open_faiss(tmp_path / "ours.index", exact=False, nprobe=TRIAL_LISTS)
     faiss.extract_index_ivf(reference).nprobe = TRIAL_LISTS
     similarities, ids = reference.search(vectors[:5], 10)
@@ -78,7 +78,7 @@ def test_dropping_and_adding_entries_keeps_all_others(
     tmp_path: Path, vectors: np.ndarray, shards: list[CodeShard]
 ) -> None:
     first = tmp_path / "first.index"
-    write_inverted_index(first, _trial_index(DIMENSION, vectors), shards[:2])
+    write_inverted_index(first, trial_index(DIMENSION), shards[:2])
     dropped = np.sort(np.arange(0, 400, 7) * 3 + 2**62)
     lists = IndexLists(faiss.read_index(str(first), faiss.IO_FLAG_MMAP), dropped)
     count = write_inverted_index(tmp_path / "second.index", empty_copy(first), [lists, shards[2]])

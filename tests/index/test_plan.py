@@ -7,12 +7,13 @@ from hypothesis import strategies as st
 from cdkit.core.errors import ConfigError
 from cdkit.index.layout import choose_layout
 from cdkit.index.plan import plan_index
+from cdkit.index.rates import Figure, Rates
 
 
 def test_small_indexes_are_exact_and_large_ones_compressed() -> None:
     assert choose_layout(5_000, 512).factory == "IDMap2,Flat"
     assert choose_layout(150_000, 512).factory == "IDMap2,SQfp16"
-    assert choose_layout(1_000_000, 512).factory == "OPQ64_256,IVF4096_HNSW32,PQ64x8"
+    assert choose_layout(1_000_000, 512).factory == "OPQ64_256,IVF4096,PQ64x8"
     assert choose_layout(400_000_000, 768).factory == "OPQ64_256,IVF131072_HNSW32,PQ64x8"
 
 
@@ -44,7 +45,9 @@ def test_the_plan_marks_every_figure_and_one_choice() -> None:
     assert [choice.factory for choice in plan.choices if choice.chosen] == ["OPQ64_256,IVF131072_HNSW32,PQ64x8"]
     assert len(plan.choices) >= 4
     data = plan.as_json()
-    assert {rate["basis"] for name, rate in data["rates"].items() if name != "threads"} == {"measured"}
+    rates = {name: rate["basis"] for name, rate in data["rates"].items() if isinstance(rate, dict)}
+    assert rates.pop("embedded") == "estimated"
+    assert set(rates.values()) == {"measured"}
     for choice in data["choices"]:
         figures = [value for value in choice.values() if isinstance(value, dict)]
         assert {figure["basis"] for figure in figures} == {"estimated"}
@@ -52,6 +55,28 @@ def test_the_plan_marks_every_figure_and_one_choice() -> None:
     chosen = next(choice for choice in plan.choices if choice.chosen)
     assert chosen.train_seconds.value > 60
     assert 28e9 < chosen.disk.value < 32e9
+
+
+def _rates(*, on_gpu: bool, faster: float = 1.0) -> Rates:
+    values = {"multiplications": 4e10, "added": 2e4, "embedded": 100, "read": 2e5, "written": 1e9}
+    values |= {"compared": 3e10, "scanned": 1e8, "exact": 1e5}
+    device = dict.fromkeys(("multiplications", "added", "embedded"), faster)
+    figures = {name: Figure(value * device.get(name, 1.0), "", "measured") for name, value in values.items()}
+    return Rates(**figures, threads=2, device="a device", on_gpu=on_gpu)
+
+
+def test_a_plan_names_the_longest_part_and_what_shortens_it() -> None:
+    slow = plan_index(10_000_000, 768, rates=_rates(on_gpu=False))
+    fast = plan_index(10_000_000, 768, rates=_rates(on_gpu=True, faster=1000))
+    assert slow.embed_seconds.value == pytest.approx(100_000)
+    assert slow.advice[0] == "Most of the time goes into embedding."
+    assert "A GPU" in slow.advice[1]
+    assert "More GPUs" in fast.advice[1]
+    chosen = [next(choice for choice in plan.choices if choice.chosen) for plan in (slow, fast)]
+    assert chosen[1].train_seconds.value < chosen[0].train_seconds.value / 2
+    # A GPU is faster than embeddings are read.
+    assert chosen[1].add_seconds.value == pytest.approx(10_000_000 / 2e5 + chosen[1].disk.value / 1e9, rel=1e-3)
+    assert chosen[0].measure_seconds.value == chosen[1].measure_seconds.value > 10
 
 
 def test_an_impossible_plan_lists_its_mistakes() -> None:

@@ -60,7 +60,7 @@ class Access:
             return 403, "Pages of other sites may not ask this service (see --allow-origin)."
         offered = parse_qs(query).get("token", [""])[0] or headers.get("authorization", "").removeprefix("Bearer ")
         if self.token is not None and not path.startswith(OPEN_PATHS) and not _same(offered, self.token):
-            return 401, "Add ?token=… to the address: this service was started with --token."
+            return 401, "Add ?token=… to the address: this service asks for the token it was started with."
         changes = method not in READING and path not in SHARED_PATHS
         if changes and not (self.change_token and _same(offered, self.change_token)):
             return 401, "This needs the token in the address that the command printed."

@@ -21,7 +21,7 @@ from cdkit.serving.catalogue import Catalogue, open_catalogue
 from cdkit.serving.work_queue import BusyError, WorkQueue
 from tests.cli.running import ran
 from tests.support.hashing_encoder import HashingEncoder
-from tests.support.served import Running, serving
+from tests.support.served import Running, Service
 from tests.support.small_index import grammar_captions, make_index
 
 
@@ -58,22 +58,25 @@ def test_a_full_queue_says_when_to_come_again() -> None:
 
 
 def test_too_many_requests_are_answered_with_429(index_folder: Path) -> None:
-    with serving(index_folder, threads=1, longest=1) as service:
-        statuses: list[httpx.Response] = []
+    made = Service(open_catalogue([index_folder], {}), threads=1, longest=2)
+    with made.run() as service:
+        params = {"q": "a star"}
+        # As if two requests were under way.
+        made.queue.pending = 2
+        refused = service.client.get("/search", params=params)
+        made.queue.pending = 0
+        assert service.client.get("/search", params=params).status_code == 200
+    assert refused.status_code == 429
+    assert int(refused.headers["retry-after"]) >= 1
+    assert refused.json()["error"]["code"] == "busy"
 
-        def ask(number: int) -> None:
-            # Every one has captions of its own to encode.
-            params = {"q": f"star number {number}", "min_similarity": -1, "limit": 900}
-            statuses.append(httpx.get(f"{service.url}search", params=params, timeout=60, trust_env=False))
 
-        threads = [threading.Thread(target=ask, args=(number,)) for number in range(6)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    refused = [answer for answer in statuses if answer.status_code == 429]
-    assert {answer.status_code for answer in statuses} == {200, 429}
-    assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
+def test_without_its_extra_the_command_names_it(index_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    for command in ("serve", "review"):
+        refused = ran([command, index_folder, "--format", "json"])
+        assert refused.code == 4
+        assert "[serve]" in refused.data["error"]["hint"]
 
 
 def test_figures_are_prometheus_text(service: Running) -> None:

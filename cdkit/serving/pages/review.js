@@ -2,8 +2,10 @@
 
 import { address, ask, byId, grouped, later, link, make, webAddress } from "./shared.js";
 import { filterFields, matches } from "./review-filters.js";
+import { changeTab, chosen, move } from "./review-keys.js";
 import { showMap } from "./review-map.js";
 
+const WALL = 500;
 const fromWeb = address.get("pictures") === "on";
 let set = { pictures: [], left_out: [], alike: [], rejected: [] };
 let rejected = new Set();
@@ -73,10 +75,18 @@ function shownPictures() {
 }
 
 function showWall() {
+  byId("wall").replaceChildren();
   const pictures = shownPictures();
-  byId("wall").replaceChildren(...pictures.map(tile));
+  addToWall(pictures);
   byId("wall").querySelector(".tile")?.setAttribute("tabindex", "0");
   say(`${grouped(pictures.length)} of ${grouped(set.pictures.length)} pictures are shown.`);
+}
+
+/** The next pictures on the wall: as many as a browser draws without delay. */
+function addToWall(pictures) {
+  const hung = byId("wall").children.length;
+  byId("wall").append(...pictures.slice(hung, hung + WALL).map(tile));
+  byId("more").hidden = byId("wall").children.length >= pictures.length;
 }
 
 function showAlike() {
@@ -138,34 +148,6 @@ function enlarge(picture) {
   dialog.showModal();
 }
 
-const chosen = () => (document.activeElement?.classList.contains("tile") ? document.activeElement : null);
-
-/** Moves the choice by the arrow keys: sideways one picture, up and down one row. */
-function move(key) {
-  const tiles = [...byId(`view-${view}`).querySelectorAll(".tile")];
-  if (!tiles.length) return;
-  const now = chosen();
-  if (!now) return choose(tiles[0]);
-  const place = tiles.indexOf(now);
-  if (key === "ArrowLeft" || key === "ArrowRight") return choose(tiles[place + (key === "ArrowRight" ? 1 : -1)]);
-  const { left, top } = now.getBoundingClientRect();
-  const down = key === "ArrowDown";
-  const others = tiles.filter((tile) => (down ? tile.getBoundingClientRect().top > top + 4 : tile.getBoundingClientRect().top < top - 4));
-  const distance = (tile) => {
-    const place = tile.getBoundingClientRect();
-    return Math.abs(place.top - top) * 10 + Math.abs(place.left - left);
-  };
-  choose(others.sort((first, second) => distance(first) - distance(second))[0]);
-}
-
-function choose(tile) {
-  if (!tile) return;
-  for (const other of tile.closest('[role="tabpanel"]').querySelectorAll('.tile[tabindex="0"]')) other.tabIndex = -1;
-  tile.tabIndex = 0;
-  tile.focus();
-  tile.scrollIntoView({ block: "nearest" });
-}
-
 async function show(name) {
   view = name;
   for (const tab of document.querySelectorAll('[role="tab"]')) {
@@ -189,7 +171,7 @@ function listen() {
     if (event.target.getAttribute("role") === "tab") return changeTab(event);
     if (event.key.startsWith("Arrow") && !byId("large").open) {
       event.preventDefault();
-      move(event.key);
+      move(event.key, byId(`view-${view}`));
     } else if (event.key === "x" && chosen()) {
       const key = chosen().dataset.key;
       decide(rejected.has(key) ? "restore" : "reject", [key]);
@@ -203,21 +185,13 @@ function listen() {
     tab.addEventListener("click", () => show(tab.id.replace("tab-", "")));
   }
   byId("undo").addEventListener("click", undo);
+  byId("more").addEventListener("click", () => addToWall(shownPictures()));
   const again = later(() => show(view), 150);
   for (const field of filterFields()) field.addEventListener("input", again);
   byId("large").addEventListener("click", () => byId("large").close());
   byId("pictures").addEventListener("change", (event) => {
     location.assign(link("/", { pictures: event.target.checked ? "on" : "" }));
   });
-}
-
-function changeTab(event) {
-  const tabs = [...document.querySelectorAll('[role="tab"]')];
-  const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-  if (!step) return;
-  const next = tabs[(tabs.indexOf(event.target) + step + tabs.length) % tabs.length];
-  next.focus();
-  next.click();
 }
 
 function fillSelect(id, values) {

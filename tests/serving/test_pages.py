@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from cdkit.embedded import default_threshold
 from cdkit.embedded.pool import PoolServer
 from cdkit.encoders import load_text_encoder
 from cdkit.retrieval.decisions import read_decisions
@@ -39,7 +40,7 @@ def test_the_search_page(browser: Browser, service: Running, pictures: PoolServe
     browser.wait(lambda: browser.all("#index option"))
     browser.press(PROMPT, "\n")
     browser.wait(lambda: len(browser.all("#results > li")) > 10)
-    assert browser.text("#least-value") == "0.870"
+    assert browser.text("#least-value") == f"{default_threshold():.3f}"
     best = service.client.get("/search", params={"q": PROMPT}).json()["results"][0]
     first = browser.text("#results > li")
     assert first.startswith(f"{best['caption']}\n{best['similarity']:.4f} {pictures.host}")

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cdkit.core.shards import part_name, parts, read_parts, schema, write_shard
+from cdkit.embedded import default_threshold
 from cdkit.index.changes.remove import remove
 from cdkit.index.search import search
 from cdkit.serving.catalogue import open_catalogue
@@ -69,7 +70,7 @@ def test_similarities_count_as_search_does(service: Running, index_folder: Path)
     told = service.client.get("/similarities", params={"q": QUERY}).json()
     assert told["complete"]
     assert not told["estimated"]
-    assert told["threshold"] == 0.87
+    assert told["threshold"] == default_threshold()
     expected = search(index_folder, [QUERY], min_similarity=0.6, limit=10_000)[0].results
     # Of those within rounding of the threshold nobody can say.
     assert abs(sum(value >= 0.6 for value in told["similarities"]) - len(expected)) <= 1

@@ -117,7 +117,7 @@ class CausalTower(nn.Module):
     def forward(self, tokens: Tensor, start: Sequence[Before] | None = None) -> Tensor:
         """int [rows, length] to [rows, dimension].
 
-        start: what `starting` gives for the first token where all rows have the same: it is then not run again.
+        start: what `starting` gives for the first tokens, which are then not run again.
         """
         ends = (tokens if self.end_id is None else tokens == self.end_id).int().argmax(dim=-1)
         skipped = 0 if start is None else start[0][0].shape[2]
@@ -130,14 +130,15 @@ class CausalTower(nn.Module):
         )
         return projected
 
-    def starting(self, tokens: Tensor) -> list[Before]:
+    def starting(self, tokens: Tensor, start: Sequence[Before] | None = None) -> list[Before]:
         """Keys and values that tokens, int [rows, length], have at every block, whatever follows them."""
-        x = self.token_embedding(tokens) + self.positions[: tokens.shape[1]]
-        before = []
-        for block in self.blocks:
-            x, keyed = block(x)
-            before.append(keyed)
-        return before
+        skipped = 0 if start is None else start[0][0].shape[2]
+        x = self.token_embedding(tokens) + self.positions[skipped : skipped + tokens.shape[1]]
+        keyed = []
+        for number, block in enumerate(self.blocks):
+            x, before = block(x, None if start is None else start[number])
+            keyed.append(before)
+        return keyed
 
 
 # The scale in OpenAI's x·σ(1.702·x), which the libraries compute in three passes over the widest tensor there is.

@@ -20,6 +20,7 @@ from cdkit.core.errors import InputError, ResourceError
 from cdkit.core.formatting import json_text
 from cdkit.encoders.batches import batching_of, length_sorted_batches
 from cdkit.encoders.causal_tower import Before, CausalTower, same_without_padding
+from cdkit.encoders.shared_starts import SharedStarts
 from cdkit.encoders.tokenizing import Tokenizer, Tokens
 
 _STARTING = threading.Lock()
@@ -79,6 +80,8 @@ SAMPLE = (
 # Batches on a device at a time: one is computed, one waits for it, one is copied back.
 QUEUED = 3
 LEAST_TOKENS = 1024
+# Captions from which on it pays to look for what they begin with alike.
+LEAST_SHARING = 64
 
 
 class _Pending(Protocol):
@@ -140,13 +143,15 @@ class TowerTextEncoder:
         self.tokenizer = tower.tokenizer if self.trims else tower.tokenizer.full_length()
         self._trimmed = tower.trimmed if self.trims else None
         self._module: nn.Module = self._trimmed or tower.module
-        self._forward: Callable[[Tensor], Tensor] = self._trimmed or tower.padded
+        self._forward: Callable[..., Tensor] = self._trimmed or tower.padded
         self._module.eval().requires_grad_(False).to(self.device)
-        self._start: tuple[int, list[Before]] | None = None
         sample = self.tokenizer(SAMPLE)
         exact = self._embed(self._table(sample, np.arange(len(SAMPLE))))[0] if precision != "fp32" else None
         self._module.to(PRECISIONS[precision])
-        self._start = self._shared_start(int(sample.ids[0]))
+        self._starts: SharedStarts | None = None
+        if self._trimmed is not None and device == "cpu" and precision == "fp32":
+            pooled = int(sample.ids.max()) if self._trimmed.end_id is None else self._trimmed.end_id
+            self._starts = SharedStarts(self._trimmed, int(sample.ids[0]), [pooled])
         embedded, _ = self._embed(self._table(sample, np.arange(len(SAMPLE))))
         self.precision_error = 0.0 if exact is None else float((embedded - exact).abs().max())
         self.dimension = int(embedded.shape[1])
@@ -186,18 +191,31 @@ class TowerTextEncoder:
         for tokens in windows:
             count = len(tokens.full_lengths)
             window = _Window(torch.empty(count, self.dimension, dtype=kind), count)
-            widths = tokens.lengths if self.trims else np.full(count, self.context_length)
             if not count:
                 waiting.append((window, np.empty(0, np.int64), None))
-            for rows in length_sorted_batches(widths, self.batching):
-                for part, pending in self._queue(tokens, rows, kind):
+            for rows, before in self._batches(tokens):
+                for part, pending in self._queue(tokens, rows, kind, before):
                     waiting.append((window, part, pending))
                     while len(waiting) > most:
                         yield from self._collect(*waiting.popleft(), advance)
         while waiting:
             yield from self._collect(*waiting.popleft(), advance)
 
-    def _queue(self, tokens: Tokens, rows: np.ndarray, kind: torch.dtype) -> Iterator[tuple[np.ndarray, _Pending]]:
+    def _batches(self, tokens: Tokens) -> Iterator[tuple[np.ndarray, Sequence[Before] | None]]:
+        """Rows that run together, and what stands before the tokens of theirs that are run."""
+        widths = tokens.lengths if self.trims else np.full(len(tokens.full_lengths), self.context_length)
+        if self._starts is None or len(widths) < LEAST_SHARING:
+            for rows in length_sorted_batches(widths, self.batching):
+                yield rows, None
+            return
+        for group in self._starts.groups(tokens):
+            for places in length_sorted_batches(widths[group.rows] - group.skipped, self.batching):
+                rows = group.rows[places]
+                yield rows, group.before(rows)
+
+    def _queue(
+        self, tokens: Tokens, rows: np.ndarray, kind: torch.dtype, before: Sequence[Before] | None = None
+    ) -> Iterator[tuple[np.ndarray, _Pending]]:
         """Set a batch going; in smaller batches from now on where the device has too little memory for it."""
         width = int(tokens.lengths[rows].max()) if self.trims else self.context_length
         fitting = max(1, self.batch_tokens // width) if self.batch_tokens < self.batching.tokens else len(rows)
@@ -207,7 +225,7 @@ class TowerTextEncoder:
             return
         table = self._table(tokens, rows)
         if self.device.type == "cpu":
-            yield rows, batch_threads().submit(self._embed, table, kind)
+            yield rows, batch_threads().submit(self._embed, table, kind, before)
             return
         try:
             pending = self._on_device(table, kind)
@@ -258,29 +276,19 @@ class TowerTextEncoder:
         return torch.from_numpy(tokens.padded(rows, self._pad_id, None if self.trims else self.context_length))
 
     @torch.inference_mode()
-    def _embed(self, table: Tensor, kind: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    def _embed(
+        self, table: Tensor, kind: torch.dtype = torch.float32, before: Sequence[Before] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Normalised embeddings of token ids, and how many of them are none: NaN, or without a direction."""
         table = table.to(self.device)
-        if self._trimmed is not None and self._start is not None and table.shape[1] > 1:
-            token, before = self._start
-            shared = bool((table[:, 0] == token).all())
-            embedded = self._trimmed(table, before if shared else None)
+        if before is not None:
+            embedded = self._forward(table, before)
         else:
             embedded = self._forward(table if self._trimmed is not None else table.long())
         embedded = F.normalize(embedded.float(), dim=-1)
         # NaN compares false.
         broken = ((embedded.square().sum(dim=-1) - 1).abs() < 0.01).logical_not().sum()
         return embedded.to(kind), broken
-
-    @torch.inference_mode()
-    def _shared_start(self, token: int) -> tuple[int, list[Before]] | None:
-        """What the start token is to all that follows it, on a CPU: there that is one token of fifteen less to run.
-
-        A GPU's causal kernels need no mask as long as queries and keys are the same tokens, which is worth more.
-        """
-        if self._trimmed is None or self.device.type != "cpu" or self.precision != "fp32":
-            return None
-        return token, self._trimmed.starting(torch.tensor([[token]]))
 
 
 class _Computed:

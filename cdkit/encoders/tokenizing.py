@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -19,10 +19,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from cdkit.core.text import clean_caption
+from cdkit.embedded.tokenizer import byte_letters, vocabulary
 
 CACHED_WORDS = 1 << 20
 LONGEST_CACHED_WORD = 64
 STANDARD_CLIP_ENTRIES = 49408
+# Beyond the rank of every merge.
+UNRANKED = 1 << 30
 
 Padding = Callable[[list[str]], Any]
 Counting = Callable[[list[str]], Sequence[int]]
@@ -99,18 +102,15 @@ class ClipTokenizer:
         self.words: dict[str, list[int]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """What another process makes the same tokenizer of: open_clip's tables, and its cleaning by name."""
-        tables = {name: value for name, value in vars(self.tokenizer).items() if not name.endswith("_fn")}
-        cleaning = self.tokenizer.clean_fn.__name__
-        return {**vars(self), "tokenizer": {**tables, "cache": {}}, "clean": cleaning, "words": {}}
+        """What another process makes the same tokenizer of without open_clip and torch; TypeError when it cannot."""
+        library = self.tokenizer
+        if self.clean is not clean_caption or not is_standard_clip(library.encoder, vocabulary()[0]):
+            raise TypeError("only CLIP's own vocabulary and cleaning travel")
+        specials = {library.decoder[number]: number for number in library.all_special_ids}
+        return {**vars(self), "tokenizer": (specials, library.pat.pattern, library.pat.flags), "words": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        library = _tokenizer_module()
-        tokenizer = library.SimpleTokenizer.__new__(library.SimpleTokenizer)
-        vars(tokenizer).update(state["tokenizer"], clean_fn=getattr(library, state["clean"]), reduction_fn=None)
-        tokenizer.cache = {word: word for word in map(tokenizer.decoder.get, tokenizer.all_special_ids)}
-        clean = clean_caption if state["clean"] == "_clean_lower" else tokenizer.clean_fn
-        vars(self).update(state, tokenizer=tokenizer, clean=clean)
+        vars(self).update(state, tokenizer=PlainClip(*state["tokenizer"]))
 
     def __call__(self, captions: Sequence[str]) -> Tokens:
         rows = [self.row(self.clean(caption)) for caption in captions]
@@ -145,6 +145,46 @@ class ClipTokenizer:
         if letters not in tokenizer.encoder or tokenizer.encoder[letters] not in tokenizer.all_special_ids:
             tokenizer.cache.pop(letters, None)
         return ids
+
+
+class PlainClip:
+    """What ClipTokenizer uses of open_clip's SimpleTokenizer, made of CLIP's vocabulary file alone."""
+
+    def __init__(self, specials: dict[str, int], pattern: str, flags: int) -> None:
+        import regex
+
+        entries, merges = vocabulary()
+        ordinary = {entry: number for entry, number in entries.items() if number not in specials.values()}
+        self.encoder = {**ordinary, **specials}
+        self.decoder = {number: entry for entry, number in self.encoder.items()}
+        self.bpe_ranks = {pair: rank for rank, pair in enumerate(merges)}
+        self.all_special_ids = list(specials.values())
+        self.sot_token_id, self.eot_token_id = self.all_special_ids[:2]
+        self.pat = regex.compile(pattern, flags)
+        shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+        hidden = [byte for byte in range(256) if byte not in shown]
+        self.byte_encoder = dict(zip([*shown, *hidden], byte_letters(), strict=True))
+        self.cache: dict[str, str] = {word: word for word in specials}
+
+    def bpe(self, letters: str) -> str:
+        """The pieces of a word, a blank between them: the pair of lowest rank is merged until none has one."""
+        if letters in self.cache:
+            return self.cache[letters]
+        pieces = [*letters[:-1], f"{letters[-1]}</w>"]
+        while len(pieces) > 1:
+            ranks = [self.bpe_ranks.get(pair, UNRANKED) for pair in pairwise(pieces)]
+            lowest = min(ranks)
+            if lowest == UNRANKED:
+                break
+            first, second = pieces[ranks.index(lowest) : ranks.index(lowest) + 2]
+            merged: list[str] = []
+            for piece in pieces:
+                if merged and piece == second and merged[-1] == first:
+                    merged[-1] = first + second
+                else:
+                    merged.append(piece)
+            pieces = merged
+        return " ".join(pieces)
 
 
 class LibraryTokenizer:

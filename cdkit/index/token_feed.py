@@ -30,6 +30,8 @@ PIECE_ROWS = 1 << 14
 WORTH_PROCESSES = 1 << 16
 MOST_PROCESSES = 8
 MOST_DEATHS = 3
+# Seconds for one piece, which takes one or two.
+PATIENCE = 300.0
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,14 @@ class TokenFeed:
             if not waiting:
                 return
             try:
-                captions = waiting[0][1].result()
+                captions = waiting[0][1].result(timeout=PATIENCE)
+            except TimeoutError as error:
+                piece = waiting[0][0]
+                raise ResourceError(
+                    f"The encoder has waited {PATIENCE} seconds for the captions {piece.start:,} to {piece.stop:,} of "
+                    f"{piece.path}, which {self._processes} processes are to tokenise.",
+                    hint="Look whether they are stopped or out of memory; run again with --workers 1 to do without.",
+                ) from error
             except BrokenProcessPool as error:
                 deaths += 1
                 if deaths > MOST_DEATHS:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from cdkit.core.errors import InputError
+from cdkit.core.errors import InputError, ResourceError
 from cdkit.core.shards import part_name, schema, write_shard
 from cdkit.encoders.tokenizing import ClipTokenizer, Tokens, joined, simple_tokenizer
 from cdkit.index import token_feed
@@ -66,13 +68,40 @@ def test_a_damaged_shard_is_named(tokenizer: ClipTokenizer, shard: Path) -> None
         list(feed.tokenised(pieces(shard, 0, 5)))
 
 
-def test_a_tokenizer_travels(tokenizer: ClipTokenizer) -> None:
-    tokenizer(CAPTIONS)
-    received = ForkingPickler.loads(ForkingPickler.dumps(tokenizer))
-    assert not received.words
-    assert same(received(CAPTIONS), tokenizer(CAPTIONS))
+TRAVELLED = """
+import sys
+import subprocess
+import sys
+from multiprocessing.reduction import ForkingPickler
+import cdkit.index.token_feed
+tokenizer = ForkingPickler.loads(bytes.fromhex(sys.argv[1]))
+print(*tokenizer(["a photo of a d\u00f6g"]).ids, *{"torch", "open_clip", "transformers"} & set(sys.modules))
+"""
+
+
+def test_a_tokenizer_travels_without_the_libraries(tokenizer: ClipTokenizer) -> None:
+    sent = bytes(ForkingPickler.dumps(tokenizer))
+    assert len(sent) < 1000
+    received = ForkingPickler.loads(sent)
+    words = [*CAPTIONS, "ababab aaaa", "<end_of_text> a <start_of_text>", "they're 1\u00bd \u6771\u4eac"]
+    assert same(received(words), tokenizer(words))
+    command = [sys.executable, "-c", TRAVELLED, sent.hex()]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert printed == [str(number) for number in tokenizer(["a photo of a d\u00f6g"]).ids]
+
+
+def test_what_cannot_travel_stays(tokenizer: ClipTokenizer) -> None:
     canonical = ClipTokenizer(type(tokenizer.tokenizer)(clean="canonicalize"), 77)
-    assert same(ForkingPickler.loads(ForkingPickler.dumps(canonical))(CAPTIONS), canonical(CAPTIONS))
+    more = ClipTokenizer(type(tokenizer.tokenizer)(additional_special_tokens=["<new>"]), 77)
+    assert [TokenFeed(kind, 1, ahead=1)._processes for kind in (tokenizer, canonical, more)] == [1, 0, 0]
+
+
+def test_a_process_that_does_not_answer_is_named(
+    tokenizer: ClipTokenizer, shard: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_feed, "PATIENCE", 0.01)
+    with TokenFeed(tokenizer, 1, ahead=1) as feed, pytest.raises(ResourceError, match=r"waited.*part-00000"):
+        list(feed.tokenised(pieces(shard, 0, 5)))
 
 
 def test_processes_where_they_are_worth_starting() -> None:

@@ -20,7 +20,8 @@ from cdkit.training.denoising import Conditioning, Denoising
 from cdkit.training.latents import PictureEncoder
 from cdkit.training.layout import lay_out
 from cdkit.training.plan import Plan
-from cdkit.training.trainables import Trainables, detach_first_token, install_tokens, select_weights
+from cdkit.training.projections import KeysAndValues, detach_first_token
+from cdkit.training.trainables import Trainables, install_tokens, select_weights
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -60,7 +61,10 @@ def set_up(
         # From the exact values, which moving the tower has rounded.
         module.rows.data = starts[name].to(device)
         module.rows.requires_grad_(True)
-    if plan.method.detaches_first_token:
+    detaches, together = plan.method.detaches_first_token, None
+    if KeysAndValues.fits(pipeline.unet) and not config.compile:
+        together = KeysAndValues(pipeline.unet, detaches_first=detaches)
+    elif detaches:
         detach_first_token(pipeline.unet)
     if config.gradient_checkpointing:
         # Nothing in the U-Net is random in training, and asking a GPU for its generator's state makes it wait.
@@ -71,7 +75,7 @@ def set_up(
     if device.type == "cuda":
         lay_out(pipeline.vae, device, context.progress.note)
     conditioning = Conditioning(text_towers(pipeline), rows)
-    denoising = Denoising.of(pipeline, conditioning, device)
+    denoising = Denoising.of(pipeline, conditioning, device, together)
     batches = _batches(config, plan, encoder, len(denoising.alphas_cumprod), context)
     conditioning.prepare(_all_prompts(plan, augmented=config.recipe().augmentation))
     for prompt in too_long(plan.prompts, pipeline.tokenizer):

@@ -14,13 +14,13 @@ from cdkit.deltas.text_features import TextFeatures
 from cdkit.training.batches import Batch
 from cdkit.training.denoising import Conditioning, Denoising
 from cdkit.training.passes import EagerPass
-from cdkit.training.trainables import detach_first_token
+from cdkit.training.projections import KeysAndValues, detach_first_token
 
 META = torch.device("meta")
 SAMPLES, CELLS, POSITIONS, WIDTH = 8, 64, 77, 768
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def unet() -> Any:
     """As Stable Diffusion 1.5's but shallower, without data, with keys and values that train."""
     from diffusers import UNet2DConditionModel
@@ -38,7 +38,6 @@ def unet() -> Any:
     parameters = dict(unet.requires_grad_(False).eval().named_parameters())
     for name in selected_names(unet, METHODS["custom-diffusion"]):
         parameters[name].requires_grad_(True)
-    detach_first_token(unet)
     return unet
 
 
@@ -98,9 +97,13 @@ def _needed(unet: Any) -> int:
     return total
 
 
-def test_a_step_computes_what_its_gradients_need_and_no_more(unet: Any) -> None:
+@pytest.mark.parametrize("together", [False, True])
+def test_a_step_computes_what_its_gradients_need_and_no_more(unet: Any, together: bool) -> None:
     needed = _needed(unet)
-    denoising = Denoising(unet, _Given([], {}), torch.empty(1000, device=META), "epsilon")
+    keys_and_values = KeysAndValues(unet, detaches_first=True) if together else None
+    if not together:
+        detach_first_token(unet)
+    denoising = Denoising(unet, _Given([], {}), torch.empty(1000, device=META), "epsilon", keys_and_values)
     with FlopCounterMode(display=False) as counter:
         EagerPass(denoising, lambda loss: loss.backward(), SAMPLES)(_batch())
     assert counter.get_total_flops() == pytest.approx(needed, rel=0.05)

@@ -25,19 +25,24 @@ def lay_out(model: Any, device: torch.device, note: Callable[[str], None]) -> No
         if trouble:
             note(f"Norms run one by one, which is slower: {trouble}")
             return
-        from diffusers.models.activations import GEGLU
-        from diffusers.models.resnet import ResnetBlock2D
-
-        for module in model.modules():
-            if isinstance(module, ResnetBlock2D) and _is_plain(module):
-                module.forward = partial(_residual, module)
-            elif isinstance(module, nn.GroupNorm) and not module.weight.requires_grad:
-                module.forward = partial(_norm, module)  # type: ignore[method-assign]
-            elif isinstance(module, GEGLU):
-                module.forward = partial(_gated, module)
+        use_fewer_kernels(model)
     elif device.type != "cpu":
         return
     model.to(memory_format=torch.channels_last)
+
+
+def use_fewer_kernels(model: Any) -> None:
+    """Let the frozen residual blocks, norms and gated layers of a diffusers model run in fewer kernels."""
+    from diffusers.models.activations import GEGLU
+    from diffusers.models.resnet import ResnetBlock2D
+
+    for module in model.modules():
+        if isinstance(module, ResnetBlock2D) and _is_plain(module):
+            module.forward = partial(_residual, module)
+        elif isinstance(module, nn.GroupNorm) and not module.weight.requires_grad:
+            module.forward = partial(_normed, module)  # type: ignore[method-assign]
+        elif isinstance(module, GEGLU):
+            module.forward = partial(_gated, module)
 
 
 @lru_cache(maxsize=8)
@@ -79,33 +84,40 @@ def _is_plain(block: Any) -> bool:
     )
 
 
-def _residual(block: Any, pictures: torch.Tensor, embedded_time: torch.Tensor | None = None) -> torch.Tensor:
-    """diffusers' ResnetBlock2D, from pictures (n, C, h, w) and the time's embedding (n, width), in fewer kernels."""
-    if not pictures.is_cuda:
-        return type(block).forward(block, pictures, embedded_time)  # type: ignore[no-any-return]
-    from cdkit.training.norms import group_norm
-
-    shift = block.conv1.bias.expand(len(pictures), -1)
-    if embedded_time is not None and block.time_emb_proj is not None:
-        shift = shift + block.time_emb_proj(functional.silu(embedded_time))
-    hidden = group_norm(pictures, block.norm1, silu=True)
+def _residual(
+    block: Any, input_tensor: torch.Tensor, temb: torch.Tensor | None = None, *arguments: Any, **named: Any
+) -> torch.Tensor:
+    """diffusers' ResnetBlock2D, called as it is: from pictures (n, C, h, w) and the time's embedding (n, width)."""
+    shift = block.conv1.bias.expand(len(input_tensor), -1)
+    if temb is not None and block.time_emb_proj is not None:
+        shift = shift + block.time_emb_proj(functional.silu(temb))
+    hidden = _normed(block.norm1, input_tensor, silu=True)
     hidden = block.conv1._conv_forward(hidden, block.conv1.weight, None)
-    hidden = group_norm(hidden, block.norm2, silu=True, shift=shift)
+    hidden = _normed(block.norm2, hidden, silu=True, shift=shift)
     hidden = block.conv2(hidden)
-    return (pictures if block.conv_shortcut is None else block.conv_shortcut(pictures)) + hidden  # type: ignore[no-any-return]
+    kept = input_tensor if block.conv_shortcut is None else block.conv_shortcut(input_tensor)
+    return kept + hidden  # type: ignore[no-any-return]
 
 
-def _gated(layer: Any, hidden: torch.Tensor) -> torch.Tensor:
-    if not hidden.is_cuda:
-        return type(layer).forward(layer, hidden)  # type: ignore[no-any-return]
-    from cdkit.training.gated import geglu
+def _normed(
+    norm: nn.GroupNorm, values: torch.Tensor, *, silu: bool = False, shift: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The norm of values + shift, and SiLU of that where asked; off a GPU by PyTorch's own kernels."""
+    if values.is_cuda and values.dim() == 4:
+        from cdkit.training.norms import group_norm
 
-    return geglu(layer.proj(hidden))
+        return group_norm(values, norm, silu=silu, shift=shift)
+    moved = values if shift is None else values + shift[:, :, None, None]
+    normal = functional.group_norm(moved, norm.num_groups, norm.weight, norm.bias, norm.eps)
+    return functional.silu(normal) if silu else normal
 
 
-def _norm(norm: nn.GroupNorm, values: torch.Tensor) -> torch.Tensor:
-    if not values.is_cuda or values.dim() != 4:
-        return nn.GroupNorm.forward(norm, values)
-    from cdkit.training.norms import group_norm
+def _gated(layer: Any, hidden_states: torch.Tensor, *arguments: Any, **named: Any) -> torch.Tensor:
+    """diffusers' GEGLU, called as it is."""
+    projected = layer.proj(hidden_states)
+    if projected.is_cuda:
+        from cdkit.training.gated import geglu
 
-    return group_norm(values, norm, silu=False)
+        return geglu(projected)
+    value, gate = projected.chunk(2, dim=-1)
+    return value * functional.gelu(gate)  # type: ignore[no-any-return]

@@ -82,4 +82,4 @@ class KeysAndValues:
         return self._detached(functional.linear(text, self.layers[place].weight))
 
     def _detached(self, output: torch.Tensor) -> torch.Tensor:
-        return WithoutFirstGradient.apply(output) if self.detaches_first else output  # type: ignore[no-any-return]
+        return WithoutFirstGradient.apply(output) if self.detaches_first else output

@@ -43,7 +43,7 @@ def _settings(resolution: int, batch_size: int, precision: str = "bf16") -> dict
 
 def sd15() -> Shape:
     """Stable Diffusion 1.5: 512 px, batch 8."""
-    return Shape(sd15_pipeline, 200, 120, _settings(512, 8))
+    return Shape(sd15_pipeline, 200, 100, _settings(512, 8))
 
 
 def sdxl() -> Shape:

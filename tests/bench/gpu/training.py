@@ -44,14 +44,14 @@ def measure(*, tiny: bool, seconds: float) -> Figures:
         write_scenes(images, small.regularization)
         parts: list[tuple[str, Callable[[], Figures]]] = [
             ("sd15", lambda: ours(small, images, device, top)),
-            ("sd15_usual", lambda: usual(small, images, device)),
+            *((f"fit_{size}", partial(fit, small, images, device, size)) for size in sizes),
             ("sdxl", lambda: ours(large, images, device, top)),
             ("precision", lambda: precision(images, device, 2 if tiny else PAPER_STEPS)),
+            ("sd15_usual", lambda: usual(small, images, device)),
             ("sd15_contiguous", lambda: contiguous(small, images, device)),
-            *((f"fit_{size}", partial(fit, small, images, device, size)) for size in sizes),
         ]
         if device.type == "cuda":
-            parts.insert(2, ("attention", lambda: attention(device)))
+            parts.append(("attention", lambda: attention(device)))
         for name, part in parts:
             if time.monotonic() > ends:
                 yield f"{name}_skipped", {"skipped": "no time left"}
@@ -101,7 +101,6 @@ def ours(shape: Shape, images: Path, device: torch.device, top: float) -> Figure
         yield "_pass", passes(loop, batch, device, each, top)
         if device.type == "cuda":
             yield "_kernels", kernels(lambda: loop.add_gradients(batch))
-            yield "_searched", searched(lambda: loop.add_gradients(batch), device)
 
 
 def passes(loop: Any, batch: Any, device: torch.device, each: float, top: float) -> dict[str, Any]:
@@ -266,13 +265,6 @@ def kernels(work: Callable[[], Any], most: int = 30) -> dict[str, float]:
     rows = [(entry.key[:90], entry.self_device_time_total / 1e3) for entry in profiled.key_averages()]
     rows.sort(key=lambda row: -row[1])
     return {"all": round(sum(time for _, time in rows), 2), **{name: round(time, 2) for name, time in rows[:most]}}
-
-
-def searched(work: Callable[[], Any], device: torch.device) -> dict[str, float]:
-    """What it takes when cuDNN tries all its convolutions first, and how long it tries."""
-    with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=True):
-        _, searching = seconds_of(work, device)
-        return {"search_seconds": round(searching, 2), "all": kernels(work, most=0)["all"]}
 
 
 def attention(device: torch.device) -> Figures:

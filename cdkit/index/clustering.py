@@ -179,10 +179,21 @@ def group_sums(points: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tens
     import torch
 
     sizes = torch.bincount(labels, minlength=count)
-    if not points.is_cuda:
-        return torch.zeros((count, points.shape[1])).index_add_(0, labels, points.float()), sizes
-    order = torch.argsort(labels, stable=True)
-    return torch.segment_reduce(points[order].float(), "sum", lengths=sizes, unsafe=True), sizes
+    if points.is_cuda:
+        return _sorted_sums(points, labels, count), sizes
+    return torch.zeros((count, points.shape[1])).index_add_(0, labels, points.float()), sizes
+
+
+def _sorted_sums(points: Tensor, labels: Tensor, count: int) -> Tensor:
+    """The sums of `group_sums` on a GPU, where additions by index come in any order."""
+    import torch
+
+    sums = torch.zeros((count, points.shape[1]), device=points.device)
+    for rows in _blocks(points, 8 * points.shape[1]):
+        order = torch.argsort(labels[rows], stable=True)
+        lengths = torch.bincount(labels[rows], minlength=count)
+        sums += torch.segment_reduce(points[rows][order].float(), "sum", lengths=lengths, unsafe=True)
+    return sums
 
 
 def _split(centroids: Tensor, sizes: Tensor) -> Tensor:

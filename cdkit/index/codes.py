@@ -33,7 +33,6 @@ from cdkit.index.records import read_ahead, read_embeddings
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
 
 CODES_FORMAT = 3
 TRAINED_NAME = "trained.index"
@@ -100,9 +99,9 @@ def trained_index(
     import faiss
 
     require_faiss()
-    device = choose_device(settings.device)
+    device = building_device(settings.device)
     made = [CODES_FORMAT, asdict(layout), list(shards.fingerprints), list(shards.rows), settings.seed]
-    fingerprint = _digest([*made, settings.threads, device.type])
+    fingerprint = _digest([*made, settings.threads, device.partition(":")[0]])
     target, facts = work / TRAINED_NAME, work / TRAINED_FACTS
     if facts.exists() and target.exists() and read_json(facts) == fingerprint:
         return faiss.read_index(str(target)), fingerprint
@@ -117,13 +116,19 @@ def trained_index(
     return index, fingerprint
 
 
-def _learned(layout: Layout, sample: np.ndarray, seed: int, device: torch.device, context: Context) -> Tables:
+def building_device(device: str | None) -> str:
+    """Where an index is built: the CUDA device named, any there is for None, else the CPU."""
+    chosen = choose_device(device)
+    return str(chosen) if chosen.type == "cuda" else "cpu"
+
+
+def _learned(layout: Layout, sample: np.ndarray, seed: int, device: str, context: Context) -> Tables:
     """The tables learned from `sample`, on the CPU where the GPU's memory does not hold it."""
     import torch
 
     learn = partial(learn_tables, reduced=layout.reduced, code_bytes=layout.code_bytes, lists=layout.lists, seed=seed)
     points = torch.from_numpy(sample)
-    if device.type == "cuda":
+    if device != "cpu":
         try:
             return learn(points.to(device), kernels=tensor_kernels()).to("cpu")
         except torch.OutOfMemoryError:
@@ -170,15 +175,15 @@ def encode_shards(
     work: Folder, shards: Shards, fingerprint: str, settings: IndexSettings, context: Context
 ) -> list[CodeShard]:
     """Codes of every shard, those finished earlier kept; done on the engine, a worker per GPU where there are any."""
-    device = choose_device(settings.device)
+    device = building_device(settings.device)
     each = max(1, settings.threads // max(1, min(context.engine.workers, len(shards.paths))))
-    job = EncodingJob(work / TRAINED_NAME, work.sub("codes").path, fingerprint, each, device.type)
+    job = EncodingJob(work / TRAINED_NAME, work.sub("codes").path, fingerprint, each, device)
     marks = {path: job.mark(mark) for path, mark in zip(shards.paths, shards.fingerprints, strict=True)}
     pending = [path for path in shards.paths if not code_shard_done(job.target(path), marks[path])]
     rows = dict(zip(shards.paths, shards.rows, strict=True))
     with context.progress.task("adding", sum(rows[path] for path in pending), unit="captions") as task:
         work_on = partial(encode_shard, job=job, marks=marks)
-        for outcome in context.engine.map(work_on, pending, label="adding", gpu=device.type == "cuda"):
+        for outcome in context.engine.map(work_on, pending, label="adding", gpu=device == "cuda"):
             outcome.unwrap()
             task.advance(rows[outcome.item])
     return [CodeShard(job.target(path)) for path in shards.paths]
@@ -226,7 +231,7 @@ def _coder(path: Path, fingerprint: str, device: str) -> _Coder:
 
     index = faiss.read_index(str(path))
     ivf = inverted_file(index)
-    if device != "cuda":
+    if device == "cpu":
         # Not in the file; coding takes a third less with it.
         ivf.pq.sync_transposed_centroids()
         return _Coder(partial(encode, index), "float32", ivf.nlist, ivf.code_size)

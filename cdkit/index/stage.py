@@ -10,13 +10,12 @@ from cdkit.captions.config import ImportConfig
 from cdkit.captions.importing import import_captions
 from cdkit.core.errors import InputError
 from cdkit.core.fingerprints import Input
-from cdkit.core.machine import choose_device
 from cdkit.core.protocols import Context, TextEncoder
 from cdkit.core.shards import Dataset, parts, read_shard
 from cdkit.core.storage import Folder, read_json, write_json
 from cdkit.index.brute_force import HELD_OUT, sampled
 from cdkit.index.caption_index import INDEX_FORMAT, INDEX_NAME, index_hash
-from cdkit.index.codes import Shards, inspect_shards, write_compressed, write_exact
+from cdkit.index.codes import Shards, building_device, inspect_shards, write_compressed, write_exact
 from cdkit.index.config import EmbedConfig, IndexConfig
 from cdkit.index.layout import IndexSettings, Layout, choose_layout
 from cdkit.index.recall import Recall, measure_recall, recall_warnings
@@ -151,7 +150,7 @@ def index_facts(path: Path, layout: Layout, shards: Shards, recall: Recall, sett
         "nprobe": recall.nprobe,
         "margin": recall.margin,
         "threads": settings.threads,
-        "device": choose_device(settings.device).type,
+        "device": building_device(settings.device).partition(":")[0],
         "seed": settings.seed,
     }
 

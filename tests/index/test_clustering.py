@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from cdkit.index.clustering import (
+    _sorted_sums,
     assign_and_encode,
     decode,
     group_sums,
@@ -51,6 +52,12 @@ def test_group_sums_are_sums_by_label() -> None:
     sums, sizes = group_sums(points, torch.tensor([2, 0, 2, 3, 0, 2]), 4)
     assert sizes.tolist() == [2, 0, 3, 1]
     assert sums.tolist() == [[10.0, 12.0], [0.0, 0.0], [14.0, 17.0], [6.0, 7.0]]
+
+
+def test_sums_of_sorted_blocks_are_those_by_index() -> None:
+    points, _ = _clustered(200_000, 8, 5, 1.0)
+    labels = (points[:, 0] * 1000).long() % 97
+    assert torch.allclose(_sorted_sums(points, labels, 97), group_sums(points, labels, 97)[0], atol=1e-2)
 
 
 def test_codes_are_the_nearest_entries() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,34 +121,41 @@ def is_finished(path: Path, fingerprint: str) -> bool:
     return bool(fingerprint) and metadata.get(FINGERPRINT_KEY.encode(), b"").decode() == fingerprint
 
 
+@lru_cache(maxsize=256)
+def _opened(path: Path, columns: tuple[str, ...]) -> pa.ipc.RecordBatchFileReader:
+    """A bucket file in a memory map, only the named columns decoded; kept open for the shards to come."""
+    import pyarrow as pa
+
+    included = [bucket_schema().get_field_index(name) for name in columns]
+    options = pa.ipc.IpcReadOptions(included_fields=included) if included else pa.ipc.IpcReadOptions()
+    return pa.ipc.open_file(pa.memory_map(str(path)), options=options)
+
+
+def close_buckets() -> None:
+    """Let go of the files, whose space on the disk is theirs until then."""
+    _opened.cache_clear()
+
+
 class ShardReader:
     """The rows of one shard in several bucket files, numbered in the order they lie there."""
 
     def __init__(self, paths: Sequence[Path], shard: int) -> None:
-        import pyarrow as pa
-
         self._paths = list(paths)
         self._shard = shard
         self.labels: dict[int, str] = {}
         for path in self._paths:
-            with pa.memory_map(str(path)) as source:
-                metadata: Any = pa.ipc.open_file(source).schema.metadata
+            metadata: Any = _opened(path, ()).schema.metadata
             self.labels.update(
                 {int(number): label for number, label in json.loads(metadata[LABELS_KEY.encode()]).items()}
             )
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """Every batch of the shard, only the named columns decoded."""
-        import pyarrow as pa
-
-        included = [bucket_schema().get_field_index(name) for name in columns] if columns else None
-        options = pa.ipc.IpcReadOptions(included_fields=included) if included else pa.ipc.IpcReadOptions()
         for path in self._paths:
-            with pa.memory_map(str(path)) as source:
-                reader = pa.ipc.open_file(source, options=options)
-                shards = int(reader.schema.metadata[SHARDS_KEY.encode()])
-                for number in range(self._shard, reader.num_record_batches, shards):
-                    yield reader.get_batch(number)
+            reader = _opened(path, tuple(columns or ()))
+            shards = int(reader.schema.metadata[SHARDS_KEY.encode()])
+            for number in range(self._shard, reader.num_record_batches, shards):
+                yield reader.get_batch(number)
 
     def take(self, numbers: np.ndarray) -> pa.Table:
         """The rows with these numbers, in this order (each number once)."""

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cdkit.captions.bucket_files import close_buckets
 from cdkit.captions.bucketing import BucketingJob, FileGroup, bucket_group, combined
 from cdkit.captions.config import ImportConfig
 from cdkit.captions.deduplication import DeduplicationJob, deduplicate_shard
@@ -50,7 +51,10 @@ def import_captions(config: ImportConfig, inputs: Mapping[str, Input], out: Fold
     pending = [shard for shard, facts in shard_facts.items() if facts is None]
     buckets = tuple((out / "buckets" / f"part-{group.number:05d}.arrow") for group in groups)
     work = partial(deduplicate_shard, job=replace(second, buckets=buckets))
-    shard_facts.update(_run(context, work, pending, "deduplicating", [1.0] * len(pending), "shards"))
+    try:
+        shard_facts.update(_run(context, work, pending, "deduplicating", [1.0] * len(pending), "shards"))
+    finally:
+        close_buckets()
     out.remove(["buckets"])
     credentials = sum(facts["credentials"] for facts in file_facts)
     if credentials:

@@ -11,7 +11,7 @@ from cdkit.captions.lines import TOO_LONG, UNDECODABLE
 from cdkit.captions.pools import SAFETY
 from cdkit.captions.reading import SourceTable
 from cdkit.captions.relation import FAULT, FAULT_TEXT, quote, relation_sql
-from cdkit.core.text import PLAIN_PATTERN, TIDY_PATTERN, clean_caption, digest_halves
+from cdkit.core.text import CURLED, STRAIGHT, TIDY_PATTERN, clean_caption, digest_halves, simple_pattern
 
 if TYPE_CHECKING:
     import numpy as np
@@ -162,6 +162,8 @@ def _halves_of_hex(digest: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     return words[:, 0].astype(np.int64), words[:, 1].astype(np.int64)
 
 
+# A web address without blanks around it, and without anything but ASCII.
+TIDY_URL = '(?i)https?://[!"$-.0->@-~][!-~]*'
 MAX_CHARACTERS = 4000
 MAX_SIDE = 65_535
 VALUE_CHARACTERS = 200
@@ -192,14 +194,17 @@ def rows_sql(table: SourceTable, config: ImportConfig, *, rated: bool) -> str:
     )
     return f"""
     WITH normal AS (SELECT *, {named} FROM {relation_sql(table)}),
+    seen AS (SELECT *, coalesce(regexp_full_match(caption, {quote(TIDY_PATTERN)}), false) AS tidy,
+        regexp_full_match(url, {quote(TIDY_URL)}) AS tidy_url FROM normal),
     judged AS (SELECT *, ({impossible})::UTINYINT AS impossible, {_reason(table, config, rated=rated)} AS reason
-        FROM normal),
+        FROM seen),
     readable AS (SELECT *, {FAULT} IS NULL AND coalesce(reason NOT IN ('empty', '{TOO_LONG}', '{UNDECODABLE}'), true)
         AS readable FROM judged),
     cleaned AS (SELECT *, CASE WHEN NOT readable THEN NULL
-        WHEN regexp_full_match(caption, {quote(TIDY_PATTERN)}) THEN lower(caption)
-        WHEN regexp_full_match(caption, {quote(PLAIN_PATTERN)})
-        THEN lower(trim(regexp_replace(caption, '[ \\t\\n\\r]+', ' ', 'g'))) END AS cleaned FROM readable)
+        WHEN tidy THEN lower(caption)
+        WHEN regexp_full_match(caption, {quote(simple_pattern())})
+        THEN lower(trim(regexp_replace(translate(caption, '{CURLED}', {quote(STRAIGHT)}), '[ \\t\\n\\r]+', ' ', 'g')))
+        END AS cleaned FROM readable)
     SELECT row, CASE WHEN readable THEN caption END AS caption, sha256(cleaned) AS digest, reason,
         CASE WHEN reason IS NOT NULL THEN left(coalesce({_shown()}, ''), {VALUE_CHARACTERS}) END AS value,
         CASE WHEN reason IS NULL THEN url END AS url, width::INTEGER AS width, height::INTEGER AS height, nsfw,
@@ -221,10 +226,11 @@ def _reason(table: SourceTable, config: ImportConfig, *, rated: bool) -> str:
     level = NSFW_RATINGS.index(config.nsfw_limit.upper())
     forbidden = ", ".join(f"'{rating}'" for rating in NSFW_RATINGS[level + 1 :])
     rules = [
-        (f"'{UNDECODABLE}'", "contains(caption, chr(0)) OR contains(url, chr(0))"),
-        ("'empty'", "caption IS NULL OR NOT regexp_matches(caption, '[^ \\t\\n\\r]')"),
+        # What is tidy is seen to be so at once: nearly every caption and URL.
+        (f"'{UNDECODABLE}'", "(NOT tidy AND contains(caption, chr(0))) OR (NOT tidy_url AND contains(url, chr(0)))"),
+        ("'empty'", "NOT tidy AND (caption IS NULL OR NOT regexp_matches(caption, '[^ \\t\\n\\r]'))"),
         (f"'{TOO_LONG}'", f"strlen(caption) > {MAX_CHARACTERS} AND length(caption) > {MAX_CHARACTERS}"),
-        ("'bad_url'", "url IS NOT NULL AND NOT regexp_matches(url, '^(?i)https?://[^/?#\\s]')"),
+        ("'bad_url'", "NOT tidy_url AND NOT regexp_matches(url, '^(?i)https?://[^/?#\\s]')"),
     ]
     if table.repaired:
         rules.insert(0, (FAULT, f"{FAULT} IS NOT NULL"))
@@ -275,7 +281,8 @@ def _text(table: SourceTable, name: str, *, trimmed: bool = True) -> str:
     if not trimmed or not columns:
         return text
     # The cheap test comes first: trimming a set of characters costs DuckDB ten times as much.
-    return f"CASE WHEN regexp_full_match({text}, '[!-~]+') THEN {text} ELSE nullif(trim({text}, {BLANKS}), '') END"
+    blank = any_of([f"contains({text}, chr({ord(char)}))" for char in " \t\n\r"])
+    return f"CASE WHEN {blank} THEN nullif(trim({text}, {BLANKS}), '') ELSE nullif({text}, '') END"
 
 
 def _values(table: SourceTable) -> dict[str, str]:

@@ -21,6 +21,11 @@ _WORD = "(?:[!-%'-~]+&*|&+)"
 TIDY_PATTERN = f"{_WORD}(?: {_WORD})*"
 PLAIN_PATTERN = f"[ \\t\\n\\r]*(?:{_WORD}(?:[ \\t\\n\\r]+{_WORD})*[ \\t\\n\\r]*)?"
 _TIDY = re.compile(TIDY_PATTERN)
+# Letters and marks of web captions that may stand alone between ASCII; what they stand for in a cleaned caption is at
+# most a straight quote or the lower case that DuckDB gives them too.
+_MARKS = "£©®°–—•…€™"
+CURLED, STRAIGHT = "‘’“”", "''\"\""
+_ASIDE = "".join(map(chr, range(0xC0, 0x100))) + _MARKS + CURLED
 _KNOWN_STEPS = (
     *("unescape_html", "remove_terminal_escapes", "fix_encoding", "restore_byte_a0", "replace_lossy_sequences"),
     *("decode_inconsistent_utf8", "fix_c1_controls", "fix_latin_ligatures", "fix_character_width", "uncurl_quotes"),
@@ -44,6 +49,8 @@ def clean_caption(text: str) -> str:
     """
     if _TIDY.fullmatch(text):
         return text.lower()
+    if _simple().fullmatch(text):
+        return " ".join(text.translate(_STRAIGHTENED).split()).lower()
     fixed = _fixed_if_simple(text)
     if fixed is None:
         import ftfy
@@ -66,6 +73,40 @@ def _fixed_if_simple(text: str) -> str | None:
 
     straight: str = uncurl_quotes(text)
     return None if is_bad(text) or (straight != text and is_bad(straight)) else straight
+
+
+@cache
+def simple_pattern() -> str:
+    """Texts whose cleaning is straightening quotes, collapsing blanks and lower case; RE2 syntax, as PLAIN_PATTERN.
+
+    Beside ASCII they may hold accented letters, quotes and a few marks, none of them beside another: mojibake is made
+    of such neighbours. Which ones, this ftfy is asked.
+    """
+    pattern = _untouched_characters()
+    if pattern is None:
+        return PLAIN_PATTERN
+    from ftfy.badness import is_bad
+
+    ascii_text = "".join(map(chr, range(0x20, 0x7F)))
+    alone = [
+        char
+        for char in _ASIDE
+        if pattern.fullmatch(char.translate(_STRAIGHTENED))
+        and not is_bad("".join(f"{before}{char}{after}" for before in ascii_text for after in " aZ0-"))
+        and not is_bad("".join(f"{before}{char}{after}" for before in " aZ0-" for after in ascii_text))
+    ]
+    marks = f"[{re.escape(''.join(alone))}]"
+    letters = "[!-%'-~]"
+    word = f"(?:(?:{marks}?{letters})+{marks}?&*|{marks}&*|&+)"
+    return f"[ \\t\\n\\r]*(?:{word}(?:[ \\t\\n\\r]+{word})*[ \\t\\n\\r]*)?"
+
+
+_STRAIGHTENED = str.maketrans(CURLED, STRAIGHT)
+
+
+@cache
+def _simple() -> re.Pattern[str]:
+    return re.compile(simple_pattern())
 
 
 @cache

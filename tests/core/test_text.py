@@ -17,13 +17,17 @@ from hypothesis import strategies as st
 
 from cdkit.captions.row_query import digests_of
 from cdkit.core.text import (
+    _ASIDE,
+    CURLED,
     PLAIN_PATTERN,
+    STRAIGHT,
     TIDY_PATTERN,
     _fixed_if_simple,
     caption_id,
     clean_caption,
     clean_captions,
     digest_halves,
+    simple_pattern,
     whole_words,
 )
 from tests.support import material
@@ -106,6 +110,27 @@ def test_sql_patterns_only_match_text_that_sql_may_clean(texts: list[str]) -> No
             assert text.lower() == reference(text)
         if plain:
             assert in_sql == reference(text)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.text(st.sampled_from([*" \t&ab'ZO0-\"", *_ASIDE]), max_size=12), max_size=40))
+def test_texts_with_marks_that_stand_alone_are_cleaned_in_sql(texts: list[str]) -> None:
+    pattern = simple_pattern()
+    cleaned = "lower(trim(regexp_replace(translate(t, $curled, $straight), '[ \\t\\n\\r]+', ' ', 'g')))"
+    rows = duckdb.execute(
+        f"SELECT t, regexp_full_match(t, $simple), {cleaned} FROM (SELECT unnest($texts::VARCHAR[]) t)",
+        {"simple": pattern, "curled": CURLED, "straight": STRAIGHT, "texts": texts},
+    ).fetchall()
+    for text, simple, in_sql in rows:
+        assert simple == bool(re.fullmatch(pattern, text))
+        if simple:
+            assert in_sql == reference(text)
+
+
+def test_web_captions_are_simple_and_mojibake_is_not() -> None:
+    simple = ["Café “Müller” – 20° © 2019", "São Paulo’s finest", "salt & pepper", "ÉCOLE • Genève"]
+    assert all(re.fullmatch(simple_pattern(), text) for text in simple)
+    assert not any(re.fullmatch(simple_pattern(), text) for text in ("schÃ¶n", "doesnâ€™t", "Ã  la", "AT&T é"))
 
 
 def test_ampersands_before_a_blank_are_cleaned_in_sql_and_entities_are_not() -> None:

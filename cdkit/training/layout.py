@@ -21,6 +21,8 @@ TOLERANCE = 0.03
 def lay_out(model: Any, device: torch.device, note: Callable[[str], None]) -> None:
     """Put a frozen model's pictures channels_last on a CPU, and on a GPU whose kernels for the norms work."""
     if device.type == "cuda":
+        if any(norm.weight.requires_grad for norm in model.modules() if isinstance(norm, nn.GroupNorm)):
+            return  # norms that train run as PyTorch's own, which want the other layout
         trouble = fused_norms_trouble(device)
         if trouble:
             note(f"Norms run one by one, which is slower: {trouble}")

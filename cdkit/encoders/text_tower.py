@@ -90,11 +90,21 @@ class _Pending(Protocol):
     def result(self) -> tuple[Tensor, Tensor]: ...
 
 
+class Computed:
+    """Embeddings that are there."""
+
+    def __init__(self, *tensors: Tensor) -> None:
+        self._embedded, self._broken = tensors
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        return self._embedded, self._broken
+
+
 class _DeviceCopy:
     """Embeddings that a device copies to pinned memory while it goes on."""
 
     def __init__(self, *tensors: Tensor) -> None:
-        self._copies = [torch.empty(one.shape, dtype=one.dtype, pin_memory=True) for one in tensors]
+        self._copies = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
         for copy, tensor in zip(self._copies, tensors, strict=True):
             copy.copy_(tensor, non_blocking=True)
         self._done = torch.cuda.Event()
@@ -230,7 +240,8 @@ class TowerTextEncoder:
         try:
             pending = self._on_device(table, kind)
         except torch.OutOfMemoryError as error:
-            self.batch_tokens = min(self.batch_tokens, len(rows) * width) // 2
+            while self.batch_tokens >= table.numel():
+                self.batch_tokens //= 2
             if self.batch_tokens < LEAST_TOKENS:
                 raise ResourceError(
                     f"{self.device} has too little memory for the encoder {self.spec!r}.",
@@ -245,7 +256,7 @@ class TowerTextEncoder:
 
     def _on_device(self, table: Tensor, kind: torch.dtype) -> _Pending:
         if self.device.type != "cuda":
-            return _Computed(*(part.cpu() for part in self._embed(table, kind)))
+            return Computed(*(part.cpu() for part in self._embed(table, kind)))
         return _DeviceCopy(*self._embed(table.pin_memory().to(self.device, non_blocking=True), kind))
 
     def _collect(
@@ -289,16 +300,6 @@ class TowerTextEncoder:
         # NaN compares false.
         broken = ((embedded.square().sum(dim=-1) - 1).abs() < 0.01).logical_not().sum()
         return embedded.to(kind), broken
-
-
-class _Computed:
-    """Embeddings that are there."""
-
-    def __init__(self, *tensors: Tensor) -> None:
-        self._embedded, self._broken = tensors
-
-    def result(self) -> tuple[Tensor, Tensor]:
-        return self._embedded, self._broken
 
 
 def tower_hash(state: Mapping[str, Tensor], facts: Mapping[str, Any], skipped: Iterable[str] = ()) -> str:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from cdkit.core.errors import ResourceError
 from cdkit.encoders import load_text_encoder
-from cdkit.encoders.text_tower import batch_threads
+from cdkit.encoders.text_tower import Computed, TowerTextEncoder, batch_threads
 from tests.support import tiny_models
 
 
@@ -52,3 +53,46 @@ def test_a_failing_batch_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(encoder, "_forward", broken)
     with pytest.raises(RuntimeError, match="out of memory"):
         encoder.encode(["a", "b"])
+
+
+class TestLittleMemory:
+    """A device that cannot take the usual batches, on which torch's own error says so."""
+
+    @pytest.fixture
+    def encoder(self, tmp_path: Path) -> TowerTextEncoder:
+        folder = tiny_models.open_clip_folder(tmp_path / "tiny", width=32, heads=2)
+        return load_text_encoder(f"open_clip:{folder}", device="cpu")
+
+    def limited(self, encoder: TowerTextEncoder, most: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+        """Let the encoder run as on a GPU that takes `most` tokens at a time; the sizes of what it was given."""
+        sizes: list[int] = []
+
+        def on_device(table: torch.Tensor, kind: torch.dtype) -> Computed:
+            sizes.append(table.numel())
+            if table.numel() > most:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            with torch.inference_mode(), monkeypatch.context() as patch:
+                patch.setattr(encoder, "device", torch.device("cpu"))
+                return Computed(*encoder._embed(table, kind))
+
+        monkeypatch.setattr(encoder, "_on_device", on_device)
+        monkeypatch.setattr(encoder, "_starts", None)
+        monkeypatch.setattr(encoder, "device", torch.device("cuda"))
+        monkeypatch.setattr("cdkit.encoders.text_tower.LEAST_TOKENS", 64)
+        return sizes
+
+    def test_batches_are_halved_until_they_fit(
+        self, encoder: TowerTextEncoder, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        captions = [" ".join(f"w{number % 89}" for _ in range(1 + number % 10)) for number in range(300)]
+        expected = encoder.encode(captions)
+        sizes = self.limited(encoder, 300, monkeypatch)
+        assert np.abs(encoder.encode(captions) - expected).max() < 1e-5
+        assert encoder.batch_tokens == 256
+        # It tries the usual size once only.
+        assert sum(size > 300 for size in sizes) == 2
+
+    def test_no_memory_at_all_is_an_error(self, encoder: TowerTextEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.limited(encoder, 0, monkeypatch)
+        with pytest.raises(ResourceError, match="too little memory"):
+            encoder.encode(["a dog", "a cat"])

@@ -36,6 +36,8 @@ MOST_FLAT_LISTS = 16_384
 HNSW_LINKS = 32
 # k-means on more lists than this takes days without a GPU (training costs lists² × dimension).
 MOST_LISTS = 131_072
+# Share of the dimensions that a code must keep; sizes that divide them worse give way to one that divides them.
+LEAST_KEPT = 0.75
 # Share of a caption's bytes that the coarse quantiser may add.
 TABLE_SHARE = 0.1
 
@@ -121,7 +123,7 @@ def exact_layout(captions: int, dimension: int) -> Layout:
 def compressed_layout(captions: int, dimension: int, code_bytes: int, lists: int | None = None) -> Layout:
     """OPQ to four dimensions per byte where the vectors have them, and as many lists as the tables allow."""
     code_bytes = min(code_bytes, dimension)
-    if 4 * code_bytes > dimension and dimension % code_bytes:
+    if code_bytes * (dimension // code_bytes) < LEAST_KEPT * min(dimension, 4 * code_bytes):
         divisors = [size for size in range(1, code_bytes + 1) if dimension % size == 0]
         code_bytes = divisors[-1] if divisors[-1] * 2 > code_bytes else code_bytes
     reduced = min(4 * code_bytes, code_bytes * (dimension // code_bytes))

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cdkit.core.errors import ConfigError
-from cdkit.index.layout import choose_layout
+from cdkit.index.layout import choose_layout, compressed_layout
 from cdkit.index.plan import plan_index
 from cdkit.index.rates import Figure, Rates
 
@@ -15,6 +15,14 @@ def test_small_indexes_are_exact_and_large_ones_compressed() -> None:
     assert choose_layout(150_000, 512).factory == "IDMap2,SQfp16"
     assert choose_layout(1_000_000, 512).factory == "OPQ64_256,IVF4096,PQ64x8"
     assert choose_layout(400_000_000, 768).factory == "OPQ64_256,IVF131072_HNSW32,PQ64x8"
+
+
+def test_a_code_that_divides_the_dimensions_badly_gives_way() -> None:
+    sizes = [(48, 128), (40, 128), (64, 100), (64, 768), (80, 128)]
+    layouts = [compressed_layout(10**6, dimension, size) for size, dimension in sizes]
+    assert [(layout.code_bytes, layout.reduced) for layout in layouts] == [
+        *((48, 96), (40, 120), (50, 100), (64, 256), (64, 128))
+    ]
 
 
 def test_too_few_captions_to_train_on_fall_back_to_exact() -> None:

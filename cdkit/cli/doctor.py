@@ -22,6 +22,7 @@ from cdkit.core.errors import InputError, pip_install
 from cdkit.core.fingerprints import cache_folder
 from cdkit.core.formatting import size_text
 from cdkit.core.machine import choose_device, cpu_count
+from cdkit.index.faiss_index import LEAST_FAISS, is_too_old
 
 PACKAGES = [
     "torch",
@@ -105,7 +106,10 @@ def _packages() -> list[Check]:
     checks = []
     for package in PACKAGES:
         try:
-            checks.append(Check(package, "ok", importlib.metadata.version(package)))
+            version = importlib.metadata.version(package)
+            old = package == "faiss-cpu" and is_too_old(version)
+            advice = f"pip install '{package}>={LEAST_FAISS}'" if old else ""
+            checks.append(Check(package, "failed" if old else "ok", version, advice))
         except importlib.metadata.PackageNotFoundError:
             checks.append(Check(package, "failed", "missing", f"pip install {package}"))
     return checks

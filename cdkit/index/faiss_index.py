@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 # From this release on a graph is the same whatever the number of threads that build it.
-LEAST_FAISS = (1, 15)
+LEAST_FAISS = "1.15"
 # Twice the lists bring fewer new candidates than this share: probing ends.
 GROWTH = 0.002
 LEAST_VISITED = 64
@@ -67,15 +67,20 @@ def _ones(dimension: int) -> np.ndarray:
     return np.ones((1, dimension), dtype=np.float32)
 
 
+def is_too_old(version: str) -> bool:
+    """Whether a release of FAISS comes before the least that builds indexes."""
+    release, least = (tuple(int(part) for part in text.split(".")[:2]) for text in (version, LEAST_FAISS))
+    return release < least
+
+
 def require_faiss() -> None:
     """Raise ConfigError for a FAISS that is too old to build the same index twice."""
     import faiss
 
-    if tuple(int(part) for part in faiss.__version__.split(".")[:2]) < LEAST_FAISS:
-        least = ".".join(map(str, LEAST_FAISS))
+    if is_too_old(faiss.__version__):
         raise ConfigError(
-            f"faiss {faiss.__version__} is too old to build an index: {least} or newer is needed.",
-            hint=f"pip install 'faiss-cpu>={least}'",
+            f"faiss {faiss.__version__} is too old to build an index: {LEAST_FAISS} or newer is needed.",
+            hint=f"pip install 'faiss-cpu>={LEAST_FAISS}'",
         )
 
 

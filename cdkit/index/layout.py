@@ -36,6 +36,8 @@ MOST_FLAT_LISTS = 16_384
 HNSW_LINKS = 32
 # k-means on more lists than this takes days without a GPU (training costs lists² × dimension).
 MOST_LISTS = 131_072
+# What Python, PyTorch and FAISS take before they hold a vector.
+RUNTIME_BYTES = 1 << 29
 # Share of the dimensions that a code must keep; sizes that divide them worse give way to one that divides them.
 LEAST_KEPT = 0.75
 # Share of a caption's bytes that the coarse quantiser may add.
@@ -99,7 +101,7 @@ class Layout:
         training = self.training_points * (6 * self.dimension + 8 * self.reduced) + 3 * self.table_bytes
         rows = min(shard_rows, self.captions)
         adding = rows * (6 * self.dimension + 2 * (self.code_bytes + ID_BYTES)) + self.table_bytes
-        return max(training, adding)
+        return RUNTIME_BYTES + max(training, adding)
 
 
 def choose_layout(

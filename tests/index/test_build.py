@@ -261,3 +261,22 @@ def test_a_full_disk_while_adding_is_an_output_error_and_loses_nothing(
             _add(folder, config, Context(LocalEngine(1)))
     assert open_index(folder).faiss.count == 40
     assert _add(folder, config, Context(LocalEngine(1))).captions == 20
+
+
+def test_an_old_faiss_is_named_by_the_build_and_by_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.metadata
+
+    import faiss
+
+    from cdkit.cli.doctor import _packages
+    from cdkit.core.errors import ConfigError
+    from cdkit.index.faiss_index import require_faiss
+
+    require_faiss()
+    monkeypatch.setattr(faiss, "__version__", "1.13.2")
+    with pytest.raises(ConfigError, match=r"faiss 1\.13\.2 is too old"):
+        require_faiss()
+    monkeypatch.setattr(importlib.metadata, "version", lambda package: "1.14.0")
+    checks = {check.name: check for check in _packages()}
+    assert (checks["faiss-cpu"].state, checks["torch"].state) == ("failed", "ok")
+    assert "1.15" in checks["faiss-cpu"].advice

@@ -26,7 +26,7 @@ class Batching:
 # Activations of a batch fit a CPU's cache; a GPU needs tens of thousands of tokens before it computes instead of
 # starting kernels (docs/results.md).
 BATCHING = {
-    "cpu": Batching(tokens=1024, least_tokens=1024, window=1 << 13),
+    "cpu": Batching(tokens=1024, least_tokens=1024, window=1 << 14),
     "cuda": Batching(tokens=65_536, least_tokens=8192, window=1 << 18),
     "mps": Batching(tokens=8192, least_tokens=2048, window=1 << 15),
 }

@@ -161,7 +161,7 @@ class TowerTextEncoder:
         self._starts: SharedStarts | None = None
         if self._trimmed is not None and device == "cpu" and precision == "fp32":
             pooled = int(sample.ids.max()) if self._trimmed.end_id is None else self._trimmed.end_id
-            self._starts = SharedStarts(self._trimmed, int(sample.ids[0]), [pooled])
+            self._starts = SharedStarts(self._trimmed, int(sample.ids[0]), pooled)
         embedded, _ = self._embed(self._table(sample, np.arange(len(SAMPLE))))
         self.precision_error = 0.0 if exact is None else float((embedded - exact).abs().max())
         self.dimension = int(embedded.shape[1])

@@ -44,6 +44,9 @@ def test_captions_are_grouped_by_what_they_begin_with(folder: Path) -> None:
     groups = encoder._starts.groups(encoder.tokenize(CAPTIONS))
     assert sorted(row for group in groups for row in group.rows) == list(range(len(CAPTIONS)))
     skipped = {int(row): group.skipped for group in groups for row in group.rows}
-    assert {skipped[CAPTIONS.index(f"{word} number 3 of many")] for word in ("a", "two", "the")} == {2}
+    assert {skipped[CAPTIONS.index(f"{word} number 3 of many")] for word in ("a", "two", "the")} == {3}
+    assert skipped[CAPTIONS.index("word3 number 3 of many")] == 3
+    assert skipped[CAPTIONS.index("Caf&eacute; &amp; Bar")] == 1
+    assert skipped[CAPTIONS.index("a <end_of_text> dog")] == 2
     # The end token is what is pooled: it is run, wherever it stands.
     assert [skipped[CAPTIONS.index(text)] for text in ("", "<end_of_text> a dog", "x" * 10_000)] == [1, 1, 1]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cdkit.core.fingerprints import GOLDEN, splitmix64
+from cdkit.core.shards import read_shard
+from cdkit.index.embedding_files import StoredEmbeddings
 from cdkit.index.records import BLOCK_ROWS, read_ahead, read_embeddings
 
 if TYPE_CHECKING:
@@ -19,6 +21,8 @@ TOP = 200
 MOST_HITS = 4_000_000
 MOST_PAIRS = 20_000
 PAIRS_PER_BLOCK = 256
+# Rows are read one by one up to this share of them; a page holds two or three.
+MOST_MAPPED = 0.1
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ def brute_force(
             return sampled(ids, seed, MEASURED, wanted, total) & ~np.isin(ids, queries.held_out)
 
         try:
-            return _brute_force(embeddings, queries.vectors, threshold, member, min(wanted, total))
+            return _brute_force(embeddings, queries.vectors, threshold, member, min(wanted, total), total)
         except _TooManyHits as problem:
             wanted = max(TOP * 4, int(min(wanted, total) * problem.share * 0.8))
 
@@ -92,6 +96,7 @@ def _brute_force(
     threshold: float,
     member: Callable[[np.ndarray], np.ndarray],
     expected: int,
+    total: int,
 ) -> Truth:
     import numpy as np
     import torch
@@ -103,7 +108,7 @@ def _brute_force(
     # The least of the best 200 so far: what is below it and the threshold is of no interest.
     floors = np.full(len(queries), -np.inf, dtype=np.float32)
     count = seen = 0
-    for ids, vectors in read_ahead(read_embeddings(embeddings, member)):
+    for _, ids, vectors in read_ahead(read_sample(embeddings, member, expected / total)):
         similarities = product(asking, vectors, buffer)
         all_ids.append(ids)
         seen += len(ids)
@@ -176,6 +181,27 @@ def _joined(parts: list[Pairs]) -> Pairs:
     nothing = np.empty(0, dtype=np.int64)
     queries = np.concatenate([nothing, *(part.queries for part in parts)])
     return Pairs(queries, np.concatenate([nothing, *(part.ids for part in parts)]))
+
+
+def read_sample(
+    paths: Sequence[Path], member: Callable[[np.ndarray], np.ndarray], share: float, *, number: str = "float32"
+) -> Iterator[tuple[Path, np.ndarray, np.ndarray]]:
+    """Shard, ids int64 [n] and embeddings [n, dimension] of rows that `member` picks, about `share` of all, by blocks.
+
+    A small share is taken through memory maps: of a large pool, most pages are never read.
+    """
+    if share > MOST_MAPPED:
+        for path in paths:
+            for ids, vectors in read_embeddings([path], member, number=number):
+                yield path, ids, vectors
+        return
+    stored = StoredEmbeddings(paths[0].parent)
+    for path in paths:
+        ids = read_shard(path, ["caption_id"], kind="embeddings")["caption_id"].to_numpy()
+        chosen = ids[member(ids)]
+        for start in range(0, len(chosen), BLOCK_ROWS):
+            picked, vectors = stored.find(chosen[start : start + BLOCK_ROWS])
+            yield path, picked, vectors.astype(number, copy=False)
 
 
 TRAINING, MEASURED, HELD_OUT = 1, 2, 3

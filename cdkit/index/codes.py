@@ -15,7 +15,7 @@ from cdkit.core.machine import choose_device, threads
 from cdkit.core.protocols import Context
 from cdkit.core.shards import FINGERPRINT_KEY, open_shard
 from cdkit.core.storage import Folder, atomic_path, read_json, write_json
-from cdkit.index.brute_force import TRAINING, sampled
+from cdkit.index.brute_force import TRAINING, read_sample, sampled
 from cdkit.index.clustering import Tables, assign_and_encode, learn_tables, tensor_kernels
 from cdkit.index.faiss_index import (
     assemble,
@@ -145,10 +145,9 @@ def training_sample(shards: Shards, held_out: np.ndarray, points: int, seed: int
         return sampled(ids, seed, TRAINING, points, shards.count) & ~np.isin(ids, held_out)
 
     chosen = []
-    for shard in shards.paths:
-        for _, vectors in read_embeddings([shard], member, number="float16"):
-            _check_finite(vectors, str(shard))
-            chosen.append(vectors)
+    for shard, _, vectors in read_sample(shards.paths, member, points / shards.count, number="float16"):
+        _check_finite(vectors, str(shard))
+        chosen.append(vectors)
     sample = np.concatenate(chosen)
     np.random.default_rng(seed).shuffle(sample)
     return sample

@@ -14,6 +14,7 @@ from cdkit.core.config import describe_mistakes, did_you_mean
 from cdkit.core.errors import ConfigError
 from cdkit.core.machine import thread_count
 from cdkit.core.yaml_files import read_yaml
+from cdkit.index.brute_force import MOST_MAPPED
 from cdkit.index.clustering import CODEBOOK_POINTS, CODEBOOK_ROUNDS, batch_sizes
 from cdkit.index.layout import (
     CENTROIDS_PER_CODEBOOK,
@@ -31,6 +32,7 @@ SHARD_ROWS = 500_000
 PROBES = 32
 # What recall is measured with: about so many queries, against so many captions.
 QUERIES, MEASURED = 420, 1_000_000
+ROWS_PER_PAGE = 3
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def _choice(layout: Layout, rates: Rates, *, chosen: bool) -> Choice:
     scanned = layout.captions * min(1.0, PROBES / layout.lists) if layout.lists else 0
     query = scanned / _scan_rate(layout, rates) if layout.lists else 2 * layout.captions * layout.dimension / 2e9
     compared = QUERIES * min(layout.captions, MEASURED) * (layout.dimension + 2 * layout.reduced)
-    measuring = layout.captions / rates.read.value + compared / rates.compared.value
+    measuring = _reading(layout, MEASURED, rates) + compared / rates.compared.value
     adding = _adding_seconds(layout, rates) + layout.index_bytes / rates.written.value
     return Choice(
         factory=layout.factory,
@@ -131,11 +133,17 @@ def _advice(choice: Choice, embed: Figure, rates: Rates) -> list[str]:
     return lines
 
 
+def _reading(layout: Layout, sample: int, rates: Rates) -> float:
+    """Seconds to read a sample: all captions, or for a small share the pages that hold it."""
+    read = layout.captions if sample > MOST_MAPPED * layout.captions else ROWS_PER_PAGE * sample
+    return read / rates.read.value
+
+
 def _training_seconds(layout: Layout, rates: Rates) -> float:
     """Reading the sample, and the multiplications of training."""
     if layout.exact:
         return 0.0
-    return layout.captions / rates.read.value + training_work(layout) / rates.multiplications.value
+    return _reading(layout, layout.training_points, rates) + training_work(layout) / rates.multiplications.value
 
 
 def training_work(layout: Layout) -> float:

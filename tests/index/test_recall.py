@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from cdkit.core.shards import part_name, write_shard
+from cdkit.core.shards import part_name, parts, write_shard
 from cdkit.index import brute_force as truth_module
-from cdkit.index.brute_force import TRAINING, Queries, brute_force, sampled
+from cdkit.index.brute_force import TRAINING, Queries, brute_force, read_sample, sampled
 from cdkit.index.faiss_index import OpenIndex
 from cdkit.index.recall import measure
 
@@ -101,3 +101,16 @@ def test_samples_depend_on_the_id_and_the_seed_alone() -> None:
     order = np.random.default_rng(1).permutation(len(ids))
     np.testing.assert_array_equal(sampled(ids[order], 0, TRAINING, 10_000, 100_000), chosen[order])
     assert (sampled(ids, 1, TRAINING, 10_000, 100_000) != chosen).sum() > 10_000
+
+
+def test_a_small_share_is_read_through_maps_as_the_whole_is(compressed_folder: Path) -> None:
+    shards = parts(compressed_folder / "embeddings")
+
+    def member(ids: np.ndarray) -> np.ndarray:
+        return sampled(ids, 0, TRAINING, 300, 10_000)
+
+    mapped, read = (list(read_sample(shards, member, share)) for share in (0.03, 1.0))
+    ids = [np.concatenate([block for _, block, _ in blocks]) for blocks in (mapped, read)]
+    assert 200 < len(ids[0]) < 400
+    np.testing.assert_array_equal(*ids)
+    np.testing.assert_array_equal(*(np.concatenate([rows for _, _, rows in blocks]) for blocks in (mapped, read)))

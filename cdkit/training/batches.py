@@ -18,7 +18,7 @@ from cdkit.training.processes import send
 
 # Photos that are placed anew are encoded together for several steps: so many for each sample of a batch, and pictures
 # of so many pixels in all.
-AHEAD, AHEAD_PIXELS = 2, 16 * 512**2
+AHEAD, AHEAD_PIXELS = 2, 8 * 512**2
 
 
 @dataclass(frozen=True)

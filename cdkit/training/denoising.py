@@ -12,7 +12,6 @@ from cdkit.deltas.text_features import TextFeatures, TextTower, encode_ids, toke
 from cdkit.training.batches import Batch
 from cdkit.training.loss import add_noise, masked_error, wanted_prediction
 from cdkit.training.processes import send
-from cdkit.training.projections import KeysAndValues
 from cdkit.training.trainables import RowsBesideTable
 
 if TYPE_CHECKING:
@@ -30,23 +29,15 @@ class Denoising:
     conditioning: Conditioning
     alphas_cumprod: torch.Tensor
     prediction_type: str
-    keys_and_values: KeysAndValues | None = None
 
     @classmethod
-    def of(
-        cls,
-        pipeline: DiffusionPipeline,
-        conditioning: Conditioning,
-        device: torch.device,
-        keys_and_values: KeysAndValues | None = None,
-    ) -> Denoising:
+    def of(cls, pipeline: DiffusionPipeline, conditioning: Conditioning, device: torch.device) -> Denoising:
         """With the noise schedule that the pipeline's own scheduler was made for."""
         from diffusers import DDPMScheduler
 
         scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
         alphas_cumprod = scheduler.alphas_cumprod.to(device)
-        kind = scheduler.config.prediction_type
-        return cls(pipeline.unet, conditioning, alphas_cumprod, kind, keys_and_values)
+        return cls(pipeline.unet, conditioning, alphas_cumprod, scheduler.config.prediction_type)
 
     def losses(self, batch: Batch) -> torch.Tensor:
         """One loss per sample (n,), before weights; differentiable."""
@@ -58,8 +49,6 @@ class Denoising:
         wanted = wanted_prediction(
             batch.latents, batch.noise, batch.timesteps, self.alphas_cumprod, self.prediction_type
         )
-        if self.keys_and_values is not None:
-            self.keys_and_values.project(features.hidden)
         prediction = self.unet(
             noisy.to(self.unet.conv_in.weight.dtype),
             batch.timesteps,

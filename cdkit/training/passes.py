@@ -6,6 +6,7 @@ which each batch is copied.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from typing import Any
@@ -36,7 +37,9 @@ def cuda_graph(work: Callable[[], None], rehearsal: Callable[[], object]) -> Cal
             rehearsal()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # Other threads may use the GPU meanwhile. No autograd graph of the same weights may be alive: its nodes would
+    # draw the stream they were made on into the recording, which breaks it.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         work()
     return graph.replay
 
@@ -104,7 +107,10 @@ class GraphedPass:
             # Without graphs the same memory serves text, pictures and the U-Net in turn: it may suffice.
             self._failed = True
             self._captured.clear()
-            reason = str(error).strip().splitlines() or [type(error).__name__]
+            # What broke the recording comes before what its end says of it.
+            first = error.__context__ if isinstance(error.__context__, RuntimeError) else error
+            reason = str(first).strip().splitlines() or [type(first).__name__]
+        gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         self.note(f"The step runs kernel by kernel: it cannot be captured as a CUDA graph ({reason[0]}).")

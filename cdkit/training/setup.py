@@ -18,10 +18,8 @@ from cdkit.training.augmentation import ALL_WORDS, with_words
 from cdkit.training.batches import Batches
 from cdkit.training.denoising import Conditioning, Denoising
 from cdkit.training.latents import PictureEncoder
-from cdkit.training.layout import lay_out
 from cdkit.training.plan import Plan
-from cdkit.training.projections import KeysAndValues, detach_first_token
-from cdkit.training.trainables import Trainables, install_tokens, select_weights
+from cdkit.training.trainables import Trainables, detach_first_token, install_tokens, select_weights
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -61,21 +59,18 @@ def set_up(
         # From the exact values, which moving the tower has rounded.
         module.rows.data = starts[name].to(device)
         module.rows.requires_grad_(True)
-    detaches, together = plan.method.detaches_first_token, None
-    if KeysAndValues.fits(pipeline.unet) and not config.compile:
-        together = KeysAndValues(pipeline.unet, detaches_first=detaches)
-    elif detaches:
+    if plan.method.detaches_first_token:
         detach_first_token(pipeline.unet)
     if config.gradient_checkpointing:
         # Nothing in the U-Net is random in training, and asking a GPU for its generator's state makes it wait.
         again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
         pipeline.unet.enable_gradient_checkpointing(again)
-    lay_out(pipeline.unet, device, context.progress.note)
+    if device.type == "cpu":
+        # On a GPU every group norm would turn the layout round.
+        pipeline.unet.to(memory_format=torch.channels_last)
     encoder = PictureEncoder(pipeline.vae, device=device, dtype=dtype)
-    if device.type == "cuda":
-        lay_out(pipeline.vae, device, context.progress.note)
     conditioning = Conditioning(text_towers(pipeline), rows)
-    denoising = Denoising.of(pipeline, conditioning, device, together)
+    denoising = Denoising.of(pipeline, conditioning, device)
     batches = _batches(config, plan, encoder, len(denoising.alphas_cumprod), context)
     conditioning.prepare(_all_prompts(plan, augmented=config.recipe().augmentation))
     for prompt in too_long(plan.prompts, pipeline.tokenizer):

@@ -1,7 +1,8 @@
-"""Trainables: the weights of the U-Net that train, and the modifier tokens' rows."""
+"""Trainables: the weights of the U-Net that train, the modifier tokens' rows, and what is kept out of the gradient."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,9 +18,11 @@ from cdkit.deltas.text_features import text_towers, tokenizer_name
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+    from torch.utils.hooks import RemovableHandle
 
 
 ROWS = "rows."
+_PROJECTIONS = re.compile(r"\.attn2\.to_[kv]$")
 
 
 class RowsBesideTable(nn.Module):
@@ -146,3 +149,34 @@ def select_weights(
         if dtype != torch.float32:
             parametrize.register_parametrization(module, part, _Rounded(dtype), unsafe=True)
     return trained, base
+
+
+class _WithoutFirstGradient(torch.autograd.Function):
+    """Leaves (n, positions, width) as it is; the gradient of position 0 is zero."""
+
+    @staticmethod
+    def forward(context: Any, output: torch.Tensor) -> torch.Tensor:
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(context: Any, gradient: torch.Tensor) -> torch.Tensor:
+        kept = gradient.clone()
+        kept[:, :1] = 0
+        return kept
+
+
+def detach_first_token(unet: Any) -> list[RemovableHandle]:
+    """Cross-attention keys and values at position 0 are as before, but pass no gradient (Kumari et al. 2023, app. E).
+
+    The first position is the start token's in every prompt: training on it would change all prompts alike. The
+    hooks have no effect on what the U-Net computes; removing their handles ends them.
+    """
+    return [
+        module.register_forward_hook(_detach)
+        for name, module in unet.named_modules()
+        if _PROJECTIONS.search(name) is not None
+    ]
+
+
+def _detach(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+    return _WithoutFirstGradient.apply(output)  # type: ignore[no-any-return]

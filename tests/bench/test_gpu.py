@@ -28,11 +28,9 @@ def test_embedding() -> None:
 
 def test_training() -> None:
     measured = figures("training")
-    assert {"sd15", "sd15_pass", "sd15_usual", "sd15_contiguous", "sdxl", "sdxl_pass", "fit_8GB"} <= measured.keys()
+    assert {"sd15", "sd15_pass", "sd15_usual", "sdxl", "sdxl_pass", "fit_8GB"} <= measured.keys()
     assert not [name for name in measured if name.endswith(("_failed", "_skipped"))]
     assert measured["sd15_pass"]["tflop_per_step"] > 0
-    # The norms in fewer kernels are a GPU's alone: both compute the same here.
-    assert measured["sd15"]["loss"] == measured["sd15_contiguous"]["loss"]
     losses = measured["precision"]["mean_loss"]
     assert losses["bf16"] == pytest.approx(losses["no"], rel=0.05)
     assert any("--fit 8GB: batches of 4" in note for note in measured["fit_8GB"]["notes"])

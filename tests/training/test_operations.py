@@ -14,7 +14,7 @@ from cdkit.deltas.text_features import TextFeatures
 from cdkit.training.batches import Batch
 from cdkit.training.denoising import Conditioning, Denoising
 from cdkit.training.passes import EagerPass
-from cdkit.training.projections import KeysAndValues, detach_first_token
+from cdkit.training.trainables import detach_first_token
 
 META = torch.device("meta")
 SAMPLES, CELLS, POSITIONS, WIDTH = 8, 64, 77, 768
@@ -97,13 +97,10 @@ def _needed(unet: Any) -> int:
     return total
 
 
-@pytest.mark.parametrize("together", [False, True])
-def test_a_step_computes_what_its_gradients_need_and_no_more(unet: Any, together: bool) -> None:
+def test_a_step_computes_what_its_gradients_need_and_no_more(unet: Any) -> None:
     needed = _needed(unet)
-    keys_and_values = KeysAndValues(unet, detaches_first=True) if together else None
-    if not together:
-        detach_first_token(unet)
-    denoising = Denoising(unet, _Given([], {}), torch.empty(1000, device=META), "epsilon", keys_and_values)
+    detach_first_token(unet)
+    denoising = Denoising(unet, _Given([], {}), torch.empty(1000, device=META), "epsilon")
     with FlopCounterMode(display=False) as counter:
         EagerPass(denoising, lambda loss: loss.backward(), SAMPLES)(_batch())
     assert counter.get_total_flops() == pytest.approx(needed, rel=0.05)

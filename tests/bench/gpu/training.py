@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import torch
 from torch.nn import functional
@@ -48,7 +47,6 @@ def measure(*, tiny: bool, seconds: float) -> Figures:
             ("sdxl", lambda: ours(large, images, device, top)),
             ("precision", lambda: precision(images, device, 2 if tiny else PAPER_STEPS)),
             ("sd15_usual", lambda: usual(small, images, device)),
-            ("sd15_contiguous", lambda: contiguous(small, images, device)),
         ]
         if device.type == "cuda":
             parts.append(("attention", lambda: attention(device)))
@@ -160,25 +158,6 @@ def fit(shape: Shape, images: Path, device: torch.device, size: str) -> Figures:
         loop.step(0, optimizer, trained)
         _, measured = seconds_of(lambda: [loop.step(number, optimizer, trained) for number in (1, 2)], device)
         yield "", {"notes": notes, "peak_gb": peak(device), "seconds_per_step": round(measured / 2, 4)}
-
-
-def contiguous(shape: Shape, images: Path, device: torch.device) -> Figures:
-    """What the layout of pictures in memory and the fused norms are worth: a pass without them."""
-    settings = shape.settings | {"regularization_count": min(16, shape.regularization)}
-    pipeline = shape.pipeline(device)
-    with (
-        mock.patch("cdkit.training.layout.fused_norms_trouble", return_value="left out"),
-        training(pipeline, images, device, **settings) as (loop, *_),
-    ):
-        batch = loop.batches.make(0, range(loop.number))
-        yield (
-            "",
-            {
-                "loss": loss_of(loop, batch),
-                "pass_ms": milliseconds(lambda: loop.add_gradients(batch), device),
-                "encode_ms_per_photo": encoding(loop, device),
-            },
-        )
 
 
 def loss_of(loop: Any, batch: Any) -> float:

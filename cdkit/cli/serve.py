@@ -42,7 +42,9 @@ def _serve(
     allow_host: list[str] = typer.Option(
         [], "--allow-host", help="HOST[:PORT] that image_url may lead to though it is not public. Repeatable."
     ),
-    blocklist: Path | None = typer.Option(None, "--blocklist", help="File of URLs that never come out, one a line."),
+    blocklist: Path | None = typer.Option(
+        None, "--blocklist", help="File of URLs, and md5 of images, that never come out, one a line."
+    ),
     threads: int | None = typer.Option(None, "--threads", help="Searches at once [default: one per CPU].", min=1),
     queue: int = typer.Option(128, "--queue", help="Requests at once; more are told to come again (429).", min=1),
 ) -> None:
@@ -59,7 +61,7 @@ def _serve(
     if not is_loopback(host) and not token:
         hint = "Add --token with a secret, or leave --host out to serve this machine alone."
         raise ConfigError(f"--host {host} lets everybody in who reaches this machine.", hint=hint)
-    blocked = read_blocklist(blocklist).urls if blocklist else frozenset()
+    blocked = read_blocklist(blocklist).exact() if blocklist else frozenset()
     catalogue = open_catalogue(index or [], _names(name), blocked=blocked)
     pictures = QueryPictures(tuple(allow_host))
     address = bind(host, port)

@@ -95,6 +95,22 @@ class Folder:
 
 
 @contextmanager
+def waiting_for(folder: Path) -> Iterator[None]:
+    """Wait until no other process is in such a block for the folder, and keep others out; short steps only.
+
+    Apart from Folder.lock. Where the file system knows no locks on folders, nobody waits.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path (file or folder) beside `path`; flushed and renamed on success, removed on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)

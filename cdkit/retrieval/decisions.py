@@ -6,6 +6,7 @@ it, does not come back.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache, cached_property
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 BY_HAND = "rejected by hand"
 DECISIONS_NAME = "decisions.parquet"
+_PHASH = re.compile(r"[0-9a-fA-F]{1,16}")
 Action = Literal["reject", "restore"]
 
 
@@ -143,12 +145,22 @@ def read_decisions(path: Path) -> Decisions:
         table = pq.ParquetFile(path).read(columns=columns.names).cast(columns)
         decisions = [Decision(**row) for row in table.to_pylist()]
         for decision in decisions:
-            int(decision.phash or "0", 16)
+            _check(decision)
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} holds no decisions: {error}", hint=hint) from error
     if any(decision.action not in ("reject", "restore") for decision in decisions):
         raise InputError(f"{path} holds actions that are neither reject nor restore.", hint=hint)
     return Decisions(tuple(decisions))
+
+
+def _check(decision: Decision) -> None:
+    """Raise ValueError for values that no review writes."""
+    if decision.step is None or decision.step < 0:
+        raise ValueError(f"step {decision.step}")
+    if not _PHASH.fullmatch(decision.phash or "0"):
+        raise ValueError(f"perceptual hash {decision.phash[:40]!r}")
+    if not (decision.sha256 or decision.url or decision.key):
+        raise ValueError("a decision about no picture")
 
 
 def read_all_decisions(paths: Sequence[str]) -> Decisions:

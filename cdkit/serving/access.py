@@ -5,7 +5,9 @@ from __future__ import annotations
 import hmac
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
+
+from cdkit.fetching.urls import split_url
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -26,6 +28,11 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cache-Control": "no-store",
+}
+# To a browser that asks before it posts for a page: JSON under its own name, and a token in a header, may come.
+PREFLIGHT = {
+    "Access-Control-Allow-Methods": "GET, POST",
+    "Access-Control-Allow-Headers": "authorization, content-type",
 }
 
 
@@ -59,7 +66,9 @@ class Access:
         if not self._may_come_from(path, headers, host):
             return 403, "Pages of other sites may not ask this service (see --allow-origin)."
         offered = parse_qs(query).get("token", [""])[0] or headers.get("authorization", "").removeprefix("Bearer ")
-        if self.token is not None and not path.startswith(OPEN_PATHS) and not _same(offered, self.token):
+        asks_first = method == "OPTIONS" and path in SHARED_PATHS
+        needs_token = self.token is not None and not path.startswith(OPEN_PATHS) and not asks_first
+        if needs_token and not _same(offered, self.token or ""):
             return 401, "Add ?token=… to the address: this service asks for the token it was started with."
         changes = method not in READING and path not in SHARED_PATHS
         if changes and not (self.change_token and _same(offered, self.change_token)):
@@ -68,9 +77,10 @@ class Access:
 
     def _may_come_from(self, path: str, headers: dict[str, str], host: str) -> bool:
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() == host:
-            return True
         if origin is not None:
+            parts = split_url(origin)
+            if parts is not None and parts.netloc.lower() == host:
+                return True
             return path in SHARED_PATHS and self.shares_with(origin)
         # Without an origin: another site's picture or frame; following a link to here is fine.
         cross = headers.get("sec-fetch-site") == "cross-site"
@@ -80,7 +90,9 @@ class Access:
         """Whether a page of this origin may read the answers of clip-retrieval's protocol."""
         if origin in self.origins:
             return True
-        parts = urlsplit(origin)
+        parts = split_url(origin)
+        if parts is None:
+            return False
         return parts.scheme == "http" and (parts.hostname or "") in ("127.0.0.1", "localhost", "::1")
 
 
@@ -121,10 +133,13 @@ class AccessCheck:
                 ]
             await send(message)
 
-        from starlette.responses import JSONResponse
+        from starlette.responses import JSONResponse, Response
 
         refused = self.access.refusal(scope["method"], path, headers, scope["query_string"].decode("latin-1"))
         if refused is not None:
             await JSONResponse({"message": refused[1]}, status_code=refused[0])(scope, receive, send_with_headers)
+            return
+        if scope["method"] == "OPTIONS" and "Access-Control-Allow-Origin" in added:
+            await Response(status_code=204, headers=PREFLIGHT)(scope, receive, send_with_headers)
             return
         await self.app(scope, receive, send_with_headers)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import cdkit
 from cdkit.serving.access import Access, AccessCheck
 from cdkit.serving.catalogue import Catalogue
-from cdkit.serving.endpoints import Endpoints, json_body, json_response
+from cdkit.serving.endpoints import Endpoints, json_response, parse_json, read_body, told_as_json
 from cdkit.serving.knn import answer_knn, answer_metadata, parse_knn, parse_metadata
 from cdkit.serving.page_files import Pages
 from cdkit.serving.query_pictures import QueryPictures
@@ -31,14 +31,18 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
+# Each may take as long as a fetch does.
+MOST_PICTURES_WAITING = 8
+
 
 @dataclass
 class SearchService:
-    """Answers from a catalogue of indexes. pictures: embeds pictures as queries."""
+    """Answers from a catalogue of indexes. pictures: embeds pictures as queries; picture_queue: of such requests."""
 
     catalogue: Catalogue
     queue: WorkQueue
     pictures: QueryPictures
+    picture_queue: WorkQueue = field(default_factory=lambda: WorkQueue(1, MOST_PICTURES_WAITING))
     endpoints: Endpoints = field(init=False)
 
     def __post_init__(self) -> None:
@@ -53,6 +57,7 @@ class SearchService:
         async def life(_: Starlette) -> AsyncIterator[None]:
             yield
             self.queue.close()
+            self.picture_queue.close()
             self.pictures.close()
 
         route = self.endpoints.route
@@ -67,16 +72,21 @@ class SearchService:
             route("/healthz", self.health),
             *Pages().routes("search.html"),
         ]
-        return Starlette(routes=routes, middleware=[Middleware(AccessCheck, access=access)], lifespan=life)
+        return told_as_json(
+            Starlette(routes=routes, middleware=[Middleware(AccessCheck, access=access)], lifespan=life)
+        )
 
     async def knn(self, request: Request) -> Response:
-        knn = parse_knn(await json_body(request))
-        reply = await self.queue.run(lambda: answer_knn(knn, self.catalogue, self.pictures))
+        content = await read_body(request)
+        knn = await self.queue.run(lambda: parse_knn(parse_json(content)))
+        # A picture's server may keep us waiting, and pictures come one by one: searches by text must not stand behind.
+        queue = self.picture_queue if knn.by_picture else self.queue
+        reply = await queue.run(lambda: answer_knn(knn, self.catalogue, self.pictures))
         return json_response(reply.content, headers=reply.headers)
 
     async def metadata(self, request: Request) -> Response:
-        asked = parse_metadata(await json_body(request))
-        reply = await self.queue.run(lambda: answer_metadata(asked, self.catalogue))
+        content = await read_body(request)
+        reply = await self.queue.run(lambda: answer_metadata(parse_metadata(parse_json(content)), self.catalogue))
         return json_response(reply.content, headers=reply.headers)
 
     async def indices(self, request: Request) -> Response:

@@ -14,7 +14,7 @@ from cdkit.core.formatting import without_userinfo
 from cdkit.core.manifest import MANIFEST_NAME
 from cdkit.core.protocols import TextEncoder
 from cdkit.fetching.failures import FetchFailure
-from cdkit.fetching.urls import parse_url, unescaped
+from cdkit.fetching.urls import spellings, unescaped
 from cdkit.index.caption_index import CaptionIndex, open_index
 from cdkit.index.changes.transaction import COMMIT_NAME, PENDING_NAME
 from cdkit.index.records import GroupMemory, Records
@@ -44,7 +44,7 @@ def _stamp(folder: Path) -> tuple[Any, ...]:
 
 @dataclass
 class ServedIndex:
-    """One index folder, opened. blocked: URLs that never come out, as parse_url writes them."""
+    """One index folder, opened. blocked: URLs that never come out, as parse_url writes them, and md5 of files."""
 
     folder: Path
     encoder: SharedEncoder
@@ -91,17 +91,17 @@ class ServedIndex:
         if rejection(row, SAFE) is not None:
             return None
         url = row.get("url")
-        if not url:
-            return dict(row)
-        plain = without_userinfo(unescaped(url))
-        return None if self.blocked and _plain(plain) in self.blocked else {**row, "url": plain}
+        if self.blocked and not self.blocked.isdisjoint([*_forms(url), str(row.get("md5") or "").strip().lower()]):
+            return None
+        return {**row, "url": without_userinfo(unescaped(url))} if url else dict(row)
 
 
-def _plain(url: str) -> str:
+def _forms(url: str | None) -> list[str]:
+    """However a URL is spelt: a list may have it as it stood in a page, or as browsers ask for it."""
     try:
-        return parse_url(url).text
+        return [form.text for form in spellings(url)] if url else []
     except FetchFailure:
-        return url
+        return []
 
 
 @dataclass(frozen=True)

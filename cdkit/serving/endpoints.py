@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 import traceback
@@ -15,17 +16,24 @@ from cdkit.serving.metrics import RequestTimes
 from cdkit.serving.work_queue import BusyError, WorkQueue
 
 if TYPE_CHECKING:
+    from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import Response
     from starlette.routing import Route
 
 # A picture in base64; recipes send a few hundred bytes.
 MOST_BODY_BYTES = 24 << 20
+# From the first byte of a body to its last.
+BODY_SECONDS = 30.0
 Handler = Callable[["Request"], Awaitable["Response"]]
 
 
 class TooLargeError(ConfigError):
     """A request whose body is larger than any that means something."""
+
+
+class TooSlowError(ConfigError):
+    """A request whose body does not arrive: what came of it would be held for ever."""
 
 
 @dataclass
@@ -54,7 +62,9 @@ class Endpoints:
             except BusyError as busy:
                 response = problem("busy", str(busy), "", 429, {"Retry-After": str(busy.retry_after)})
             except CdkitError as error:
-                response = problem(error.code, error.message, error.hint, _status(error))
+                # What is left of a body that was not read to its end is no next request.
+                headers = {"Connection": "close"} if isinstance(error, TooLargeError | TooSlowError) else None
+                response = problem(error.code, error.message, error.hint, _status(error), headers)
             except Exception as error:
                 # One request must not end the service, and what it did wrong is no business of the asker's.
                 traceback.print_exception(error)
@@ -68,6 +78,8 @@ class Endpoints:
 def _status(error: CdkitError) -> int:
     if isinstance(error, TooLargeError):
         return 413
+    if isinstance(error, TooSlowError):
+        return 408
     if isinstance(error, NetworkError):
         return 502
     return 400 if isinstance(error, ConfigError) else 503
@@ -86,14 +98,36 @@ def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | 
     return Response(json_text(content), status, headers, media_type="application/json")
 
 
-async def json_body(request: Request) -> Any:
-    """The body as JSON, whatever its content type says; raises ConfigError when it is none, or too large."""
+def told_as_json(app: Starlette) -> Starlette:
+    """The application, whose answer to a path or method it does not know has the shape of other errors."""
+    from starlette.exceptions import HTTPException
+
+    async def unknown(_: Request, error: Exception) -> Response:
+        status = error.status_code if isinstance(error, HTTPException) else 500
+        headers = error.headers if isinstance(error, HTTPException) else None
+        return problem("configuration", "There is nothing here that answers this.", "", status, headers)
+
+    app.add_exception_handler(HTTPException, unknown)
+    return app
+
+
+async def read_body(request: Request) -> bytes:
+    """The body, whatever its content type says; raises ConfigError when it is too large or does not arrive."""
     content = bytearray()
-    async for block in request.stream():
-        content += block
-        if len(content) > MOST_BODY_BYTES:
-            raise TooLargeError(f"A body has {MOST_BODY_BYTES:,} bytes at most.")
     try:
-        return json.loads(bytes(content))
+        async with asyncio.timeout(BODY_SECONDS):
+            async for block in request.stream():
+                content += block
+                if len(content) > MOST_BODY_BYTES:
+                    raise TooLargeError(f"A body has {MOST_BODY_BYTES:,} bytes at most.")
+    except TimeoutError as error:
+        raise TooSlowError(f"The body did not arrive within {BODY_SECONDS:g} s.") from error
+    return bytes(content)
+
+
+def parse_json(content: bytes) -> Any:
+    """A body as JSON; raises ConfigError when it is none. A large one takes a second: call it in the queue."""
+    try:
+        return json.loads(content)
     except (ValueError, RecursionError) as error:
         raise ConfigError("The body must be JSON.") from error

@@ -12,11 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from cdkit.core.errors import ConfigError
 from cdkit.core.manifest import mistakes
 from cdkit.core.text import clean_caption
+from cdkit.fetching.urls import MAX_URL
 from cdkit.index.caption_index import CaptionIndex
 from cdkit.index.search import ENCODE_LIMIT, Match, SearchResult, search, search_vector
 from cdkit.retrieval.candidates import DIGITS
 from cdkit.serving.catalogue import Catalogue, ServedIndex
 from cdkit.serving.query_pictures import QueryPictures
+from cdkit.serving.searches import LONGEST_TEXT
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 # The recipes grow their wish to 15,000 before they give up.
 MOST_RESULTS = 16_384
 MOST_IDS = 10_000
+# Of an embedding; no encoder has more.
+MOST_NUMBERS = 1 << 16
 # What the client library asks for when it is told nothing.
 USUAL_RESULTS = 40
 # Settings of another kind of index: they are taken, change nothing, and are named in the reply's headers.
@@ -48,10 +52,10 @@ Body = TypeVar("Body", bound=_Body)
 class KnnRequest(_Body):
     """The body of `POST /knn-service`."""
 
-    text: str | None = None
+    text: str | None = Field(None, max_length=LONGEST_TEXT)
     image: str | None = None
-    image_url: str | None = None
-    embedding_input: list[float] | None = None
+    image_url: str | None = Field(None, max_length=MAX_URL)
+    embedding_input: list[float] | None = Field(None, max_length=MOST_NUMBERS)
     modality: Literal["image", "text"] | None = None
     num_images: int | None = Field(None, ge=0)
     num_result_ids: int | None = Field(None, ge=0)
@@ -60,6 +64,11 @@ class KnnRequest(_Body):
     aesthetic_score: float | None = None
     use_mclip: bool | None = None
     use_violence_detector: bool | None = None
+
+    @property
+    def by_picture(self) -> bool:
+        """Whether a picture has to be decoded, or even fetched, before anything is found."""
+        return not self.text and bool(self.image or self.image_url)
 
     @property
     def shown(self) -> int:

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cdkit.core.errors import ConfigError, InputError
+from cdkit.core.errors import ConfigError, InputError, writing
 from cdkit.core.formatting import command_line
 from cdkit.core.manifest import mistakes
+from cdkit.core.storage import waiting_for
 from cdkit.pictures.folder import START, picture_format
 from cdkit.retrieval.decisions import Decisions, read_decisions
 from cdkit.serving.access import Access, AccessCheck
-from cdkit.serving.endpoints import Endpoints, json_body, json_response
+from cdkit.serving.endpoints import Endpoints, json_response, parse_json, read_body, told_as_json
 from cdkit.serving.page_files import Pages
 from cdkit.serving.picture_map import map_pictures
 from cdkit.serving.review_set import ReviewSet
@@ -57,7 +58,7 @@ class DecisionFile:
 
     def change(self, step: Callable[[Decisions, str], Decisions]) -> Decisions:
         """Write what `step` makes of the log; the decision counts when this returns."""
-        with self._turn:
+        with self._turn, writing(self.path), waiting_for(self.path.parent):
             before = self.read()
             after = step(before, datetime.now(UTC).isoformat(timespec="seconds"))
             if after is not before and len(after.log) > len(before.log):
@@ -91,7 +92,9 @@ class Review:
             route("/undo", self.undo, "POST"),
             *Pages().routes("review.html"),
         ]
-        return Starlette(routes=routes, middleware=[Middleware(AccessCheck, access=access)], lifespan=life)
+        return told_as_json(
+            Starlette(routes=routes, middleware=[Middleware(AccessCheck, access=access)], lifespan=life)
+        )
 
     async def facts(self, request: Request) -> Response:
         return json_response(await self.queue.run(self._facts))
@@ -144,7 +147,7 @@ class Review:
 
     async def decide(self, request: Request) -> Response:
         try:
-            wish = DecisionRequest.model_validate(await json_body(request))
+            wish = DecisionRequest.model_validate(parse_json(await read_body(request)))
         except ValidationError as error:
             raise ConfigError("; ".join(mistakes(error))) from error
         unknown = [key for key in wish.keys if key not in self.reviewed.by_key]

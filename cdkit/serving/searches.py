@@ -8,12 +8,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from cdkit.core.errors import ConfigError
 from cdkit.core.formatting import command_line
 from cdkit.core.manifest import mistakes
 from cdkit.core.shards import schema
+from cdkit.core.text import clean_caption
 from cdkit.index.caption_index import CaptionIndex
 from cdkit.index.search import ENCODE_LIMIT, LIMIT, SearchResult, encode_queries, nearest_similarities, search
 from cdkit.retrieval.candidates import DIGITS
@@ -29,6 +30,8 @@ SIMILARITY_DIGITS = 4
 # Rows of one piece of a table that is sent.
 BLOCK_ROWS = 500
 MARK_LENGTH = 16
+# Characters of a query: encoders see some hundred, cleaning sees all.
+LONGEST_TEXT = 10_000
 
 
 class SearchQuery(BaseModel):
@@ -36,12 +39,19 @@ class SearchQuery(BaseModel):
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
-    q: str = Field(min_length=1, max_length=10_000)
+    q: str = Field(min_length=1, max_length=LONGEST_TEXT)
     min_similarity: float | None = Field(None, ge=-1, le=1)
     limit: int = Field(LIMIT, ge=1, le=MOST_RESULTS)
     index: str | None = None
-    cursor: str | None = None
+    cursor: str | None = Field(None, max_length=64)
     format: Literal["json", "csv", "parquet"] = "json"
+
+    @field_validator("q")
+    @classmethod
+    def _says_something(cls, value: str) -> str:
+        if not clean_caption(value):
+            raise ValueError("is empty")
+        return value
 
     def first(self, mark: str) -> int:
         """How many results came before, by the cursor; raises ConfigError for one of another state of the index."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from contextlib import suppress
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -50,7 +51,11 @@ class Address:
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach what listens at `host`."""
-    return host in ("::1", *LOOPBACK) or host.startswith("127.")
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        # A name may begin with 127 and lead anywhere.
+        return host in LOOPBACK
 
 
 def bind(host: str, port: int) -> Address:

@@ -169,3 +169,20 @@ def test_a_picture_at_hand_is_known_by_how_it_looks(
     assert data["rejected"] == {BY_HAND: 1}
     missing = retrieve(capsys, *command, "--out", tmp_path / "x", "--decisions", tmp_path / "none.parquet")
     assert missing["error"]["code"] == "input"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"step": None},
+        {"step": -1},
+        {"phash": "f" * 20},
+        {"phash": "-1"},
+        {"phash": "0x1f"},
+        {"sha256": "", "url": None, "key": ""},
+    ],
+)
+def test_a_damaged_log_is_refused_whole(tmp_path: Path, values: dict[str, Any]) -> None:
+    Decisions((A, replace(B, **values))).write(tmp_path / "log.parquet")
+    with pytest.raises(InputError, match="holds no decisions"):
+        read_decisions(tmp_path / "log.parquet")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cdkit.serving.access import Access
+from cdkit.serving.server import is_loopback
 from tests.support.served import Running, serving
 
 
@@ -74,3 +75,36 @@ def test_no_path_reaches_the_file_system(service: Running, path: str) -> None:
     assert answer.status_code == 404
     assert "root:" not in answer.text
     assert "custom-diffusion-kit" not in answer.text
+
+
+@pytest.mark.parametrize("origin", ["http://[", "http://[::1"])
+def test_an_origin_that_no_parser_takes_is_one_of_another_site(service: Running, origin: str) -> None:
+    for method, path in (("GET", "/search?q=star"), ("POST", "/knn-service")):
+        answer = service.client.request(method, path, headers={"Origin": origin}, content=b'{"text": "star"}')
+        assert answer.status_code == 403
+        assert "access-control-allow-origin" not in answer.headers
+
+
+def test_a_page_on_this_machine_may_send_json_by_its_name(index_folder: Path) -> None:
+    wish = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
+    with serving(index_folder, rules={"token": "secret"}) as service:
+        allowed = service.client.options("/knn-service", headers={"Origin": "http://localhost:3000", **wish})
+        assert allowed.status_code == 204
+        assert allowed.headers["access-control-allow-origin"] == "http://localhost:3000"
+        assert "content-type" in allowed.headers["access-control-allow-headers"]
+        for path, origin in (("/knn-service", "https://evil.example"), ("/search", "http://localhost:3000")):
+            refused = service.client.options(path, headers={"Origin": origin, **wish})
+            assert refused.status_code == 403
+            assert "access-control-allow-origin" not in refused.headers
+
+
+def test_a_name_that_begins_like_a_loopback_address_is_none() -> None:
+    assert all(map(is_loopback, ("127.0.0.1", "127.9.0.1", "::1", "localhost", "[::1]")))
+    assert not any(map(is_loopback, ("127.evil.example", "0.0.0.0", "::", "", "192.168.0.1")))
+
+
+def test_unknown_paths_and_methods_are_answered_like_other_errors(service: Running) -> None:
+    for method, path, status in (("GET", "/nothing", 404), ("GET", "/knn-service", 405)):
+        answer = service.client.request(method, path)
+        assert answer.status_code == status
+        assert answer.json()["message"] == answer.json()["error"]["message"] != ""

@@ -143,6 +143,9 @@ def test_the_reply_says_what_the_request_was_taken_to_mean(service: Running) -> 
         ({"embedding_input": [1.0, 2.0]}, "numbers"),
         ({"embedding_input": [0.0] * 512}, "numbers"),
         ({"image": "no base64"}, "base64"),
+        ({"text": "Ã©â€™ &amp;amp; " * 1000}, "text"),
+        ({"image_url": "http://host.test/" + "x" * 9000}, "image_url"),
+        ({"embedding_input": [1.0] * 70_000}, "embedding_input"),
         ({"image": base64.b64encode(b"no picture").decode()}, "picture"),
     ],
 )

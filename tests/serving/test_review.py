@@ -191,3 +191,33 @@ def test_candidates_of_an_index_are_reviewed_before_they_are_fetched(index_folde
     log = read_decisions(path)
     assert log.refuse(listed["pictures"][3]["url"])
     assert not log.refuse(listed["pictures"][2]["url"])
+
+
+DECIDING = """
+import sys
+from pathlib import Path
+from cdkit.retrieval.decisions import Decision
+from cdkit.serving.review import DecisionFile
+file, who = DecisionFile(Path(sys.argv[1])), sys.argv[2]
+for number in range(15):
+    made = Decision(0, "reject", f"{who}-{number}", "", "", None, "", decided="")
+    file.change(lambda log, now: log.decide("reject", [made], now))
+"""
+
+
+def test_two_programs_that_decide_at_once_lose_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "decisions.parquet"
+    commands = [[sys.executable, "-c", DECIDING, str(path), who] for who in "ab"]
+    processes = [subprocess.Popen(command) for command in commands]
+    assert [process.wait(60) for process in processes] == [0, 0]
+    rejected = {entry.key for entry in read_decisions(path).rejected.values()}
+    assert rejected == {f"{who}-{number}" for who in "ab" for number in range(15)}
+
+
+def test_decisions_that_cannot_be_written_are_no_fault_of_ours(star_set: Path, tmp_path: Path) -> None:
+    with reviewing(star_set, tmp_path / "folder" / "decisions.parquet") as review:
+        (tmp_path / "folder").write_text("a file where the folder was")
+        body = json.dumps({"action": "reject", "keys": ["000001"]})
+        answer = review.client.post("/decisions", params={"token": TOKEN}, content=body)
+    assert answer.status_code == 503
+    assert answer.json()["error"]["code"] != "bug"

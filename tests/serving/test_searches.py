@@ -15,11 +15,13 @@ import pytest
 
 from cdkit.core.shards import part_name, parts, read_parts, schema, write_shard
 from cdkit.embedded import default_threshold
+from cdkit.fetching.blocklist import read_blocklist
 from cdkit.index.changes.remove import remove
 from cdkit.index.search import search
 from cdkit.serving.catalogue import open_catalogue
 from tests.cli.running import ran
 from tests.support.hashing_encoder import HashingEncoder
+from tests.support.photo_pool import PoolPicture, index_of
 from tests.support.served import Running, Service, serving
 from tests.support.small_index import grammar_captions, make_index
 
@@ -84,7 +86,9 @@ def test_the_command_can_be_pasted(service: Running, index_folder: Path) -> None
     )
 
 
-@pytest.mark.parametrize("params", [{}, {"q": ""}, {"q": "a", "limit": "0"}, {"q": "a", "min_similarity": "2"}])
+@pytest.mark.parametrize(
+    "params", [{}, {"q": ""}, {"q": " "}, {"q": "\0"}, {"q": "a", "limit": "0"}, {"q": "a", "min_similarity": "2"}]
+)
 def test_a_query_that_makes_no_sense_is_told_why(service: Running, params: dict[str, str]) -> None:
     for path in ("/search", "/similarities", "/command"):
         answer = service.client.get(path, params=params)
@@ -180,3 +184,25 @@ def test_what_another_process_adds_and_removes_is_seen_by_the_next_request(index
             thread.join(60)
     assert len(statuses) > 3
     assert set(statuses) == {200}
+
+
+def test_a_cursor_of_many_digits_is_none(service: Running) -> None:
+    given = service.client.get("/search", params={"q": "a star", "limit": "1"}).json()["cursor"]
+    mark = given.split(".")[1]
+    answer = service.client.get("/search", params={"q": "a star", "cursor": f"{'9' * 5000}.{mark}"})
+    assert answer.status_code == 400
+
+
+def test_a_blocklist_hides_pictures_by_their_hash_and_however_their_address_is_spelt(tmp_path: Path) -> None:
+    encoder, md5 = HashingEncoder(32), "0123456789abcdef0123456789abcdef"
+    pictures = [
+        PoolPicture("a red dog", "http://host.test/a.png?x=1&amp;y=2"),
+        PoolPicture("a red cat", "http://host.test/b.png", md5.upper()),
+        PoolPicture("a red boat", "http://host.test/c.png"),
+    ]
+    index_of(tmp_path / "index", pictures, encoder)
+    (tmp_path / "blocked.txt").write_text(f"{pictures[0].url}\n{md5}\n")
+    blocked = read_blocklist(tmp_path / "blocked.txt").exact()
+    with Service(open_catalogue([tmp_path / "index"], {}, blocked=blocked, encoder=encoder)).run() as service:
+        told = service.client.post("/knn-service", content='{"text": "a red dog"}').json()
+    assert [entry["caption"] for entry in told] == ["a red boat"]

@@ -6,10 +6,12 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,6 +19,7 @@ import httpx
 import pytest
 
 from cdkit.core.errors import ConfigError
+from cdkit.serving import endpoints
 from cdkit.serving.catalogue import Catalogue, open_catalogue
 from cdkit.serving.work_queue import BusyError, WorkQueue
 from tests.cli.running import ran
@@ -122,3 +125,32 @@ def test_the_command_serves_until_it_is_told_to_stop(started: subprocess.Popen[s
     os.kill(started.pid, signal.SIGTERM)
     assert started.wait(30) == 0
     assert stdout.read() == ""
+
+
+def test_pictures_that_do_not_come_hold_up_no_search(index_folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        place = f"127.0.0.1:{silent.getsockname()[1]}"
+        made = Service(open_catalogue([index_folder], {}), threads=1, allow_hosts=(place,))
+        with made.run() as service, ThreadPoolExecutor(1) as pool:
+            service.client.get("/search", params={"q": "a star"})
+            body = json.dumps({"image_url": f"http://{place}/x.png"})
+            waiting = pool.submit(service.client.post, "/knn-service", content=body)
+            connection, _ = silent.accept()
+            with connection:
+                # One thread searches, and the picture's server says nothing.
+                answer = httpx.get(f"{service.url}search", params={"q": "a ball"}, timeout=5, trust_env=False)
+                assert not waiting.done()
+            assert waiting.result(30).status_code == 502
+    assert answer.status_code == 200
+
+
+def test_a_body_that_does_not_arrive_is_given_up(service: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoints, "BODY_SECONDS", 0.2)
+    host = httpx.URL(service.url).netloc
+    with socket.create_connection((httpx.URL(service.url).host, httpx.URL(service.url).port), timeout=10) as client:
+        client.sendall(b"POST /knn-service HTTP/1.1\r\nHost: " + host + b"\r\nContent-Length: 100\r\n\r\n{")
+        told = b""
+        while block := client.recv(1 << 16):
+            told += block
+    assert told.startswith(b"HTTP/1.1 408 ")
+    assert b"did not arrive" in told

@@ -19,7 +19,6 @@ from cdkit.index.caption_index import CaptionIndex, open_index
 from cdkit.index.changes.transaction import COMMIT_NAME, PENDING_NAME
 from cdkit.index.records import GroupMemory, Records
 from cdkit.index.search import Match
-from cdkit.retrieval.candidates import CandidateSettings, rejection
 from cdkit.serving.shared_encoder import SharedEncoder
 
 Answer = TypeVar("Answer")
@@ -30,7 +29,7 @@ MEMORY_BYTES = 512 << 20
 # What public recipes ask for means the first index here.
 PUBLIC_NAMES = "laion"
 # As strict as the import is by default, also where an index was made with --keep-unrated or another limit.
-SAFE = CandidateSettings(nsfw_limit="unlikely", max_punsafe=0.45)
+SAFE_RATING, MOST_PUNSAFE = "unlikely", 0.45
 
 
 def _stamp(folder: Path) -> tuple[Any, ...]:
@@ -88,12 +87,18 @@ class ServedIndex:
 
     def visible_row(self, row: Mapping[str, Any]) -> dict[str, Any] | None:
         """An image row without a password in its URL; None when it is unsafe or blocked."""
-        if rejection(row, SAFE) is not None:
+        if _is_unsafe(row):
             return None
         url = row.get("url")
         if self.blocked and not self.blocked.isdisjoint([*_forms(url), str(row.get("md5") or "").strip().lower()]):
             return None
         return {**row, "url": without_userinfo(unescaped(url))} if url else dict(row)
+
+
+def _is_unsafe(row: Mapping[str, Any]) -> bool:
+    """Whether a rating says so, or says what nobody understands: a word of another pool's, or NaN."""
+    rating, punsafe = str(row.get("nsfw") or "").strip().lower(), row.get("punsafe")
+    return rating not in ("", SAFE_RATING) or (punsafe is not None and not punsafe <= MOST_PUNSAFE)
 
 
 def _forms(url: str | None) -> list[str]:

@@ -180,7 +180,7 @@ def _entries(matches: list[Match], served: ServedIndex, request: KnnRequest) -> 
         visible = served.visible(match)
         if visible is None:
             continue
-        rows: list[dict[str, Any]] = [row for row in visible.rows if row.get("url") and row["url"] not in seen]
+        rows: list[dict[str, Any]] = [row for row in visible.rows if _on_the_web(row) and row["url"] not in seen]
         if request.modality == "text":
             rows = rows[:1] or [{}]
         elif request.deduplicate is not False:
@@ -190,8 +190,16 @@ def _entries(matches: list[Match], served: ServedIndex, request: KnnRequest) -> 
             yield _entry(match.caption_id, match.caption, row) | {"similarity": round(match.similarity, DIGITS)}
 
 
+def _on_the_web(row: Mapping[str, Any]) -> bool:
+    """Whether a row's URL may be a link on a page: clients ask whatever comes, and `javascript:` is a program."""
+    return str(row.get("url") or "").lower().startswith(("http://", "https://"))
+
+
 def _entry(caption_id: int, caption: str, row: Mapping[str, Any]) -> dict[str, Any]:
-    facts = {name: row[name] for name in ("url", "width", "height", "md5", "source") if row.get(name) is not None}
+    names = ("width", "height", "md5", "source")
+    facts = {name: row[name] for name in names if row.get(name) is not None}
+    if _on_the_web(row):
+        facts = {"url": row["url"], **facts}
     rating = {"NSFW": row["nsfw"]} if row.get("nsfw") else {}
     return {**facts, **rating, "caption": caption, "id": caption_id}
 

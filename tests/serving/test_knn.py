@@ -18,6 +18,7 @@ from cdkit.embedded.pool import PoolServer
 from cdkit.encoders import load_text_encoder
 from cdkit.index.search import search
 from tests.support.hashing_encoder import HashingEncoder
+from tests.support.photo_pool import PoolPicture, index_of
 from tests.support.served import Running, serving
 from tests.support.small_index import grammar_captions, make_index
 
@@ -187,3 +188,22 @@ def test_without_deduplication_every_image_of_a_caption_comes(tmp_path: Path) ->
     assert [entry["id"] for entry in each[:2]] == [once[0]["id"]] * 2
     assert len({entry["url"] for entry in each}) == 8
     assert [entry["caption"] for entry in texts] == [entry["caption"] for entry in once]
+
+
+def test_an_address_that_is_a_program_or_a_file_is_no_picture(tmp_path: Path) -> None:
+    encoder = HashingEncoder(32)
+    urls = [
+        "JavaScript:alert(1)",
+        "data:text/html,<script>",
+        "//host.test/x",
+        "file:///etc/passwd",
+        "HTTPS://host.test/x",
+    ]
+    folder = index_of(tmp_path / "words", [PoolPicture(f"star {n}", url) for n, url in enumerate(urls)], encoder)
+    with serving(folder, encoder=encoder) as service:
+        assert [entry["url"] for entry in ask(service, {"text": "star"})] == urls[-1:]
+        texts = ask(service, {"text": "star", "modality": "text"})
+        ids = [entry["id"] for entry in texts]
+        told = service.client.post("/metadata", content=json.dumps({"ids": ids})).json()
+    assert len(texts) == len(told) == 5
+    assert {entry.get("url") for entry in [*texts, *(entry["metadata"] for entry in told)]} == {None, urls[-1]}

@@ -206,3 +206,15 @@ def test_a_blocklist_hides_pictures_by_their_hash_and_however_their_address_is_s
     with Service(open_catalogue([tmp_path / "index"], {}, blocked=blocked, encoder=encoder)).run() as service:
         told = service.client.post("/knn-service", content='{"text": "a red dog"}').json()
     assert [entry["caption"] for entry in told] == ["a red boat"]
+
+
+@pytest.mark.parametrize(("column", "value"), [("nsfw", " NSFW "), ("nsfw", "porn"), ("punsafe", float("nan"))])
+def test_a_rating_that_nobody_understands_is_unsafe(tmp_path: Path, column: str, value: object) -> None:
+    encoder = HashingEncoder(32)
+    folder = make_index(tmp_path / "words", grammar_captions(6), encoder)
+    hidden = [f"http://host/{ids(folder)[0]}-{copy}.jpg" for copy in (0, 1)]
+    rate(folder, column, dict.fromkeys(hidden, value))
+    with Service(open_catalogue([folder], {}, encoder=encoder)).run() as service:
+        assert _urls(service) == _all_urls(folder) - set(hidden)
+        told = service.client.post("/metadata", content=json.dumps({"ids": ids(folder)})).json()
+    assert [entry["id"] for entry in told] == ids(folder)[1:]

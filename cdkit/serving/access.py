@@ -65,7 +65,7 @@ class Access:
             return 421, f"This service answers to {', '.join(sorted(self.hosts))} only."
         if not self._may_come_from(path, headers, host):
             return 403, "Pages of other sites may not ask this service (see --allow-origin)."
-        offered = parse_qs(query).get("token", [""])[0] or headers.get("authorization", "").removeprefix("Bearer ")
+        offered = parse_qs(query).get("token", [""])[0] or _bearer(headers)
         asks_first = method == "OPTIONS" and path in SHARED_PATHS
         needs_token = self.token is not None and not path.startswith(OPEN_PATHS) and not asks_first
         if needs_token and not _same(offered, self.token or ""):
@@ -94,6 +94,12 @@ class Access:
         if parts is None:
             return False
         return parts.scheme == "http" and (parts.hostname or "") in ("127.0.0.1", "localhost", "::1")
+
+
+def _bearer(headers: dict[str, str]) -> str:
+    # Clients send UTF-8, which servers read as Latin-1.
+    sent = headers.get("authorization", "").removeprefix("Bearer ")
+    return sent.encode("latin-1", "replace").decode("utf-8", "replace")
 
 
 def _same(offered: str, expected: str) -> bool:

@@ -108,3 +108,12 @@ def test_unknown_paths_and_methods_are_answered_like_other_errors(service: Runni
         answer = service.client.request(method, path)
         assert answer.status_code == status
         assert answer.json()["message"] == answer.json()["error"]["message"] != ""
+
+
+def test_a_token_may_have_letters_of_any_language() -> None:
+    access = Access(80, token="sécret")
+    for sent, refused in (("sécret", False), ("secret", True), ("\xff", True)):
+        as_read = sent.encode().decode("latin-1")
+        headers = {"host": "localhost", "authorization": f"Bearer {as_read}"}
+        assert (access.refusal("GET", "/search", headers, "q=star") is not None) == refused
+    assert access.refusal("GET", "/search", {"host": "localhost"}, "token=s%C3%A9cret") is None

@@ -151,7 +151,7 @@ class PlainClip:
     """What ClipTokenizer uses of open_clip's SimpleTokenizer, made of CLIP's vocabulary file alone."""
 
     def __init__(self, specials: dict[str, int], pattern: str, flags: int) -> None:
-        import regex  # type: ignore[import-untyped]
+        import regex
 
         entries, merges = vocabulary()
         ordinary = {entry: number for entry, number in entries.items() if number not in specials.values()}

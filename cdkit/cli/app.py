@@ -16,11 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from pydantic import ValidationError
 
 import cdkit
-from cdkit.cli.options import SESSION
-from cdkit.cli.output import Format, Output
+from cdkit.cli.output import SESSION, Format, Output
 from cdkit.cli.process import ReaderGoneError, guard_streams, memory_is_limited, run_watched
 from cdkit.core.errors import EXIT_INTERRUPTED, CdkitError, ConfigError, OutputError, system_problem
 from cdkit.core.startup import claim_process
@@ -84,8 +82,6 @@ def execute_command(arguments: Sequence[str]) -> int:
         return _report(ConfigError(usage, hint=f"See cdkit {_command_words(arguments)}--help"), arguments)
     except typer.Abort:
         return _interrupted()
-    except ValidationError as error:
-        return _report(ConfigError(str(error)), arguments)
     except Exception as error:
         return _report_unexpected(error, arguments)
 
@@ -103,6 +99,11 @@ def _report(error: CdkitError, arguments: Sequence[str]) -> int:
 
 
 def _report_unexpected(error: Exception, arguments: Sequence[str]) -> int:
+    # Late, since only commands with settings need it.
+    from pydantic import ValidationError
+
+    if isinstance(error, ValidationError):
+        return _report(ConfigError(str(error)), arguments)
     problem = system_problem(error, _out_folder(arguments))
     if problem is not None:
         return _report(problem, arguments)

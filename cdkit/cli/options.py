@@ -8,8 +8,6 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +15,7 @@ import typer
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from cdkit.cli.output import Format, Output, progress_for
+from cdkit.cli.output import SESSION, Format, Output, Session, progress_for
 from cdkit.cli.parsing import ManyValuesCommand
 from cdkit.core.config import Setting, StageConfig, field_settings, parse_config
 from cdkit.core.errors import ConfigError, InputError, PartialError
@@ -28,15 +26,6 @@ from cdkit.stages import STAGES
 Parameter = inspect.Parameter
 
 
-@dataclass
-class Session:
-    """What the outermost handler needs to know of the command under way: how to report its errors."""
-
-    output: Output
-    debug: bool = False
-
-
-SESSION: ContextVar[Session | None] = ContextVar("session", default=None)
 LONGEST_CHOICES = 40
 
 

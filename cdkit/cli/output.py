@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -65,6 +66,17 @@ class Output:
         # Last, as it may fail: the words are out by then.
         if self.format == "json":
             print(json_text({"error": {"code": error.code, "message": message, "hint": hint}}))
+
+
+@dataclass
+class Session:
+    """What the outermost handler needs to know of the command under way: how to report its errors."""
+
+    output: Output
+    debug: bool = False
+
+
+SESSION: ContextVar[Session | None] = ContextVar("session", default=None)
 
 
 def data_console() -> Console:

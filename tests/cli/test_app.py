@@ -43,18 +43,17 @@ def _json(capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
 
 
 def test_help_is_fast() -> None:
-    def cpu_seconds(*command: str) -> float:
-        times = []
-        for _ in range(5):
-            before = resource.getrusage(resource.RUSAGE_CHILDREN)
-            subprocess.run([sys.executable, *command], check=True, capture_output=True)
-            after = resource.getrusage(resource.RUSAGE_CHILDREN)
-            times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        return min(times)
+    def seconds() -> float:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
 
-    # Beside other processes on the same cores everything takes longer: then what its libraries take is the measure.
-    libraries = cpu_seconds("-c", "import pydantic.fields, typer.rich_utils, rich.progress, rich.table")
-    assert cpu_seconds("-m", "cdkit", "--help") < max(0.5, 2 * libraries)
+    times = []
+    for _ in range(5):
+        before = seconds()
+        subprocess.run([sys.executable, "-m", "cdkit", "--help"], check=True, capture_output=True)
+        times.append(seconds() - before)
+    # In CPU seconds: what the clock says on an idle machine, whatever else runs on this one.
+    assert min(times) < 0.5
 
 
 def _commands(group: typer.Typer, words: tuple[str, ...] = ()) -> list[tuple[str, ...]]:

@@ -30,6 +30,8 @@ COUNT_SECONDS = 1.0
 STARTING_SECONDS = 30.0
 SMALLEST_WAVE = 16
 LARGEST_WAVE = 2000
+# URLs from which on a wave takes so long that one more, for the last few, hardly counts.
+LONG_WAVE = 200
 # Weight of the survival expected against the one measured, in URLs.
 PRIOR_WEIGHT = 8
 Cause = Literal["finished", "bound", "crashed"]
@@ -130,16 +132,23 @@ def fetch_on_engine(engine: Engine, jobs: Sequence[Job], folders: Sequence[Path]
 def wave_size(missing: int, *, tried: int, accepted: int, survival: float) -> int:
     """URLs to try for `missing` more images: the first wave by the survival expected, later ones by that measured.
 
-    Later waves add two standard deviations of a binomial draw, because another wave costs more than a few URLs.
+    A long wave is sized by a rate one deviation above the one measured, so that a rate that was underestimated costs
+    no URLs; what it leaves takes a short wave more. A short wave adds two deviations of a binomial draw, because
+    another wave costs more than a few URLs.
     """
     if missing <= 0:
         return 0
     if tried == 0:
-        size = math.ceil(missing / survival)
+        size = missing / survival
     else:
-        rate = (accepted + PRIOR_WEIGHT * survival) / (tried + PRIOR_WEIGHT)
-        size = math.ceil(missing / rate + 2 * math.sqrt(missing * (1 - rate)) / rate)
-    return min(LARGEST_WAVE, max(SMALLEST_WAVE, size))
+        weight = tried + PRIOR_WEIGHT
+        rate = (accepted + PRIOR_WEIGHT * survival) / weight
+        size = missing / rate
+        if size > LONG_WAVE:
+            size = missing / (rate + math.sqrt(rate * (1 - rate) / weight))
+        else:
+            size += 2 * math.sqrt(missing * (1 - rate)) / rate
+    return min(LARGEST_WAVE, max(SMALLEST_WAVE, math.ceil(size)))
 
 
 def wave_bound(count: int, threads: int, deadline: float) -> float:

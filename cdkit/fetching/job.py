@@ -41,9 +41,10 @@ class FetchSettings:
 
     deadline: seconds one fetch may take, from its host's turn to the last byte. retries: further tries after a
     timeout, a reset, a 429 or a 5xx. per_host: connections to one host at a time. survival: share of links expected
-    to work, before it is measured. allow_hosts: `HOST[:PORT]` exempt from the address and port checks. proxy:
-    `http://HOST:PORT` that everything goes through. names: answers used instead of DNS: name → addresses of the
-    first lookup, of the second, …; without any, the name is never answered.
+    to work, before it is measured; by 0.87 a first wave tries 1.15 URLs an image, too many at no share. allow_hosts:
+    `HOST[:PORT]` exempt from the address and port checks. proxy: `http://HOST:PORT` that everything goes through.
+    names: answers used instead of DNS: name → addresses of the first lookup, of the second, …; without any, the name
+    is never answered.
     """
 
     threads: int = MAX_THREADS
@@ -51,7 +52,7 @@ class FetchSettings:
     retries: int = 1
     per_host: int = 4
     max_bytes: int = 16 << 20
-    survival: float = 0.65
+    survival: float = 0.87
     allow_hosts: tuple[str, ...] = ()
     proxy: str | None = None
     user_agent: str = USER_AGENT

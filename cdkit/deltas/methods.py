@@ -13,7 +13,12 @@ CROSS_ATTENTION = r"\.attn2\."
 EVERYTHING = r""
 NOTHING = r"(?!)"
 MethodName = Literal[
-    "custom-diffusion", "custom-diffusion-attention", "fine-tune-all", "dreambooth", "textual-inversion"
+    "custom-diffusion",
+    "custom-diffusion-orthogonal",
+    "custom-diffusion-attention",
+    "fine-tune-all",
+    "dreambooth",
+    "textual-inversion",
 ]
 ScheduleName = Literal["constant", "linear"]
 
@@ -41,6 +46,8 @@ class Method:
 
     word: what stands before the category in prompts: `modifier`, a new token whose embedding trains, or `rare`, an
     existing word that does not. detaches_first_token: no gradient passes the keys and values of the start token.
+    change: `whole`, every value of a matrix trains; `orthogonal`, a matrix changes only along directions of the text's
+    features that are the concept's own, and stay as they are.
     """
 
     name: MethodName
@@ -48,6 +55,7 @@ class Method:
     unet: str
     word: Literal["modifier", "rare"] = "modifier"
     detaches_first_token: bool = False
+    change: Literal["whole", "orthogonal"] = "whole"
     recipe: Recipe = Recipe()
 
 
@@ -60,6 +68,15 @@ METHODS: dict[str, Method] = {
             "cross-attention keys and values, and the modifier tokens",
             unet=KEYS_AND_VALUES,
             detaches_first_token=True,
+        ),
+        # Po et al. 2024, on keys and values: concepts whose directions are at right angles add up undisturbed.
+        Method(
+            "custom-diffusion-orthogonal",
+            "cross-attention keys and values along directions of the concept's own, and the modifier tokens",
+            unet=KEYS_AND_VALUES,
+            detaches_first_token=True,
+            change="orthogonal",
+            recipe=Recipe(learning_rate=2e-4, token_learning_rate=8e-5),
         ),
         Method(
             "custom-diffusion-attention",

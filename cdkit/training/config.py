@@ -31,6 +31,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "embedded": {
         ANY: {"augmentation": False, "schedule": "linear", "prior_weight": 2.0},
         "custom-diffusion": {"steps": 120, "learning_rate": 3e-4, "token_learning_rate": 5e-2},
+        "custom-diffusion-orthogonal": {"steps": 120, "learning_rate": 1e-3, "token_learning_rate": 5e-2},
         "custom-diffusion-attention": {"steps": 120, "learning_rate": 3e-4, "token_learning_rate": 5e-2},
         "fine-tune-all": {"steps": 250, "learning_rate": 1e-4, "token_learning_rate": 1e-1},
         "dreambooth": {"steps": 250, "learning_rate": 2e-4},

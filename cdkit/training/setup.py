@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -18,8 +19,15 @@ from cdkit.training.augmentation import ALL_WORDS, with_words
 from cdkit.training.batches import Batches
 from cdkit.training.denoising import Conditioning, Denoising
 from cdkit.training.latents import PictureEncoder
+from cdkit.training.orthogonal import select_factors
 from cdkit.training.plan import Plan
-from cdkit.training.trainables import Trainables, detach_first_token, install_tokens, select_weights
+from cdkit.training.trainables import (
+    RowsBesideTable,
+    Trainables,
+    detach_first_token,
+    install_tokens,
+    select_weights,
+)
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -51,7 +59,7 @@ def set_up(
     dtype = compute_type(config.precision)
     names = selected_names(pipeline.unet, plan.method)
     rows = install_tokens(pipeline, plan.tokens) if plan.tokens else {}
-    weights, base = select_weights(pipeline.unet, names, device=device, dtype=dtype)
+    trainables = _trainables(plan, pipeline.unet, names, rows, device, dtype)
     starts = {tower: module.rows.detach().clone() for tower, module in rows.items()}
     for tower in text_towers(pipeline):
         tower.model.requires_grad_(False).eval().to(device=device, dtype=dtype)
@@ -77,7 +85,25 @@ def set_up(
         context.progress.note(f"Longer than the text encoder's context, its end is not seen: {prompt[:60]}…")
     if config.compile:
         pipeline.unet.compile()
-    return Setup(pipeline, Trainables(weights, base, rows), denoising, batches)
+    return Setup(pipeline, trainables, denoising, batches)
+
+
+def _trainables(
+    plan: Plan,
+    unet: Any,
+    names: Sequence[str],
+    rows: Mapping[str, RowsBesideTable],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Trainables:
+    """Freeze the U-Net and move it to the device; what the plan's method trains of it, with the rows beside."""
+    if plan.method.change == "orthogonal":
+        photos = [[square.pixels for square in planned.squares] for planned in plan.concepts]
+        factors, directions = select_factors(unet, names, photos, device=device, dtype=dtype)
+        base = {name: torch.zeros(factor.shape) for name, factor in factors.items()}
+        return Trainables(factors, base, rows, directions)
+    weights, base = select_weights(unet, names, device=device, dtype=dtype)
+    return Trainables(weights, base, rows)
 
 
 def _all_prompts(plan: Plan, *, augmented: bool) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 
 from cdkit.deltas.apply import extended_tokenizer, mend_legacy_end
 from cdkit.deltas.delta import ModifierToken
+from cdkit.deltas.low_rank import LowRank
 from cdkit.deltas.text_features import text_towers, tokenizer_name
 
 if TYPE_CHECKING:
@@ -89,19 +90,27 @@ def trained_tokens(tokens: Sequence[NewToken], rows: Mapping[str, RowsBesideTabl
 
 @dataclass(frozen=True)
 class Trainables:
-    """The U-Net's trained parameters by name, their fp32 values before training, and the modifier rows by tower."""
+    """The U-Net's trained parameters by name, their fp32 values before training, and the modifier rows by tower.
+
+    directions: (rank, inputs) by name where what trains is the left factor of a change, (outputs, rank).
+    """
 
     weights: Mapping[str, nn.Parameter]
     base: Mapping[str, torch.Tensor]
     rows: Mapping[str, RowsBesideTable]
+    directions: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def named(self) -> dict[str, nn.Parameter]:
         """Every trained parameter; rows as `rows.<tower>`."""
         return {**self.weights, **{f"{ROWS}{tower}": module.rows for tower, module in self.rows.items()}}
 
-    def changes(self) -> dict[str, torch.Tensor]:
+    def changes(self) -> dict[str, torch.Tensor | LowRank]:
         """Fine-tuned minus base, fp32 on the CPU."""
-        return {name: weight.detach().cpu() - self.base[name] for name, weight in self.weights.items()}
+        trained = {name: weight.detach().cpu() - self.base[name] for name, weight in self.weights.items()}
+        return {
+            name: LowRank(change, self.directions[name]) if name in self.directions else change
+            for name, change in trained.items()
+        }
 
     def optimizer(self, learning_rate: float, token_learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
         """AdamW over weights and rows; rows have a rate of their own and never decay."""

@@ -77,7 +77,7 @@ STAGES: dict[str, Stage] = {
             summary="find images whose captions are like a prompt, download and curate them: a regularization set",
             config="cdkit.retrieval.config:RetrieveConfig",
             function="cdkit.retrieval.stage:retrieve",
-            version=2,
+            version=3,
             owns=(*_SET, "rejects"),
         ),
         Stage(
@@ -85,7 +85,7 @@ STAGES: dict[str, Stage] = {
             summary="draw a regularization set with the base model, for a concept without real images",
             config="cdkit.retrieval.config:ClassImagesConfig",
             function="cdkit.retrieval.stage:class_images",
-            version=2,
+            version=3,
             owns=_SET,
         ),
         Stage(

@@ -84,6 +84,8 @@ def schema(kind: str) -> pa.Schema:
             ("height", pa.int32()),
             ("md5", pa.string()),
             ("source", pa.string()),
+            ("nsfw", pa.string()),
+            ("punsafe", pa.float32()),
         ],
         "regularization_images": [
             ("key", pa.string()),
@@ -97,6 +99,8 @@ def schema(kind: str) -> pa.Schema:
             ("phash", pa.string()),
             ("source", pa.string()),
             ("query", pa.string()),
+            ("nsfw", pa.string()),
+            ("punsafe", pa.float32()),
         ],
         "retrieval_rejects": [
             ("url", pa.string()),

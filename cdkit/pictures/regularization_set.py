@@ -86,7 +86,10 @@ def refuse_unfinished(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class SetRow:
-    """One accepted image about to be written. path: its stored file, encoded already."""
+    """One accepted image about to be written.
+
+    path: its stored file, encoded already; nsfw, punsafe: how safe its pool says it is.
+    """
 
     key: str
     path: Path
@@ -99,6 +102,8 @@ class SetRow:
     phash: str
     source: str | None
     query: str
+    nsfw: str | None = None
+    punsafe: float | None = None
 
     @property
     def file_name(self) -> str:

@@ -45,7 +45,10 @@ SPREAD_CAPTIONS, SPREAD_FARTHEST = 8000, 2000
 
 @dataclass(frozen=True)
 class Candidate:
-    """One image that may be fetched, with the caption and the prompt it answers."""
+    """One image that may be fetched, with the caption and the prompt it answers.
+
+    nsfw, punsafe: how safe its pool says it is; None for what the pool does not say.
+    """
 
     query: str
     caption_id: int
@@ -56,6 +59,8 @@ class Candidate:
     height: int | None = None
     md5: str | None = None
     source: str | None = None
+    nsfw: str | None = None
+    punsafe: float | None = None
 
 
 @dataclass(frozen=True)
@@ -236,7 +241,7 @@ def _row_order(row: Mapping[str, Any]) -> tuple[float, int, str, str]:
 
 
 def _candidate(query: str, match: Match, row: Mapping[str, Any]) -> Candidate:
-    facts = {name: row.get(name) for name in ("url", "width", "height", "md5", "source")}
+    facts = {name: row.get(name) for name in ("url", "width", "height", "md5", "source", "nsfw", "punsafe")}
     if facts["url"]:
         # Fetched without them anyway; indexes of earlier versions, and folders at hand, may have some.
         facts["url"] = without_userinfo(facts["url"])

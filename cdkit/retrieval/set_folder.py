@@ -102,6 +102,8 @@ def set_rows(done: Downloaded, curator: Curator) -> list[SetRow]:
                 phash=f"{inspection.phash:016x}",
                 source=candidate.source,
                 query=candidate.query,
+                nsfw=candidate.nsfw,
+                punsafe=candidate.punsafe,
             )
         )
     return rows

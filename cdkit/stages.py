@@ -41,7 +41,8 @@ class Stage:
 
 
 _IMPORTED = ("captions", "image_rows", "rejects", "buckets")
-_SET = ("images", "contact_sheet.png", "README.md", "building", "diffusers", "imagefolder", "webdataset")
+_LAYOUTS = ("diffusers", "imagefolder", "webdataset", "kohya", "ai-toolkit", "onetrainer", "simpletuner")
+_SET = ("images", "contact_sheet.png", "README.md", "building", *_LAYOUTS)
 _COUNTS = ("token_counts", "token_counts_2", "sample")
 STAGES: dict[str, Stage] = {
     stage.name: stage
@@ -87,6 +88,14 @@ STAGES: dict[str, Stage] = {
             function="cdkit.retrieval.stage:class_images",
             version=3,
             owns=_SET,
+        ),
+        Stage(
+            name="dataset",
+            summary="write a regularization set as other trainers and tools read it",
+            config="cdkit.retrieval.config:DatasetConfig",
+            function="cdkit.retrieval.stage:dataset",
+            version=1,
+            owns=("building", *_LAYOUTS),
         ),
         Stage(
             name="token-counts",

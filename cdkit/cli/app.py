@@ -184,6 +184,7 @@ ENTRIES = (
     Entry("index", "index", "Build, search, look into and change caption indexes."),
     Entry("retrieve", "retrieve", "Find, download and curate images whose captions are like a prompt."),
     Entry("review", "review", "Look at a set's pictures on a page, and reject some by hand."),
+    Entry("dataset", "retrieve", "Write a set as other trainers and tools read it."),
     Entry("serve", "serve", "Serve caption indexes: a search page, JSON, and clip-retrieval's protocol."),
     Entry("class-images", "sample", "Draw a regularization set with the base model."),
     Entry("tokens", "tokens", "Count vocabulary tokens, pick rare ones, explain a word."),

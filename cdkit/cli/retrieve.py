@@ -1,6 +1,9 @@
-"""`cdkit retrieve`: find a concept's regularization set."""
+"""`cdkit retrieve` and `cdkit dataset`: find a concept's regularization set, and write one as other tools read it."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import typer
 
@@ -11,7 +14,7 @@ from cdkit.execute import Result
 
 
 def register(app: typer.Typer) -> None:
-    """Add `retrieve`."""
+    """Add `retrieve` and `dataset`."""
     stage_command(
         app,
         "retrieve",
@@ -20,7 +23,7 @@ def register(app: typer.Typer) -> None:
         examples=[
             'cdkit retrieve indexes/embedded "a photo of a star" --images embedded --out sets/star',
             'cdkit retrieve indexes/laion400m "a photo of a dog" "a picture of a puppy" --exclude-like photos/dog '
-            "--per-host 5 --out sets/dog",
+            "--per-host 5 --also-write kohya --out sets/dog",
             'cdkit retrieve indexes/mine "a photo of a mug" --fill generated --base models/sd-v1-5 --out sets/mug',
         ],
         human=_human,
@@ -29,6 +32,39 @@ def register(app: typer.Typer) -> None:
             "out": str(result.out),
         },
     )
+    stage_command(
+        app,
+        "dataset",
+        "dataset",
+        help="Write a regularization set as other trainers and tools read it, beside a concept's photos.",
+        examples=[
+            "cdkit dataset sets/dog --to kohya --photos photos/dog --out layouts/dog",
+            'cdkit dataset sets/dog --to ai-toolkit --to simpletuner --photos photos/dog --instance-word "sks" '
+            '--class-word "dog" --out layouts/dog',
+            "cdkit dataset sets/dog --to webdataset --out layouts/dog",
+        ],
+        human=_written,
+        data=lambda result: {
+            "images": result.manifest.details["images"],
+            "written": {name: str(result.out / name) for name in result.manifest.details["written"]},
+            "layouts": result.manifest.details["layouts"],
+            "out": str(result.out),
+        },
+    )
+
+
+def _written(output: Output, result: Result) -> None:
+    details = result.manifest.details
+    names = ", ".join(str(result.out / name) for name in details["written"])
+    data_console().print(f"{details['images']:,} images: {names}", markup=False)
+    print_layouts(details["layouts"])
+
+
+def print_layouts(layouts: Mapping[str, Mapping[str, Any]]) -> None:
+    """What trainers' layouts show in an epoch, where their configuration lies and how it is used."""
+    for name, layout in layouts.items():
+        shown = f"an epoch shows photos {layout['photos_shown']:,} times, the set's images {layout['images_shown']:,}"
+        data_console().print(f"{name}: {shown}: {layout['config']}\n  {layout['use']}", markup=False)
 
 
 def _human(output: Output, result: Result) -> None:
@@ -42,4 +78,5 @@ def _human(output: Output, result: Result) -> None:
         f"similarity {details['threshold']:g} or more: {result.out}",
         markup=False,
     )
+    print_layouts(details.get("layouts") or {})
     output.hint(f"Look at {result.out / 'contact_sheet.png'}")

@@ -6,6 +6,7 @@ import typer
 
 from cdkit.cli.options import stage_command
 from cdkit.cli.output import Output, data_console
+from cdkit.cli.retrieve import print_layouts
 from cdkit.core.formatting import command_line, duration_text
 from cdkit.execute import Result
 
@@ -60,5 +61,6 @@ def _drawn_set(output: Output, result: Result) -> None:
     data_console().print(
         f"{details['accepted']:,} images drawn in {duration_text(result.seconds)}: {result.out}", markup=False
     )
+    print_layouts(details.get("layouts") or {})
     output.hint(f"Look at {result.out / 'contact_sheet.png'}")
     output.hint(f"{command_line('cdkit', 'train', '--regularization', f'NAME={result.out}')} …")

@@ -184,6 +184,24 @@ def _alone(word: str) -> str:
     return f"{before}{inside}{after}" if parts else r"(?!)"
 
 
+def naming(written: str, word: str, category: str) -> str | None:
+    """A caption with `word` before the first `category` in it; as it is where it has the word; None without both.
+
+    `{}` in a caption stands for the two together.
+    """
+    if "{}" in written:
+        return written.replace("{}", f"{word} {category}".strip())
+    if not word or whole_words(word).search(written):
+        return written
+    match = whole_words(category).search(written)
+    return None if match is None else f"{written[: match.start()]}{word} {written[match.start() :]}"
+
+
+def one_line(text: str) -> str:
+    """A text without anything that `str.splitlines` would split it at."""
+    return " ".join(text.split())
+
+
 def same_word(word: str) -> str:
     """What two spellings of a word have in common for a tokenizer, which tells no upper from lower case."""
     return word.lower()

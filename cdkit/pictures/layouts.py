@@ -1,4 +1,4 @@
-"""The same set as other programs read it: diffusers' Custom Diffusion script, ImageFolder, WebDataset.
+"""The same set as other programs read it: diffusers' Custom Diffusion script, ImageFolder, WebDataset, trainers.
 
 diffusers (and Adobe's own script) read images/ for the number of images, images.txt for their paths and caption.txt
 for their captions, line by line with `str.splitlines`, so that no caption may hold anything that ends a line.
@@ -12,22 +12,53 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+from cdkit.core.errors import ConfigError
 from cdkit.core.formatting import json_text
 from cdkit.core.storage import Folder, atomic_path
+from cdkit.core.text import one_line
 from cdkit.pictures.captions import CAPTIONS_NAME, PATHS_NAME, URLS_NAME
 from cdkit.pictures.regularization_set import SetRow
+from cdkit.pictures.trained_concept import TrainedConcept
+from cdkit.pictures.trainers import TRAINERS, Trainer, TrainerLayout, write_trainer
 
 Layout = Literal["diffusers", "imagefolder", "webdataset"]
 LAYOUTS: tuple[Layout, ...] = ("diffusers", "imagefolder", "webdataset")
+ALL_LAYOUTS: tuple[str, ...] = (*LAYOUTS, *TRAINERS)
 TAR_IMAGES = 1000
 
 
 def write_layout(layout: Layout, out: Folder, rows: Sequence[SetRow]) -> None:
-    """Write one layout into a folder of its name, whole or not at all."""
+    """Write one layout of a set alone into a folder of its name, whole or not at all."""
     out.remove([layout])
     with atomic_path(out / layout) as temporary:
         temporary.mkdir()
         _WRITERS[layout](temporary, out / layout, rows)
+
+
+def write_trainer_layout(
+    trainer: Trainer, out: Folder, rows: Sequence[SetRow], concept: TrainedConcept
+) -> TrainerLayout:
+    """Write a trainer's layout of a set and a concept's photos into a folder of its name, whole or not at all."""
+    out.remove([trainer])
+    with atomic_path(out / trainer) as temporary:
+        temporary.mkdir()
+        return write_trainer(trainer, temporary, out / trainer, rows, concept)
+
+
+def write_layouts(
+    layouts: Sequence[str], out: Folder, rows: Sequence[SetRow], concept: TrainedConcept | None
+) -> dict[str, TrainerLayout]:
+    """Write the layouts asked for; returns what was written of trainers'. A set without images has none of these."""
+    written: dict[str, TrainerLayout] = {}
+    for layout in LAYOUTS:
+        if layout in layouts:
+            write_layout(layout, out, rows)
+    for trainer in TRAINERS:
+        if trainer in layouts and rows:
+            if concept is None:
+                raise ConfigError(f"{trainer} shows the set beside a concept's photos.", hint="Add --photos FOLDER.")
+            written[trainer] = write_trainer_layout(trainer, out, rows, concept)
+    return written
 
 
 def _write_diffusers(folder: Path, final: Path, rows: Sequence[SetRow]) -> None:
@@ -39,11 +70,6 @@ def _write_diffusers(folder: Path, final: Path, rows: Sequence[SetRow]) -> None:
     _write_lines(folder / PATHS_NAME, paths)
     _write_lines(folder / CAPTIONS_NAME, [row.caption for row in rows])
     _write_lines(folder / URLS_NAME, [row.url or "" for row in rows])
-
-
-def one_line(text: str) -> str:
-    """A text without anything that `str.splitlines` would split it at."""
-    return " ".join(text.split())
 
 
 def _write_lines(path: Path, lines: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from cdkit.core.formatting import json_text
 from cdkit.core.manifest import STARTED_NAME, read_manifest
 from cdkit.core.shards import part_name, parts, read_shard, schema, write_shard
 from cdkit.core.storage import Folder
+from cdkit.pictures.folder import START, picture_format
 
 if TYPE_CHECKING:
     pass
@@ -109,6 +110,21 @@ class SetRow:
     def file_name(self) -> str:
         """What the image is called in every layout: `000012.jpg`."""
         return f"{self.key}{self.path.suffix}"
+
+
+def stored_rows(folder: Path, store: Path) -> Iterator[SetRow]:
+    """The rows of a finished set, each image as a file in `store`; raises InputError when it is damaged."""
+    store.mkdir(parents=True, exist_ok=True)
+    facts = [name for name in schema("regularization_images").names if name not in ("key", "image", "caption")]
+    for path in set_shards(folder):
+        table = read_shard(path, hint=_AGAIN)
+        for row in table.to_pylist():
+            content, caption = (row["image"] or {}).get("bytes"), row["caption"]
+            if not content or caption is None:
+                raise InputError(f"{path}: {row['key']} has no image or no caption.", hint=_AGAIN)
+            file = store / f"{row['key']}.{'png' if picture_format(content[:START]) == 'PNG' else 'jpg'}"
+            file.write_bytes(content)
+            yield SetRow(row["key"], file, caption, **{name: row.get(name) for name in facts})
 
 
 def write_images(out: Folder, rows: Iterable[SetRow], fingerprint: str) -> None:

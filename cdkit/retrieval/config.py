@@ -7,18 +7,33 @@ from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
-from cdkit.core.config import ModelConfig, ParallelConfig, did_you_mean, setting
+from cdkit.core.config import ModelConfig, ParallelConfig, StageConfig, did_you_mean, setting
 from cdkit.core.fingerprints import EMBEDDED
 from cdkit.fetching.job import MAX_THREADS
-from cdkit.pictures.layouts import LAYOUTS
+from cdkit.pictures.layouts import ALL_LAYOUTS
 from cdkit.pictures.picture import NEAR
+from cdkit.pictures.trainers import TRAINERS
 from cdkit.sampling.config import SampleConfig
 
 # As the paper drew its class images.
 PAPER_ETA, PAPER_STEPS, PAPER_GUIDANCE = 1.0, 50, 6.0
 
+_ALSO_WRITE = f"Also write the set as {', '.join(ALL_LAYOUTS[:-1])} or {ALL_LAYOUTS[-1]}. Repeatable."
 
-class RetrieveConfig(ParallelConfig):
+
+class TrainerSettings(StageConfig):
+    """What layouts of other trainers hold beside the set."""
+
+    photos: str | None = setting(
+        None, "The concept's own photos: layouts of trainers hold both, shown equally often.", input="folder"
+    )
+    instance_word: str = setting("ohwx", "What captions of the photos call the concept, in those layouts.")
+    class_word: str | None = setting(
+        None, "What the set shows, in those layouts [default: what the first prompt is a photo of]."
+    )
+
+
+class RetrieveConfig(ParallelConfig, TrainerSettings):
     """Which images to find, what they must be, and what stands in for those that are not found."""
 
     index: str = setting(help="The caption index to search.", argument=True, input="folder")
@@ -73,7 +88,7 @@ class RetrieveConfig(ParallelConfig):
     retries: int = setting(1, "Further tries after a timeout, a reset or a server error.", ge=0, le=10)
     max_bytes: int = setting(16 << 20, "Largest download, in bytes.", ge=1, le=1 << 30)
     allow_host: list[str] = setting([], "HOST[:PORT] exempt from the checks of address and port. Repeatable.")
-    also_write: list[str] = setting([], "Also write the set as diffusers, imagefolder or webdataset. Repeatable.")
+    also_write: list[str] = setting([], _ALSO_WRITE)
     seed: int = setting(0, "Seed of select spread.", ge=0)
     proxy: str | None = setting(
         None, "http://[USER:PASSWORD@]HOST:PORT that everything is fetched through.", execution=True
@@ -106,13 +121,18 @@ class RetrieveConfig(ParallelConfig):
 
     @model_validator(mode="after")
     def _check(self) -> RetrieveConfig:
-        _check_prompts_and_layouts(self.prompts, self.also_write)
+        _check_prompts(self.prompts)
+        _check_layouts("also_write", self.also_write, self.trained_photos(), self)
         if self.base and not self.fill:
             raise ValueError("base is the model that draws what is missing; add fill (--fill generated)")
         return self
 
+    def trained_photos(self) -> str | None:
+        """The photos that trainers' layouts hold: those named, else the only ones that the set is kept apart from."""
+        return self.photos or (self.exclude_like[0] if len(self.exclude_like) == 1 else None)
 
-class ClassImagesConfig(ModelConfig):
+
+class ClassImagesConfig(ModelConfig, TrainerSettings):
     """Which images to draw, and with what."""
 
     prompts: list[str] = setting(
@@ -125,24 +145,55 @@ class ClassImagesConfig(ModelConfig):
     guidance: float = setting(PAPER_GUIDANCE, "Classifier-free guidance scale.", ge=0)
     negative_prompt: str = setting("", "What the images should not show.")
     resolution: int | None = setting(None, "Side of the images in pixels [default: the base model's].", ge=8)
-    also_write: list[str] = setting([], "Also write the set as diffusers, imagefolder or webdataset. Repeatable.")
+    also_write: list[str] = setting([], _ALSO_WRITE)
     precision: Literal["no", "bf16", "fp16"] = setting("no", "Compute type; no is fp32.")
     batch_size: int = setting(8, "Images drawn at once; does not change them.", execution=True, ge=1)
 
     @model_validator(mode="after")
     def _check(self) -> ClassImagesConfig:
-        _check_prompts_and_layouts(self.prompts, self.also_write)
+        _check_prompts(self.prompts)
+        _check_layouts("also_write", self.also_write, self.photos, self)
         return self
 
     def sampling(self) -> SampleConfig:
         """The same as the sample stage takes it."""
-        shared = self.model_dump(exclude={"prompts", "count", "seed", "also_write", "threads"})
+        own = {"prompts", "count", "seed", "also_write", "threads", *TrainerSettings.model_fields}
+        shared = self.model_dump(exclude=own)
         return SampleConfig(prompts=self.prompts, scheduler="ddim", **shared)
 
 
-def _check_prompts_and_layouts(prompts: Sequence[str], layouts: Sequence[str]) -> None:
+class DatasetConfig(TrainerSettings):
+    """Which set to write for which programs."""
+
+    folder: str = setting(help="The regularization set.", argument=True, input="folder")
+    to: list[str] = setting(help=f"The layout: {', '.join(ALL_LAYOUTS)}. Repeatable.", min_length=1)
+
+    @field_validator("to", mode="before", json_schema_input_type=str | list[str])
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check(self) -> DatasetConfig:
+        _check_layouts("to", self.to, self.photos, self)
+        return self
+
+
+def _check_prompts(prompts: Sequence[str]) -> None:
     if not all(prompt.strip() for prompt in prompts):
         raise ValueError("prompts: no prompt may be empty")
-    for name in layouts:
-        if name not in LAYOUTS:
-            raise ValueError(f"also_write: there is no layout {name!r}{did_you_mean(name, LAYOUTS)}")
+
+
+def _check_layouts(name: str, layouts: Sequence[str], photos: str | None, words: TrainerSettings) -> None:
+    for layout in layouts:
+        if layout not in ALL_LAYOUTS:
+            raise ValueError(f"{name}: there is no layout {layout!r}{did_you_mean(layout, ALL_LAYOUTS)}")
+    trainers = [layout for layout in layouts if layout in TRAINERS]
+    if trainers and photos is None:
+        raise ValueError(
+            f"photos: missing; {trainers[0]} shows the set as often as the concept's photos (--photos FOLDER)"
+        )
+    for field in ("instance_word", "class_word"):
+        value = getattr(words, field)
+        if value is not None and not value.strip():
+            raise ValueError(f"{field}: it may not be empty")

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from cdkit.core.errors import ConfigError
 from cdkit.core.formatting import markdown_text
 from cdkit.core.shards import part_name, schema, write_shard
 from cdkit.core.storage import Folder, write_text
 from cdkit.fetching.blocklist import BLOCKLISTED
 from cdkit.pictures.grid import write_contact_sheet
-from cdkit.pictures.layouts import LAYOUTS, write_layout
+from cdkit.pictures.layouts import write_layouts
 from cdkit.pictures.regularization_set import IMAGES, SetRow, write_images
+from cdkit.pictures.trained_concept import TrainedConcept, class_of, trained_concept
+from cdkit.pictures.trainers import TRAINERS
 
 if TYPE_CHECKING:
     from cdkit.retrieval.accept import Downloaded
     from cdkit.retrieval.candidates import Candidate
+    from cdkit.retrieval.config import TrainerSettings
     from cdkit.retrieval.curate import Curator
     from cdkit.retrieval.funnel import Funnel
 
+Note = Callable[[str], None]
 # What a stage keeps while it works; gone when it has ended.
 BUILDING = "building"
 REJECTS = "rejects"
@@ -56,17 +61,41 @@ _DRAWN = """\
 """
 
 
-def write_set(
-    out: Folder, rows: Sequence[SetRow], fingerprint: str, *, title: str, card: str, layouts: Sequence[str]
-) -> None:
-    """Write a set in all its forms. title: of the contact sheet; card: the text of README.md."""
+def write_set(out: Folder, rows: Sequence[SetRow], fingerprint: str, *, title: str, card: str) -> None:
+    """Write a set. title: of the contact sheet; card: the text of README.md."""
     out.remove([IMAGES])
     write_images(out, rows, fingerprint)
     write_contact_sheet(out / CONTACT_SHEET, rows, title)
     write_text(out / CARD, card)
-    for layout in LAYOUTS:
-        if layout in layouts:
-            write_layout(layout, out, rows)
+
+
+def concept_beside(
+    layouts: Sequence[str], photos: str | None, words: TrainerSettings, prompts: Sequence[str]
+) -> TrainedConcept | None:
+    """The concept that trainers' layouts show beside a set for `prompts`; None where none of these is asked for.
+
+    Raises ConfigError where nothing says what the set shows, InputError for a folder without usable photos.
+    """
+    if photos is None or not any(layout in TRAINERS for layout in layouts):
+        return None
+    if words.class_word is None and not prompts:
+        raise ConfigError("Nothing says what this set shows.", hint="Add --class-word, for example --class-word dog.")
+    return trained_concept(photos, words.instance_word, words.class_word or class_of(prompts[0]))
+
+
+def write_layouts_beside(
+    layouts: Sequence[str], out: Folder, rows: Sequence[SetRow], concept: TrainedConcept | None, note: Note
+) -> dict[str, Any]:
+    """Write a set's layouts; returns what the manifest says of trainers'. Notes a set that is too small for them."""
+    written = write_layouts(layouts, out, rows, concept)
+    if concept is not None and len(rows) < len(concept.photos):
+        note(
+            f"{len(rows)} regularization images beside {len(concept.photos)} photos: each is shown more often than a "
+            "photo, and is learned too. Usual are 200, or at least one per photo."
+            if rows
+            else "The set is empty: trainers' layouts, which show it as often as the photos, are left out."
+        )
+    return {name: layout.as_json() for name, layout in written.items()}
 
 
 def retrieved_card(prompts: Sequence[str], counted: Funnel) -> str:

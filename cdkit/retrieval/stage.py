@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdkit.core.errors import CdkitError
+from cdkit.core.errors import CdkitError, InputError
 from cdkit.core.fingerprints import EMBEDDED, Input
 from cdkit.core.machine import cpu_count
-from cdkit.core.manifest import Counts
+from cdkit.core.manifest import Counts, read_manifest
 from cdkit.core.protocols import Context
 from cdkit.core.shards import Dataset, finished_facts, part_name
 from cdkit.core.storage import Folder
@@ -20,7 +20,7 @@ from cdkit.fetching.blocklist import Blocklist, read_blocklist
 from cdkit.fetching.job import FailedFetch, FetchedImage, FetchSettings
 from cdkit.fetching.urls import AllowedHosts
 from cdkit.index.caption_index import open_index
-from cdkit.pictures.regularization_set import GENERATED, SetRow
+from cdkit.pictures.regularization_set import GENERATED, SetRow, set_shards, stored_rows
 from cdkit.retrieval.accept import Downloaded, Limits, select
 from cdkit.retrieval.candidates import (
     CandidateSet,
@@ -31,7 +31,7 @@ from cdkit.retrieval.candidates import (
     write_candidates,
 )
 from cdkit.retrieval.class_images import DRAWN, ClassImageDrawer, drawn_rows, fill, image_drawing
-from cdkit.retrieval.config import ClassImagesConfig, RetrieveConfig
+from cdkit.retrieval.config import ClassImagesConfig, DatasetConfig, RetrieveConfig
 from cdkit.retrieval.curate import CurationRules, Curator, load_scorer, target_hashes
 from cdkit.retrieval.decisions import read_all_decisions
 from cdkit.retrieval.download import download
@@ -41,9 +41,11 @@ from cdkit.retrieval.inspect import InspectionRules, Inspectors
 from cdkit.retrieval.set_folder import (
     BUILDING,
     REJECTS,
+    concept_beside,
     drawn_card,
     retrieved_card,
     set_rows,
+    write_layouts_beside,
     write_rejects,
     write_set,
 )
@@ -75,6 +77,7 @@ class RetrievalRun:
         self.context = context
         self.building = out.sub(BUILDING)
         self.decisions = read_all_decisions(config.decisions)
+        self.concept = concept_beside(config.also_write, config.trained_photos(), config, config.prompts)
 
     def run(self) -> tuple[dict[str, Any], dict[str, float]]:
         """Everything but the manifest; the rejects are written last and carry the result."""
@@ -186,11 +189,13 @@ class RetrievalRun:
         nearest = ""
         if not result.candidates.captions:
             nearest = nearest_captions(result.search, config.count, CandidateSettings.of(config))
-        facts = {"details": self.details(result, counted, rows), "shortfall": counted.shortfall(nearest)}
         self.out.remove([REJECTS])
         title = f"{len(rows)} of {config.count}: {', '.join(config.prompts)}"
-        card = retrieved_card(config.prompts, counted)
-        write_set(self.out, rows, fingerprint, title=title, card=card, layouts=config.also_write)
+        write_set(self.out, rows, fingerprint, title=title, card=retrieved_card(config.prompts, counted))
+        note = self.context.progress.note
+        layouts = write_layouts_beside(config.also_write, self.out, rows, self.concept, note)
+        details = self.details(result, counted, rows) | {"layouts": layouts}
+        facts = {"details": details, "shortfall": counted.shortfall(nearest)}
         write_rejects(self.out, done, curator, fingerprint, facts)
         return facts
 
@@ -240,11 +245,13 @@ def class_images(config: ClassImagesConfig, inputs: Mapping[str, Input], out: Fo
 
     Raises ConfigError when the model draws nothing but blank images.
     """
+    concept = concept_beside(config.also_write, config.photos, config, config.prompts)
     folder = out.sub(BUILDING).sub(DRAWN).path
     rows, rejected = drawn_rows(config, ClassImageDrawer(config.sampling(), config.seed, folder, context))
     title = f"{len(rows)} images drawn by {config.base}: {', '.join(config.prompts)}"
     card = drawn_card(config.prompts, len(rows), str(config.base))
-    write_set(out, rows, context.fingerprint, title=title, card=card, layouts=config.also_write)
+    write_set(out, rows, context.fingerprint, title=title, card=card)
+    layouts = write_layouts_beside(config.also_write, out, rows, concept, context.progress.note)
     out.remove([BUILDING])
     details: dict[str, Any] = {
         "asked": config.count,
@@ -256,5 +263,28 @@ def class_images(config: ClassImagesConfig, inputs: Mapping[str, Input], out: Fo
         "base": config.base,
         "steps": config.steps,
         "guidance": config.guidance,
+        "layouts": layouts,
     }
     return Dataset("regularization_set", out.path, Counts(details["tried"], len(rows), rejected), details)
+
+
+def dataset(config: DatasetConfig, inputs: Mapping[str, Input], out: Folder, context: Context) -> Dataset:
+    """Write a finished set in other programs' layouts.
+
+    Raises InputError for a set that is not there, not finished or empty, and for photos that cannot be used;
+    ConfigError where nothing says what the set shows.
+    """
+    folder = Path(config.folder)
+    manifest = read_manifest(folder)
+    prompts = list(manifest.details.get("prompts") or []) if manifest is not None else []
+    concept = concept_beside(config.to, config.photos, config, prompts)
+    # Before anything is written: what fails here must not stand in the way of the mended command.
+    set_shards(folder)
+    rows = list(stored_rows(folder, out.sub(BUILDING).path))
+    if not rows:
+        out.remove([BUILDING])
+        raise InputError(f"{folder} holds no image.", hint="Make a larger set: see the funnel of cdkit retrieve.")
+    layouts = write_layouts_beside(config.to, out, rows, concept, context.progress.note)
+    out.remove([BUILDING])
+    details = {"images": len(rows), "written": config.to, "layouts": layouts}
+    return Dataset("layouts", out.path, Counts(len(rows), len(rows), {}), details)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdkit.core.errors import ConfigError, InputError
-from cdkit.core.text import same_word, whole_words
+from cdkit.core.text import naming, same_word
 from cdkit.deltas.methods import Method
 from cdkit.tokens.config import RareRule
 from cdkit.tokens.count import COUNTS_FOLDER, TokenCounts, read_counts
@@ -53,17 +53,13 @@ class Concept:
         """
         if written is None:
             return template.replace("{}", self.subject)
-        if "{}" in written:
-            return written.replace("{}", self.subject)
-        if not self.word or whole_words(self.word).search(written):
-            return written
-        match = whole_words(self.category).search(written)
-        if match is None:
+        named = naming(written, self.word, self.category)
+        if named is None:
             raise InputError(
                 f"The caption {written!r} names neither {self.word} nor {self.category!r}.",
                 hint=f"Write {{}} where the concept stands: it becomes {self.subject!r}.",
             )
-        return f"{written[: match.start()]}{self.word} {written[match.start() :]}"
+        return named
 
 
 def describe_concepts(

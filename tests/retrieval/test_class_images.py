@@ -41,7 +41,12 @@ def _config(base: str, **values: Any) -> ClassImagesConfig:
 def test_class_images_are_a_regularization_set(base: str, tmp_path: Path) -> None:
     from cdkit.training.photos import regularization_pictures
 
-    result = execute("class-images", _config(base, also_write=["diffusers"]), tmp_path / "set")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "0.jpg").write_bytes(picture(0, "JPEG"))
+    config = _config(base, also_write=["diffusers", "kohya"], photos=str(tmp_path / "photos"))
+    result = execute("class-images", config, tmp_path / "set")
+    assert {path.name for path in (tmp_path / "set" / "kohya").glob("*/*")} == {"5_ohwx Cat", "1_Cat"}
+    assert result.manifest.details["layouts"]["kohya"]["images_shown"] == 5
     rows = read_regularization_set(tmp_path / "set")
     assert [row.caption for row in rows] == ["photo of a Cat", "a cat"] * 2 + ["photo of a Cat"]
     assert {(row.source, row.url, row.similarity) for row in rows} == {("generated", None, 1.0)}
@@ -52,6 +57,7 @@ def test_class_images_are_a_regularization_set(base: str, tmp_path: Path) -> Non
         "contact_sheet.png",
         "diffusers",
         "images",
+        "kohya",
         "manifest.json",
     ]
     pictures = regularization_pictures(str(tmp_path / "set")).pictures

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import typer
 
 from cdkit.cli.options import stage_command
 from cdkit.cli.output import Output, data_console, table
+from cdkit.core.columns import displayed
 from cdkit.core.formatting import duration_text
 from cdkit.execute import Result
+
+PHOTOS_SHOWN = 20
 
 
 def register(app: typer.Typer) -> None:
@@ -24,6 +27,7 @@ def register(app: typer.Typer) -> None:
             'cdkit retrieve indexes/embedded "a photo of a star" --images embedded --out sets/star',
             'cdkit retrieve indexes/laion400m "a photo of a dog" "a picture of a puppy" --exclude-like photos/dog '
             "--per-host 5 --also-write kohya --out sets/dog",
+            "cdkit retrieve indexes/mine --match photos/dog --exclude-like photos/dog --out sets/dog",
             'cdkit retrieve indexes/mine "a photo of a mug" --fill generated --base models/sd-v1-5 --out sets/mug',
         ],
         human=_human,
@@ -67,12 +71,25 @@ def print_layouts(layouts: Mapping[str, Mapping[str, Any]]) -> None:
         data_console().print(f"{name}: {shown}: {layout['config']}\n  {layout['use']}", markup=False)
 
 
+def _matched_rows(matched: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, str, str]]:
+    rows = []
+    for entry in matched[:PHOTOS_SHOWN]:
+        similarity = f"{entry['nearest_similarity']:.2f}" if entry["images"] else ""
+        rows.append((entry["photo"], len(entry["images"]), displayed(entry.get("nearest", "")), similarity))
+    if len(matched) > PHOTOS_SHOWN:
+        left = matched[PHOTOS_SHOWN:]
+        rows.append((f"{len(left)} more", sum(len(entry["images"]) for entry in left), "", ""))
+    return rows
+
+
 def _human(output: Output, result: Result) -> None:
     details = result.manifest.details
     console = data_console()
     rows = [(entry["step"], entry["count"]) for entry in details["funnel"]]
     rows += [(f"left out: {reason}", number) for reason, number in details["rejected"].items()]
     console.print(table(["", "images"], rows))
+    if "matched" in details:
+        console.print(table(["photo", "images", "nearest caption", ""], _matched_rows(details["matched"])))
     console.print(
         f"{details['accepted']:,} of {details['asked']:,} images in {duration_text(result.seconds)}, with captions of "
         f"similarity {details['threshold']:g} or more: {result.out}",

@@ -86,6 +86,8 @@ def schema(kind: str) -> pa.Schema:
             ("source", pa.string()),
             ("nsfw", pa.string()),
             ("punsafe", pa.float32()),
+            ("photo", pa.string()),
+            ("photo_similarity", pa.float32()),
         ],
         "regularization_images": [
             ("key", pa.string()),

@@ -1,74 +1,23 @@
-"""Embeddings of what is evaluated: of prompts, and of pictures, which are kept in one SQLite file in cdkit's cache."""
+"""Embeddings of what is evaluated: prompts, samples, photos and references."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from cdkit.core.errors import InputError
-from cdkit.core.fingerprints import EMBEDDED, CacheFile
+from cdkit.core.fingerprints import EMBEDDED
 from cdkit.core.protocols import ImageEncoder, Progress, TextEncoder
 from cdkit.evaluation.config import MAIN, EvaluateConfig
 from cdkit.evaluation.samples import SampleSet
+from cdkit.pictures.embedding import embed_pictures
 from cdkit.pictures.picture import Picture
 
-EMBEDDINGS = CacheFile("picture-embeddings.sqlite", most=50_000, replaces=("image-embeddings.sqlite",))
-AT_ONCE = 64
-
-
-def embed_pictures(
-    encoder: ImageEncoder, pictures: Sequence[Picture], progress: Progress, *, label: str = "embedding images"
-) -> Tensor:
-    """Embeddings float32 [n, dimension] of `pictures`, rows of norm 1; pictures seen before are not opened again.
-
-    Raises InputError that names every picture that cannot be read.
-    """
-    from cdkit.pictures.decoding import RULES
-
-    distinct = {picture.sha256: picture for picture in pictures}
-    # What a file looks like is a matter of the rules of decoding, too.
-    key = f"{encoder.weights_hash()} {RULES}"
-    rows = {sha: row for sha, row in _read(key, list(distinct)).items() if row.shape == (encoder.dimension,)}
-    missing = [picture for content, picture in distinct.items() if content not in rows]
-    broken: list[str] = []
-    with progress.task(label, len(missing), unit="images") as task:
-        for start in range(0, len(missing), AT_ONCE):
-            batch = missing[start : start + AT_ONCE]
-            images = {}
-            for picture in batch:
-                try:
-                    images[picture.sha256] = picture.open()
-                except InputError as error:
-                    broken.append(error.message)
-            if images:
-                made = dict(zip(images, encoder.encode_images(list(images.values())), strict=True))
-                rows |= made
-                _write(key, made)
-            task.advance(len(batch))
-    if broken:
-        shown = [*broken[:5], *([f"and {len(broken) - 5} more"] if len(broken) > 5 else [])]
-        raise InputError("\n".join(shown), hint="Draw or copy these again; the scores would be of other images.")
-    return torch.from_numpy(np.stack([rows[picture.sha256] for picture in pictures]))
-
-
-def _keys(encoder: str, contents: Sequence[str]) -> dict[bytes, str]:
-    return {hashlib.sha256(f"{encoder} {content}".encode()).digest(): content for content in contents}
-
-
-def _read(encoder: str, contents: Sequence[str]) -> dict[str, np.ndarray]:
-    keys = _keys(encoder, contents)
-    return {keys[key]: np.frombuffer(value, dtype="<f4").copy() for key, value in EMBEDDINGS.get(list(keys)).items()}
-
-
-def _write(encoder: str, rows: Mapping[str, np.ndarray]) -> None:
-    keys = _keys(encoder, list(rows))
-    EMBEDDINGS.put({key: rows[content].astype("<f4").tobytes() for key, content in keys.items()})
+_AGAIN = "Draw or copy these again; the scores would be of other images."
 
 
 @dataclass(frozen=True)
@@ -114,15 +63,17 @@ def embed_material(config: EvaluateConfig, material: Material, progress: Progres
     if config.clip == EMBEDDED and max(material.sets[MAIN].samples[0].picture.open().size) > 64:
         progress.note("The embedded CLIP knows the embedded world only: give --encoder for samples of other models.")
 
-    def embed(pictures: Sequence[Picture], label: str) -> Tensor:
-        return embed_pictures(images, pictures, progress, label=label)
+    def embed(pictures: Sequence[Picture], label: str, encoder: ImageEncoder = images) -> Tensor:
+        return torch.from_numpy(embed_pictures(encoder, pictures, progress, label=label, hint=_AGAIN))
 
     photos = {name: embed(pictures, f"embedding photos of {name}") for name, pictures in material.photos.items()}
     reference = embed(material.reference, "embedding reference images") if material.reference else None
     dino, dino_photos = None, {}
     if config.dino:
         dino = load_image_encoder(config.dino, device=config.device)
-        dino_photos = {name: embed_pictures(dino, pictures, progress) for name, pictures in material.photos.items()}
+        dino_photos = {
+            name: embed(pictures, f"embedding photos of {name}", dino) for name, pictures in material.photos.items()
+        }
     embedded = {}
     for name, samples in material.sets.items():
         pictures = [sample.picture for sample in samples.samples]
@@ -130,7 +81,7 @@ def embed_material(config: EvaluateConfig, material: Material, progress: Progres
             images=embed(pictures, f"embedding {name}"),
             texts=_prompt_embeddings(texts, [sample.plain_prompt for sample in samples.samples]),
             photos=photos,
-            dino_images=embed_pictures(dino, pictures, progress) if dino is not None else None,
+            dino_images=embed(pictures, f"embedding {name}", dino) if dino is not None else None,
             dino_photos=dino_photos,
             reference=reference,
             before=_embedded_before(material.before, samples, embed) if name == MAIN else {},

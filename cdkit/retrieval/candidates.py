@@ -4,7 +4,8 @@ The order decides which images are accepted. It is: round, similarity (recompute
 highest first), caption_id, image within its caption. Round 0 holds each caption's best images, as many as may be
 accepted per caption; later rounds hold the spare ones, for when those are dead. Within a caption images are ordered
 by pool similarity and then area (largest first, unknown last), then URL and source. `spread` replaces the similarity
-by a seeded order in which every next caption is the one farthest from those before it.
+by a seeded order in which every next caption is the one farthest from those before it; matching photos
+(`cdkit.retrieval.matching`), by the turn in which a photo takes it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -47,7 +48,8 @@ SPREAD_CAPTIONS, SPREAD_FARTHEST = 8000, 2000
 class Candidate:
     """One image that may be fetched, with the caption and the prompt it answers.
 
-    nsfw, punsafe: how safe its pool says it is; None for what the pool does not say.
+    nsfw, punsafe: how safe its pool says it is; None for what the pool does not say. photo: whose turn took the
+    caption, where photos are matched; photo_similarity: of the caption to it.
     """
 
     query: str
@@ -61,6 +63,16 @@ class Candidate:
     source: str | None = None
     nsfw: str | None = None
     punsafe: float | None = None
+    photo: str | None = None
+    photo_similarity: float | None = None
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """Which photo a caption stands for, and how similar it is to it."""
+
+    photo: str
+    similarity: float
 
 
 @dataclass(frozen=True)
@@ -181,9 +193,15 @@ def farthest_first(vectors: np.ndarray, count: int, seed: int) -> list[int]:
 
 
 def join_rows(
-    ranks: Sequence[tuple[str, Match]], settings: CandidateSettings, notes: Sequence[str] = ()
+    ranks: Sequence[tuple[str, Match]],
+    settings: CandidateSettings,
+    notes: Sequence[str] = (),
+    likeness: Mapping[int, Likeness] | None = None,
 ) -> CandidateSet:
-    """Join ranked captions with their image rows; every URL appears once, with its best caption."""
+    """Join ranked captions with their image rows; every URL appears once, with its best caption.
+
+    likeness: by caption_id, where captions stand for photos.
+    """
     rejected: Counter[str] = Counter()
     ordered: list[tuple[int, int, Candidate]] = []
     seen: set[str] = set()
@@ -203,7 +221,8 @@ def join_rows(
                 continue
             if url:
                 seen.add(url)
-            ordered.append((kept // settings.per_caption, rank, _candidate(query, match, row)))
+            candidate = _candidate(query, match, row, (likeness or {}).get(match.caption_id))
+            ordered.append((kept // settings.per_caption, rank, candidate))
             kept += 1
     ordered.sort(key=lambda entry: entry[:2])
     candidates = [candidate for _, _, candidate in ordered]
@@ -240,12 +259,15 @@ def _row_order(row: Mapping[str, Any]) -> tuple[float, int, str, str]:
     return (rank, -area, row.get("url") or "", row.get("source") or "")
 
 
-def _candidate(query: str, match: Match, row: Mapping[str, Any]) -> Candidate:
+def _candidate(query: str, match: Match, row: Mapping[str, Any], likeness: Likeness | None) -> Candidate:
     facts = {name: row.get(name) for name in ("url", "width", "height", "md5", "source", "nsfw", "punsafe")}
     if facts["url"]:
         # Fetched without them anyway; indexes of earlier versions, and folders at hand, may have some.
         facts["url"] = without_userinfo(facts["url"])
-    return Candidate(query, match.caption_id, match.caption, round(match.similarity, DIGITS), **facts)
+    candidate = Candidate(query, match.caption_id, match.caption, round(match.similarity, DIGITS), **facts)
+    if likeness is None:
+        return candidate
+    return replace(candidate, photo=likeness.photo, photo_similarity=likeness.similarity)
 
 
 def write_candidates(folder: Path, result: CandidateSet, fingerprint: str) -> None:
@@ -263,8 +285,13 @@ def read_candidates(folder: Path, fingerprint: str) -> CandidateSet | None:
     if facts is None:
         return None
     rows = read_shard(folder / part_name(0)).to_pylist()
-    candidates = [Candidate(**row | {"similarity": round(row["similarity"], DIGITS)}) for row in rows]
+    candidates = [Candidate(**{name: _as_decided(name, value) for name, value in row.items()}) for row in rows]
     return CandidateSet(candidates, facts["captions"], facts["rows"], facts["rejected"], facts["notes"])
+
+
+def _as_decided(name: str, value: Any) -> Any:
+    """A similarity as it was before it was stored as float32; other values as they are."""
+    return round(value, DIGITS) if name.endswith("similarity") and value is not None else value
 
 
 def require_urls(result: CandidateSet) -> None:

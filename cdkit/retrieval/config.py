@@ -38,7 +38,9 @@ class RetrieveConfig(ParallelConfig, TrainerSettings):
 
     index: str = setting(help="The caption index to search.", argument=True, input="folder")
     prompts: list[str] = setting(
-        help="What captions should say: one prompt or several of one concept.", argument=True, min_length=1
+        [],
+        "What captions should say: one prompt or several of one concept; none where --match says it.",
+        argument=True,
     )
     count: int = setting(200, "Images to accept.", ge=1)
     min_similarity: float | None = setting(
@@ -46,6 +48,11 @@ class RetrieveConfig(ParallelConfig, TrainerSettings):
     )
     select: Literal["top", "spread"] = setting(
         "top", "Most similar captions first, or spread: as different from each other as can be."
+    )
+    match: str | None = setting(
+        None,
+        "Folder of the concept's photos: captions near each photo's own (or near the photo, with prompts) in turn.",
+        input="folder",
     )
     images: str | None = setting(
         None,
@@ -123,6 +130,12 @@ class RetrieveConfig(ParallelConfig, TrainerSettings):
     def _check(self) -> RetrieveConfig:
         _check_prompts(self.prompts)
         _check_layouts("also_write", self.also_write, self.trained_photos(), self)
+        if not self.prompts and self.match is None:
+            raise ValueError("prompts: give at least one, or photos to match (--match FOLDER)")
+        if self.match is not None and self.select != "top":
+            raise ValueError("select orders captions by themselves, match by the photos: give one of them")
+        if self.fill and not self.prompts:
+            raise ValueError("fill draws the prompts: give at least one")
         if self.base and not self.fill:
             raise ValueError("base is the model that draws what is missing; add fill (--fill generated)")
         return self

@@ -16,6 +16,7 @@ from cdkit.index.search import Match, encode_queries
 from cdkit.pictures.picture import Picture
 from cdkit.pictures.reading import PictureFolder, read_pictures
 from cdkit.retrieval.candidates import Candidate, CandidateSet, CandidateSettings, ordered_candidates
+from cdkit.retrieval.matching import MatchedPhotos, matched_candidates
 
 if TYPE_CHECKING:
     from cdkit.core.protocols import TextEncoder
@@ -98,13 +99,15 @@ def local_candidates(
     prompts: Sequence[str],
     encoder: TextEncoder,
     settings: CandidateSettings | None = None,
+    photos: MatchedPhotos | None = None,
 ) -> tuple[CandidateSet, dict[int, FetchedImage]]:
     """Candidates in the order of `cdkit.retrieval.candidates`, and each one's image by its place.
 
-    A candidate's `source` is its image's key. Images without caption are left out. Raises ConfigError without prompts.
+    A candidate's `source` is its image's key. Images without caption are left out. photos: to match. Raises
+    ConfigError without prompts and photos.
     """
     settings = settings or CandidateSettings()
-    if not prompts or not all(clean_caption(prompt) for prompt in prompts):
+    if not (prompts or photos) or not all(clean_caption(prompt) for prompt in prompts):
         raise ConfigError("Give at least one prompt, and no empty one.")
     least = encoder.default_threshold if settings.min_similarity is None else settings.min_similarity
     groups: dict[str, list[Picture]] = {}
@@ -115,29 +118,29 @@ def local_candidates(
     if not groups:
         return CandidateSet([], 0, 0), {}
     # As in an index, captions that clean to the same text are one, spelt as the first of them was written.
-    written = [images[0].caption or "" for images in groups.values()]
-    similarities = encode_queries(encoder, written) @ encode_queries(encoder, prompts).T
-    matches = [
-        (
-            prompts[column],
-            Match(
-                caption_id(cleaned),
-                written[row],
-                float(similarities[row, column]),
-                [{"url": image.url, "source": image.key} for image in images],
-            ),
-        )
-        for row, (cleaned, images) in enumerate(groups.items())
-        for column in range(len(prompts))
-        if similarities[row, column] >= least
-    ]
-    result = ordered_candidates(matches, encoder, settings)
+    written = [Match(caption_id(text), images[0].caption or "", 0.0, _rows(images)) for text, images in groups.items()]
+    if photos is not None:
+        result = matched_candidates(written, encoder, photos, prompts, settings)
+    else:
+        captions = [match.caption for match in written]
+        similarities = (encode_queries(encoder, captions) @ encode_queries(encoder, prompts).T).tolist()
+        matches = [
+            (prompt, replace(match, similarity=similarity))
+            for match, row in zip(written, similarities, strict=True)
+            for prompt, similarity in zip(prompts, row, strict=True)
+            if similarity >= least
+        ]
+        result = ordered_candidates(matches, encoder, settings)
     by_key = {image.key: image for image in stored}
     images = {
         place: FetchedImage(candidate.url, by_key[str(candidate.source)].content)
         for place, candidate in enumerate(result.candidates)
     }
     return result, images
+
+
+def _rows(images: Sequence[Picture]) -> list[dict[str, Any]]:
+    return [{"url": image.url, "source": image.key} for image in images]
 
 
 @dataclass(frozen=True)

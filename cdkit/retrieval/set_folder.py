@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cdkit.retrieval.config import TrainerSettings
     from cdkit.retrieval.curate import Curator
     from cdkit.retrieval.funnel import Funnel
+    from cdkit.retrieval.matching import MatchedPhotos
 
 Note = Callable[[str], None]
 # What a stage keeps while it works; gone when it has ended.
@@ -136,6 +137,25 @@ def set_rows(done: Downloaded, curator: Curator) -> list[SetRow]:
             )
         )
     return rows
+
+
+def matched_images(photos: MatchedPhotos, done: Downloaded, rows: Sequence[SetRow]) -> list[dict[str, Any]]:
+    """Which images stand for which photo: per photo their keys, and the nearest caption among theirs."""
+    standing: dict[str | None, list[tuple[str, Candidate]]] = {}
+    for row, (candidate, _) in zip(rows, done.accepted, strict=True):
+        standing.setdefault(candidate.photo, []).append((row.key, candidate))
+    matched = []
+    for photo in photos.photos:
+        images = standing.get(photo.name, [])
+        entry: dict[str, Any] = {"photo": photo.name, "caption": photo.caption or None}
+        entry["images"] = [key for key, _ in images]
+        if images:
+            nearest = max(
+                (candidate for _, candidate in images), key=lambda candidate: candidate.photo_similarity or 0
+            )
+            entry |= {"nearest": nearest.caption, "nearest_similarity": nearest.photo_similarity}
+        matched.append(entry)
+    return matched
 
 
 def write_rejects(out: Folder, done: Downloaded, curator: Curator, fingerprint: str, facts: Mapping[str, Any]) -> None:

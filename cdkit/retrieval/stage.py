@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,11 +38,13 @@ from cdkit.retrieval.download import download
 from cdkit.retrieval.funnel import Funnel, count_funnel, nearest_captions, similarity_histogram
 from cdkit.retrieval.images import is_embedded_pool, local_candidates, match_candidates, read_images, rendered
 from cdkit.retrieval.inspect import InspectionRules, Inspectors
+from cdkit.retrieval.matching import MatchedPhotos, find_matching, read_matched_photos
 from cdkit.retrieval.set_folder import (
     BUILDING,
     REJECTS,
     concept_beside,
     drawn_card,
+    matched_images,
     retrieved_card,
     set_rows,
     write_layouts_beside,
@@ -58,7 +60,7 @@ if TYPE_CHECKING:
 class SearchResult:
     """Candidates, and for images at hand what is behind each; the least similarity that counted.
 
-    search: looks for candidates again, with other settings.
+    search: looks for candidates again, with other settings; photos: those that are matched.
     """
 
     candidates: CandidateSet
@@ -66,6 +68,7 @@ class SearchResult:
     encoder: TextEncoder
     search: Callable[[CandidateSettings], CandidateSet]
     images: dict[int, FetchedImage | FailedFetch] | None = None
+    photos: MatchedPhotos | None = None
 
 
 class RetrievalRun:
@@ -114,28 +117,46 @@ class RetrievalRun:
         settings.caption_limit(config.count)
         index = open_index(Path(config.index))
         threshold = index.default_threshold if config.min_similarity is None else config.min_similarity
+        photos = self.photos(index.encoder)
         folder = self.building.sub("candidates").path
         candidates = read_candidates(folder, self.context.fingerprint)
-        search = partial(find_candidates, index, config.prompts, config.count)
+        search = partial(find_candidates, index, self.asked(photos), config.count)
         if candidates is None:
-            candidates = search(settings)
+            if photos is None:
+                candidates = search(settings)
+            else:
+                candidates = find_matching(index, photos, config.prompts, config.count, settings)
             write_candidates(folder, candidates, self.context.fingerprint)
+        result = SearchResult(candidates, threshold, index.encoder, search, photos=photos)
         if config.images is None or config.images == EMBEDDED:
-            return SearchResult(candidates, threshold, index.encoder, search, self.embedded_images(candidates))
+            return replace(result, images=self.embedded_images(candidates))
 
         stored = read_images(Path(config.images), candidates.candidates)
         for sentence in stored.all_notes():
             self.context.progress.note(sentence)
         matched = match_candidates(candidates.candidates, stored.pictures)
         if matched:
-            return SearchResult(candidates, threshold, index.encoder, search, dict(matched))
+            return replace(result, images=dict(matched))
         stored = read_images(Path(config.images))
         self.context.progress.note(
             f"No image of {config.images} belongs to a caption of the index; the folder's own captions are compared."
         )
-        compare = partial(local_candidates, stored.pictures, config.prompts, index.encoder)
-        local, images = compare(settings)
-        return SearchResult(local, threshold, index.encoder, lambda other: compare(other)[0], dict(images))
+        local, images = local_candidates(stored.pictures, config.prompts, index.encoder, settings, photos)
+        compare = partial(local_candidates, stored.pictures, self.asked(photos), index.encoder)
+        return replace(result, candidates=local, search=lambda other: compare(other)[0], images=dict(images))
+
+    def photos(self, encoder: TextEncoder) -> MatchedPhotos | None:
+        """The photos to match."""
+        config = self.config
+        if config.match is None:
+            return None
+        return read_matched_photos(
+            config.match, encoder, config.count, self.context.progress, prompted=bool(config.prompts)
+        )
+
+    def asked(self, photos: MatchedPhotos | None) -> list[str]:
+        """What captions are compared with: the prompts, else the captions of the photos."""
+        return self.config.prompts or (photos.captions if photos is not None else [])
 
     def embedded_images(self, candidates: CandidateSet) -> dict[int, FetchedImage | FailedFetch] | None:
         """The embedded world's images when they are asked for, or when the URLs are its own and nobody serves them."""
@@ -190,16 +211,19 @@ class RetrievalRun:
         if not result.candidates.captions:
             nearest = nearest_captions(result.search, config.count, CandidateSettings.of(config))
         self.out.remove([REJECTS])
-        title = f"{len(rows)} of {config.count}: {', '.join(config.prompts)}"
-        write_set(self.out, rows, fingerprint, title=title, card=retrieved_card(config.prompts, counted))
+        subject = ", ".join(config.prompts) or f"the captions of {config.match}"
+        title = f"{len(rows)} of {config.count}: {subject}"
+        write_set(self.out, rows, fingerprint, title=title, card=retrieved_card([subject], counted))
         note = self.context.progress.note
         layouts = write_layouts_beside(config.also_write, self.out, rows, self.concept, note)
-        details = self.details(result, counted, rows) | {"layouts": layouts}
+        details = self.details(result, counted, done, rows) | {"layouts": layouts}
         facts = {"details": details, "shortfall": counted.shortfall(nearest)}
         write_rejects(self.out, done, curator, fingerprint, facts)
         return facts
 
-    def details(self, result: SearchResult, counted: Funnel, rows: Sequence[SetRow]) -> dict[str, Any]:
+    def details(
+        self, result: SearchResult, counted: Funnel, done: Downloaded, rows: Sequence[SetRow]
+    ) -> dict[str, Any]:
         similarities = [row.similarity for row in rows if row.source != GENERATED]
         return {
             "asked": counted.asked,
@@ -207,12 +231,13 @@ class RetrievalRun:
             "generated": counted.generated,
             "tried": counted.tried,
             "threshold": result.threshold,
-            "prompts": self.config.prompts,
+            "prompts": self.asked(result.photos),
             "encoder": result.encoder.spec,
             "funnel": counted.steps(),
             "rejected": dict(counted.rejected),
             "similarities": similarity_histogram(similarities, result.threshold),
             "filtered": result.candidates.rejected,
+            **({"matched": matched_images(result.photos, done, rows)} if result.photos is not None else {}),
         }
 
 

@@ -54,13 +54,13 @@ def schema(kind: str) -> pa.Schema:
     """The Arrow schema of a dataset kind; KeyError for a kind that has none."""
     import pyarrow as pa
 
+    sides = [("width", pa.int32()), ("height", pa.int32())]
     schemas = {
         "captions": [("caption_id", pa.int64()), ("caption", pa.string()), ("rows", pa.int32())],
         "image_rows": [
             ("caption_id", pa.int64()),
             ("url", pa.string()),
-            ("width", pa.int32()),
-            ("height", pa.int32()),
+            *sides,
             ("nsfw", pa.string()),
             ("pool_similarity", pa.float32()),
             ("punsafe", pa.float32()),
@@ -80,8 +80,7 @@ def schema(kind: str) -> pa.Schema:
             ("caption", pa.string()),
             ("similarity", pa.float32()),
             ("url", pa.string()),
-            ("width", pa.int32()),
-            ("height", pa.int32()),
+            *sides,
             ("md5", pa.string()),
             ("source", pa.string()),
             ("nsfw", pa.string()),
@@ -95,8 +94,7 @@ def schema(kind: str) -> pa.Schema:
             ("caption", pa.string()),
             ("similarity", pa.float32()),
             ("url", pa.string()),
-            ("width", pa.int32()),
-            ("height", pa.int32()),
+            *sides,
             ("sha256", pa.string()),
             ("phash", pa.string()),
             ("source", pa.string()),

@@ -12,6 +12,7 @@ from cdkit.core.errors import ConfigError
 from cdkit.core.text import same_word
 from cdkit.deltas.base_model import base_hash, refuse_earlier_edition
 from cdkit.deltas.delta import Delta, ModifierToken
+from cdkit.deltas.families.table import denoiser_of
 from cdkit.deltas.low_rank import matrix
 from cdkit.deltas.text_features import TextTower, text_towers, tokenizer_name
 
@@ -33,7 +34,7 @@ class AppliedDeltas:
 
     def remove(self) -> None:
         """Put the base model back."""
-        parameters = dict(self.pipeline.unet.named_parameters())
+        parameters = dict(denoiser_of(self.pipeline).named_parameters())
         for name, original in self._weights.items():
             parameters[name].data.copy_(original)
         for undo in reversed(self._undo):
@@ -57,7 +58,7 @@ def apply_deltas(
     scale: float = 1.0,
     note: Callable[[str], None] = lambda message: None,
 ) -> AppliedDeltas:
-    """Add the deltas' changes, times `scale`, to the pipeline's U-Net, and their tokens to its text towers.
+    """Add the deltas' changes, times `scale`, to the pipeline's denoiser, and their tokens to its text towers.
 
     A delta made on other weights than those it is put on (another checkpoint, half precision) is noted and applied.
     Raises ConfigError, and changes nothing, when a delta does not fit the model or two bring the same token.
@@ -77,7 +78,7 @@ def apply_deltas(
 
 
 def _add_changes(applied: AppliedDeltas, deltas: Sequence[Delta], scale: float, note: Callable[[str], None]) -> None:
-    parameters = dict(applied.pipeline.unet.named_parameters())
+    parameters = dict(denoiser_of(applied.pipeline).named_parameters())
     totals: dict[str, torch.Tensor] = {}
     # Of the base, and of what a later delta was trained on when it was trained on top of the earlier ones.
     hashes = {base_hash(applied.pipeline)} if any(delta.base_hash for delta in deltas) else set()
@@ -98,7 +99,7 @@ def _add_changes(applied: AppliedDeltas, deltas: Sequence[Delta], scale: float, 
 
 def check_fit(pipeline: DiffusionPipeline, delta: Delta) -> None:
     """Raise ConfigError unless every change and every token row has the place and shape the pipeline gives it."""
-    parameters = dict(pipeline.unet.named_parameters())
+    parameters = dict(denoiser_of(pipeline).named_parameters())
     problems = []
     for name, change in delta.changes.items():
         if name not in parameters:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +16,10 @@ from cdkit.core.fingerprints import EMBEDDED
 from cdkit.core.shards import read_tensor_header
 from cdkit.core.startup import import_pipelines
 from cdkit.deltas.delta import DELTA_FORMATS
+from cdkit.deltas.families.table import denoiser_of, family_of, family_of_denoiser
 from cdkit.deltas.formats import adobe
 from cdkit.deltas.formats.lora import lora_kind
 from cdkit.deltas.pipeline_folder import (
-    FAMILIES,
     MODEL_INDEX,
     check_pipeline,
     is_pipeline_folder,
@@ -108,17 +108,18 @@ def in_hub_cache(base: str) -> bool:
         return False
 
 
-def cross_attention_names(unet: Any) -> list[str]:
-    """The names of the U-Net's cross-attention key and value matrices, sorted: `….attn2.to_k.weight`, `…to_v…`."""
-    ends = (".attn2.to_k.weight", ".attn2.to_v.weight")
-    return sorted(name for name, _ in unet.named_parameters() if name.endswith(ends))
+def cross_attention_names(denoiser: Any) -> list[str]:
+    """The names of the key and value matrices that read text, sorted: a U-Net's `….attn2.to_k.weight`, `…to_v…`."""
+    pattern = re.compile(family_of_denoiser(denoiser).keys_and_values)
+    return sorted(name for name, _ in denoiser.named_parameters() if pattern.search(name))
 
 
 def base_hash(pipeline: DiffusionPipeline) -> str:
-    """What tells base models apart: sha256 over the cross-attention keys' and values' weights, as fp32 bytes."""
+    """What tells base models apart: sha256 over the weights of the keys and values that read text, as fp32 bytes."""
     digest = hashlib.sha256()
-    parameters = dict(pipeline.unet.named_parameters())
-    for name in cross_attention_names(pipeline.unet):
+    denoiser = denoiser_of(pipeline)
+    parameters = dict(denoiser.named_parameters())
+    for name in cross_attention_names(denoiser):
         digest.update(name.encode())
         digest.update(parameters[name].detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
@@ -143,7 +144,7 @@ _PART_KEYS = ("down_blocks.", "encoder.down_blocks.", "text_model.", "conv_in.")
 
 
 @dataclass(frozen=True)
-class Family:
+class FileFamily:
     """One family of checkpoints: how its text encoder's weights start, whose settings its models have.
 
     Files come from CompVis, Stability AI, and sites that give models away.
@@ -155,9 +156,9 @@ class Family:
 
 
 FAMILIES_OF_FILES = (
-    Family("Stable Diffusion XL", "conditioner.embedders.1.", "stabilityai/stable-diffusion-xl-base-1.0"),
-    Family("Stable Diffusion 2", "cond_stage_model.model.", "stabilityai/stable-diffusion-2-1"),
-    Family("Stable Diffusion 1", "cond_stage_model.transformer.", "stable-diffusion-v1-5/stable-diffusion-v1-5"),
+    FileFamily("Stable Diffusion XL", "conditioner.embedders.1.", "stabilityai/stable-diffusion-xl-base-1.0"),
+    FileFamily("Stable Diffusion 2", "cond_stage_model.model.", "stabilityai/stable-diffusion-2-1"),
+    FileFamily("Stable Diffusion 1", "cond_stage_model.transformer.", "stable-diffusion-v1-5/stable-diffusion-v1-5"),
 )
 
 
@@ -189,7 +190,7 @@ def load_single_file(path: Path, dtype: torch.dtype) -> DiffusionPipeline:
     return pipeline
 
 
-def _family(path: Path) -> Family:
+def _family(path: Path) -> FileFamily:
     """The family of a checkpoint, by the names of its tensors; raises an error that says what the file is instead."""
     header: Mapping[str, str] = {}
     names: Mapping[str, Any]
@@ -206,7 +207,8 @@ def _family(path: Path) -> Family:
         starts = (UNET_KEY, family.text_key)
         if all(any(name.startswith(start) for name in names) for start in starts):
             return family
-    raise InputError(f"{path} {_impression(names)}.", hint=f"Base models are {FAMILIES}.")
+    single = ", ".join(family.name for family in FAMILIES_OF_FILES)
+    raise InputError(f"{path} {_impression(names)}.", hint=f"Single files of {single} can be base models.")
 
 
 def _impression(names: Mapping[str, Any]) -> str:
@@ -223,7 +225,7 @@ def _impression(names: Mapping[str, Any]) -> str:
     return f"is no checkpoint of Stable Diffusion: it holds {held}"
 
 
-def _cached_settings(family: Family) -> Path | None:
+def _cached_settings(family: FileFamily) -> Path | None:
     """The family's configuration files in the hub's cache."""
     from huggingface_hub import snapshot_download
 
@@ -234,34 +236,11 @@ def _cached_settings(family: Family) -> Path | None:
     return folder if (folder / MODEL_INDEX).is_file() else None
 
 
-# diffusers' Stable Diffusion pipelines refuse sides that are no multiple of 8, whatever the autoencoder. Latents that
-# the U-Net cannot halve evenly are no obstacle: it keeps the odd sizes and comes back to them.
-PIPELINE_STEP = 8
-
-
-def latent_factor(vae: Mapping[str, Any]) -> int:
-    """Pixels per latent cell: an autoencoder halves between its blocks. Raises InputError for a broken config."""
-    blocks = vae.get("block_out_channels")
-    if not isinstance(blocks, list | tuple) or not blocks:
-        raise InputError("The autoencoder's config.json has no block_out_channels.", hint="Copy the model again.")
-    return int(2 ** (len(blocks) - 1))
-
-
-def own_resolution(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> int:
-    """The side of the pictures that a model was made for; raises InputError for a broken config."""
-    size = unet.get("sample_size")
-    side = size[0] if isinstance(size, list | tuple) and size else size
-    if not isinstance(side, int) or side < 1:
-        raise InputError("The U-Net's config.json has no sample_size.", hint="Copy the model again.")
-    return side * latent_factor(vae)
-
-
-def checked_resolution(asked: int | None, own: int, factor: int) -> int:
+def checked_resolution(asked: int | None, own: int, step: int) -> int:
     """The side to draw or train at: `asked`, or the model's own.
 
-    factor: pixels per latent cell. Raises ConfigError for a side that the pipeline does not take.
+    step: what its pipeline's sides are multiples of. Raises ConfigError for a side that the pipeline does not take.
     """
-    step = math.lcm(PIPELINE_STEP, factor)
     side = own if asked is None else asked
     if side % step:
         raise ConfigError(
@@ -273,5 +252,6 @@ def checked_resolution(asked: int | None, own: int, factor: int) -> int:
 
 def pipeline_resolution(pipeline: DiffusionPipeline, asked: int | None) -> int:
     """`checked_resolution` of a loaded pipeline."""
-    unet, vae = pipeline.unet.config, pipeline.vae.config
-    return checked_resolution(asked, own_resolution(unet, vae), latent_factor(vae))
+    family, vae = family_of(pipeline), pipeline.vae.config
+    own = family.own_cells(denoiser_of(pipeline).config) * family.factor(vae)
+    return checked_resolution(asked, own, family.step(vae))

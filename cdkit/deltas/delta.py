@@ -17,6 +17,7 @@ from cdkit.core.file_kinds import require_file
 from cdkit.core.formatting import json_text
 from cdkit.core.shards import read_tensor_header, read_tensors, write_tensors
 from cdkit.deltas.low_rank import LowRank, norm
+from cdkit.deltas.text_features import TOWERS
 
 if TYPE_CHECKING:
     import torch
@@ -52,8 +53,8 @@ class ModifierToken:
 class Delta:
     """What a training, a merge or an import produced.
 
-    changes: by U-Net parameter name. base_hash: `base_model.base_hash` of the model it was made on. settings: the
-    config it was made with, as JSON values.
+    changes: by the denoiser's parameter name. base_hash: `base_model.base_hash` of the model it was made on. settings:
+    the config it was made with, as JSON values. part: what they are changes of, `unet` or `transformer`.
     """
 
     method: str
@@ -64,6 +65,7 @@ class Delta:
     prompts: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     made_by: str = cdkit.__version__
+    part: str = "unet"
 
 
 def check_changes(changes: Mapping[str, torch.Tensor | LowRank]) -> None:
@@ -100,9 +102,9 @@ def _tensors(delta: Delta) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
     for name, change in delta.changes.items():
         if isinstance(change, LowRank):
-            tensors[f"unet.{name}{UP}"], tensors[f"unet.{name}{DOWN}"] = change.up, change.down
+            tensors[f"{delta.part}.{name}{UP}"], tensors[f"{delta.part}.{name}{DOWN}"] = change.up, change.down
         else:
-            tensors[f"unet.{name}"] = change
+            tensors[f"{delta.part}.{name}"] = change
     for position, token in enumerate(delta.tokens):
         tensors |= {f"token.{position}.{tower}": rows for tower, rows in token.rows.items()}
     return tensors
@@ -147,15 +149,17 @@ def load_delta(path: Path | str) -> Delta:
         raise InputError(f"{file} is {kind[:40]!r}, not {DELTA_FORMAT}.", hint=hint)
     try:
         parts = _parts({name: _numbers(name, tensor) for name, tensor in tensors.items()})
+        part = "transformer" if "transformer" in parts else "unet"
         delta = Delta(
             method=_line(header, "method"),
             base=_line(header, "base"),
             base_hash=_line(header, "base_hash"),
-            changes=_changes(parts.pop("unet", {})),
+            changes=_changes(parts.pop(part, {})),
             tokens=tuple(_tokens(_token_entries(header), parts.pop("token", {}))),
             prompts=tuple(str(prompt) for prompt in _json(header, "prompts")),
             settings=dict(_json(header, "settings")),
             made_by=_line(header, "made_by") if "made_by" in header else "",
+            part=part,
         )
         check_changes(delta.changes)
     except (KeyError, ValueError, TypeError, AttributeError) as error:
@@ -240,7 +244,7 @@ def _numbers(name: str, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _parts(tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
-    """The entries by the first word of their names: `unet`, `token`."""
+    """The entries by the first word of their names: `unet` or `transformer`, `token`."""
     parts: dict[str, dict[str, torch.Tensor]] = {}
     for key in sorted(tensors):
         part, _, name = key.partition(".")
@@ -249,7 +253,7 @@ def _parts(tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Ten
 
 
 def _changes(entries: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor | LowRank]:
-    """The U-Net's entries as changes by parameter name."""
+    """The denoiser's entries as changes by parameter name."""
     changes: dict[str, torch.Tensor | LowRank] = {}
     for key, tensor in entries.items():
         name, _, end = key.rpartition(".")
@@ -283,7 +287,7 @@ def _token(entry: Mapping[str, str], rows: Mapping[str, torch.Tensor]) -> Modifi
     if not rows:
         raise ValueError(f"the token {entry['text']!r} has no rows")
     for tower, row in rows.items():
-        if row.ndim != 2 or not row.numel() or tower not in ("text_encoder", "text_encoder_2"):
+        if row.ndim != 2 or not row.numel() or tower not in TOWERS:
             raise ValueError(f"the token {entry['text']!r} has rows {tuple(row.shape)} for {tower[:80]}")
     if len({len(row) for row in rows.values()}) > 1:
         raise ValueError(f"the token {entry['text']!r} has different numbers of rows for its text encoders")

@@ -12,6 +12,7 @@ from cdkit.core.protocols import Context
 from cdkit.deltas.base_model import base_hash
 from cdkit.deltas.config import ImportDeltaConfig
 from cdkit.deltas.delta import DELTA_FORMAT, Delta, ModifierToken, check_changes
+from cdkit.deltas.families.table import denoiser_of
 from cdkit.deltas.formats import adobe, lora, textual_inversion
 from cdkit.deltas.formats.lora import SDXL_WIDTH, kohya_module, module_of, underscored
 from cdkit.deltas.formats.textual_inversion import stored_prompts
@@ -47,7 +48,7 @@ def gather_files(paths: Sequence[Path]) -> list[Path]:
 def imported_changes(source: ForeignFile, pipeline: DiffusionPipeline | None) -> dict[str, torch.Tensor | LowRank]:
     """Differences from the base by its parameter names; raises ConfigError for what the base does not have."""
     changes: dict[str, torch.Tensor | LowRank] = dict(source.changes)
-    parameters = dict(pipeline.unet.named_parameters()) if pipeline is not None else {}
+    parameters = dict(denoiser_of(pipeline).named_parameters()) if pipeline is not None else {}
     names = _kohya_names(parameters) if source.named else {}
     for (module, kind), change in source.named.items():
         name = names.get((module, kind), f"{module}.{kind}")
@@ -84,7 +85,7 @@ def note_size(
     source: ForeignFile, changes: Mapping[str, torch.Tensor | LowRank], pipeline: DiffusionPipeline, context: Context
 ) -> None:
     """Say so when a change is larger than a fine-tuning makes."""
-    parameters = dict(pipeline.unet.named_parameters())
+    parameters = dict(denoiser_of(pipeline).named_parameters())
     ratios = [
         norm(change) / max(float(parameters[name].detach().float().norm()), 1e-12) for name, change in changes.items()
     ]

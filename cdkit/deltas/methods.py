@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from cdkit.core.errors import ConfigError
+from cdkit.deltas.families.table import family_of_denoiser
 
-KEYS_AND_VALUES = r"\.attn2\.to_[kv]\.weight$"
-CROSS_ATTENTION = r"\.attn2\."
+# What of a denoiser is meant; which parameters that is stands in its family.
+KEYS_AND_VALUES = "keys and values"
+CROSS_ATTENTION = "cross-attention"
 EVERYTHING = r""
 NOTHING = r"(?!)"
 MethodName = Literal[
@@ -111,17 +113,21 @@ METHODS: dict[str, Method] = {
 }
 
 
-def selected_names(unet: Any, method: Method) -> list[str]:
-    """The U-Net parameters that train, in the model's order.
+def selected_names(denoiser: Any, method: Method) -> list[str]:
+    """The denoiser's parameters that train, in the model's order.
 
     Raises ConfigError when the method looks for some and the model has none.
     """
     if method.unet == NOTHING:
         return []
-    names = [name for name, _ in unet.named_parameters() if re.search(method.unet, name)]
+    family = family_of_denoiser(denoiser)
+    pattern = {KEYS_AND_VALUES: family.keys_and_values, CROSS_ATTENTION: family.cross_attention}.get(
+        method.unet, method.unet
+    )
+    names = [name for name, _ in denoiser.named_parameters() if re.search(pattern, name)]
     if not names:
         raise ConfigError(
-            f"The method {method.name} does not fit this base model: its U-Net has no cross-attention.",
+            f"The method {method.name} does not fit this base model: nothing in its denoiser reads text.",
             hint="Use a Stable Diffusion 1, 2 or XL model, or another --method.",
         )
     return names

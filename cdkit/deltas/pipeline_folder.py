@@ -13,6 +13,16 @@ from typing import TYPE_CHECKING, Any
 from cdkit.core.errors import CdkitError, ConfigError, InputError
 from cdkit.core.shards import read_tensor_header
 from cdkit.core.storage import read_json
+from cdkit.deltas.families.family import Family
+from cdkit.deltas.families.stable_diffusion import CLIP_ENCODERS
+from cdkit.deltas.families.table import (
+    denoiser_of,
+    family_named,
+    family_names,
+    family_of,
+    family_of_parts,
+    misfits,
+)
 from cdkit.deltas.text_features import TOWERS, text_towers, tokenizer_name
 from cdkit.deltas.weight_files import read_torch_outline
 
@@ -21,25 +31,19 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 MODEL_INDEX, SCHEDULER_CONFIG = "model_index.json", "scheduler_config.json"
-UNET, AUTOENCODER = "UNet2DConditionModel", "AutoencoderKL"
-TEXT_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection")
-FAMILIES = "Stable Diffusion 1, 2 and XL pipelines: CLIP text encoder, U-Net, AutoencoderKL"
-# What an index may call a pipeline whose parts draw pictures from text.
-_PIPELINES = re.compile(r"StableDiffusion(XL)?(Img2Img|Inpaint)?Pipeline")
-# Tokens that CLIP's text encoders see, start and end among them.
-CONTEXT, SHORTEST = 77, 2
+# Tokens that a text encoder sees at the least, start and end among them.
+SHORTEST = 2
 # A schedule is a table of so many numbers; Stable Diffusion's has 1,000.
 MOST_TIMESTEPS = 100_000
 MOST_LAYERS = 1000
 PREDICTIONS = ("epsilon", "v_prediction")
-_NEEDED = ("unet", "vae", "text_encoder")
 _WHOLE = "Copy or download the model's whole folder again."
 _WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_model|pytorch_model|model)"
     r"(?:\.(?P<variant>\w+))?(?:-\d{5}-of-\d{5})?(?:\.(?P<late>\w+))?\.(?P<format>safetensors|bin)"
 )
-# CLIP's tokenizers, as either version of transformers saves them.
-_TOKENIZER_FILES = ({"tokenizer.json"}, {"vocab.json", "merges.txt"})
+# Tokenizers, as the versions of transformers save them; CLIP's are one of the first two.
+_TOKENIZER_FILES = ({"tokenizer.json"}, {"vocab.json", "merges.txt"}, {"spiece.model"}, {"tokenizer.model"})
 
 
 @dataclass(frozen=True)
@@ -63,38 +67,30 @@ def read_classes(folder: Path, base: str) -> dict[str, str]:
     pipeline of another family.
     """
     index = _mapping(folder / MODEL_INDEX)
-    kind = index.get("_class_name")
     classes = {
         name: entry[1]
         for name, entry in index.items()
         if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str)
     }
-    if not isinstance(kind, str) or not _PIPELINES.fullmatch(kind):
-        shown_kind = kind[:80] if isinstance(kind, str) and kind.isprintable() else "no name"
-        raise ConfigError(f"{base} is a pipeline of another kind ({shown_kind}).", hint=f"Base models are {FAMILIES}.")
-    check_family(base, classes)
-    for name in ("unet", "vae", *TOWERS):
+    family = family_named(str(index.get("_class_name", "")), base)
+    check_family(base, family, classes)
+    for name in (family.denoiser, "vae", *TOWERS):
         if name in classes:
-            _check_depth(_part(folder, name) / "config.json")
-    _check_scheduler(_part(folder, "scheduler") / SCHEDULER_CONFIG)
+            _check_part(_part(folder, name) / "config.json", family)
+    _check_scheduler(_part(folder, "scheduler") / SCHEDULER_CONFIG, family)
     for name in TOWERS:
         if name in classes:
             _check_tokenizer(_part(folder, tokenizer_name(name)))
     return classes
 
 
-def check_family(base: str, classes: Mapping[str, Any]) -> None:
-    """Raise ConfigError unless a pipeline's parts are those of Stable Diffusion."""
-    fits = (
-        classes.get("unet") == UNET
-        and classes.get("vae") == AUTOENCODER
-        and classes.get("text_encoder") in TEXT_ENCODERS
-        and classes.get("text_encoder_2") in (*TEXT_ENCODERS, None)
-    )
-    if not fits:
-        named = [name for name in ("unet", "vae", "transformer", *TOWERS) if name in classes or name in _NEEDED]
-        shown = ", ".join(f"{name} {classes.get(name, 'missing')}"[:80] for name in named)
-        raise ConfigError(f"{base} is a model of another family ({shown}).", hint=f"Base models are {FAMILIES}.")
+def check_family(base: str, family: Family, classes: Mapping[str, Any]) -> None:
+    """Raise ConfigError unless a pipeline's parts are those of its family."""
+    wrong = misfits(family, classes)
+    if wrong:
+        raise ConfigError(
+            f"{base} is a model of another family ({', '.join(wrong)}).", hint=f"Base models are {family_names()}."
+        )
 
 
 def load_folder(folder: Path, base: str, dtype: torch.dtype) -> DiffusionPipeline:
@@ -105,13 +101,16 @@ def load_folder(folder: Path, base: str, dtype: torch.dtype) -> DiffusionPipelin
     import diffusers
 
     classes = read_classes(folder, base)
-    kind = diffusers.StableDiffusionXLPipeline if "text_encoder_2" in classes else diffusers.StableDiffusionPipeline
+    family = family_of_parts(classes, base)
+    kind = getattr(diffusers, family.pipeline)
     with library_errors(base), quiet():
-        parts = {name: _load_part(folder / name, classes[name], dtype) for name in ("unet", "vae")}
-        for name in TOWERS:
+        parts = {name: _load_part(folder / name, classes[name], dtype) for name in (family.denoiser, "vae")}
+        for name in family.texts:
             if name in classes:
                 parts[name] = _load_part(folder / name, classes[name], dtype)
-                parts[tokenizer_name(name)] = read_tokenizer(folder / tokenizer_name(name))
+                parts[tokenizer_name(name)] = read_tokenizer(folder / tokenizer_name(name), family, name)
+            else:
+                parts |= {name: None, tokenizer_name(name): None}
         # Samples of one's own concepts are not censored into black squares; it would be 1.2 GB to load.
         absent = [name for name in ("feature_extractor", "image_encoder") if not (folder / name).is_dir()]
         taken, _ = kind._get_signature_keys(kind)
@@ -122,20 +121,21 @@ def load_folder(folder: Path, base: str, dtype: torch.dtype) -> DiffusionPipelin
     return pipeline
 
 
-def read_tokenizer(folder: Path) -> Any:
-    """A CLIP tokenizer from its folder, padding and context set where it does not know them.
+def read_tokenizer(folder: Path, family: Family, tower: str) -> Any:
+    """A text encoder's tokenizer from its folder, padding and context set where it does not know them.
 
     Raises InputError for one that is missing or damaged.
     """
-    from transformers import CLIPTokenizer
+    from transformers import AutoTokenizer, CLIPTokenizer
 
+    reader: Any = CLIPTokenizer if set(family.texts[tower]) <= set(CLIP_ENCODERS) else AutoTokenizer
     with library_errors(f"The tokenizer in {folder}"):
-        tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+        tokenizer = reader.from_pretrained(str(folder), local_files_only=True)
         if not tokenizer.pad_token:
             tokenizer.pad_token = tokenizer.eos_token
-        longest = tokenizer.model_max_length
-        if not isinstance(longest, int) or not SHORTEST < longest <= CONTEXT:
-            tokenizer.model_max_length = CONTEXT
+        longest, context = tokenizer.model_max_length, family.context[tower]
+        if not isinstance(longest, int) or not SHORTEST < longest <= context or reader is AutoTokenizer:
+            tokenizer.model_max_length = context
         tokenizer("a word", padding="max_length", truncation=True)
     return tokenizer
 
@@ -167,7 +167,7 @@ def _load_part(folder: Path, kind: str, dtype: torch.dtype) -> Any:
 
     weights = find_weights(folder)
     options: dict[str, Any] = {"variant": weights.variant, "use_safetensors": weights.safetensors}
-    if kind in TEXT_ENCODERS:
+    if not hasattr(diffusers, kind):
         # Asked to pass over what does not fit, transformers says which that is, and otherwise only that there is some.
         options |= {"dtype": dtype, "ignore_mismatched_sizes": True}
         library: Any = transformers
@@ -192,24 +192,26 @@ def check_pipeline(pipeline: DiffusionPipeline, base: str) -> None:
     """Hold tokenizers to their text encoders' context.
 
     Raises InputError for one with other entries than the text encoder has embeddings, and for parts without weights;
-    ConfigError for a U-Net that takes more than latents.
+    ConfigError for a denoiser that takes more than latents.
     """
-    check_channels(base, pipeline.unet.config, pipeline.vae.config)
-    widths = pipeline.unet.config.cross_attention_dim
-    takes = {widths} if isinstance(widths, int) else set(widths or ())
-    gives = sum(tower.model.config.hidden_size for tower in text_towers(pipeline))
+    family, towers = family_of(pipeline), text_towers(pipeline)
+    denoiser = denoiser_of(pipeline)
+    check_channels(base, family, denoiser.config, pipeline.vae.config)
+    takes, gives = family.taken_widths(denoiser.config), family.given_width(towers)
     if takes != {gives}:
         raise InputError(
-            f"{base}: the text encoders give a width of {gives}, the U-Net takes {', '.join(map(str, takes))}.",
-            hint="U-Net and text encoder must be of one model.",
+            f"{base}: the text encoders give a width of {gives}, the {part_name(family)} takes "
+            f"{', '.join(map(str, takes))}.",
+            hint=f"{part_name(family)} and text encoder must be of one model.",
         )
     for name, part in pipeline.components.items():
         empty = [key for key, value in part.named_parameters() if value.is_meta] if hasattr(part, "parameters") else []
         if empty:
             raise InputError(f"{base} lacks {len(empty)} weights of its {name}, the first {empty[0]}.", hint=_WHOLE)
-    for tower in text_towers(pipeline):
-        context = int(tower.model.config.max_position_embeddings)
-        tower.tokenizer.model_max_length = min(tower.tokenizer.model_max_length, context)
+    for tower in towers:
+        context = getattr(tower.model.config, "max_position_embeddings", None)
+        if isinstance(context, int):
+            tower.tokenizer.model_max_length = min(tower.tokenizer.model_max_length, context)
         rows = len(tower.model.get_input_embeddings().weight)
         last = max(tower.tokenizer.get_vocab().values(), default=0)
         if not 2 <= last < rows:
@@ -219,14 +221,20 @@ def check_pipeline(pipeline: DiffusionPipeline, base: str) -> None:
             )
 
 
-def check_channels(base: str, unet: Mapping[str, Any], vae: Mapping[str, Any]) -> None:
-    """Raise ConfigError for a U-Net that takes more than the autoencoder's latents, by the parts' configurations."""
-    if unet.get("in_channels") != vae.get("latent_channels"):
+def check_channels(base: str, family: Family, denoiser: Mapping[str, Any], vae: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a denoiser that takes more than the autoencoder's latents, by their configurations."""
+    takes, gives = family.taken_channels(denoiser), family.latent_channels(vae)
+    if takes != gives:
         raise ConfigError(
-            f"The U-Net of {base} takes {unet.get('in_channels')} channels and its latents have "
-            f"{vae.get('latent_channels')}: it is an inpainting or image-editing model.",
+            f"The {part_name(family)} of {base} takes {takes} channels and its latents have {gives}: it is an "
+            "inpainting or image-editing model.",
             hint="Give the text-to-image model it was made from.",
         )
+
+
+def part_name(family: Family) -> str:
+    """How people call the part that trains."""
+    return "U-Net" if family.denoiser == "unet" else "transformer"
 
 
 @contextmanager
@@ -286,21 +294,30 @@ def _mapping(path: Path) -> dict[str, Any]:
     return values
 
 
-def _check_depth(path: Path) -> None:
-    """Raise InputError for a part of more layers than a library would ever finish building."""
-    for name, value in _mapping(path).items():
+def _check_part(path: Path, family: Family) -> None:
+    """Raise for a part of more layers than a library would ever finish building, and for one that is quantised."""
+    values = _mapping(path)
+    for name, value in values.items():
         stated = [value] if not isinstance(value, list) else [layer for layer in value if not isinstance(layer, list)]
         if "layers" in name and any(isinstance(number, int | float) and number > MOST_LAYERS for number in stated):
             raise InputError(f"{path}: {name} is {str(value)[:40]}.", hint=_WHOLE)
+    quantised = values.get("quantization_config")
+    if quantised:
+        kind = quantised.get("quant_type") or quantised.get("quant_method") if isinstance(quantised, dict) else ""
+        raise ConfigError(
+            f"{path.parent} is quantised ({str(kind or quantised)[:40]}): what trains and what a merge solves for are "
+            "full numbers.",
+            hint=f"Give the {family.name} folder in bf16, fp16 or fp32; --precision bf16 and --fit make it small.",
+        )
 
 
-def _check_scheduler(path: Path) -> None:
+def _check_scheduler(path: Path, family: Family) -> None:
     """Raise InputError for a noise schedule that no sampler or training can follow."""
     config = _mapping(path)
     steps, kind = config.get("num_train_timesteps", 1000), config.get("prediction_type", "epsilon")
     if not isinstance(steps, int) or not 1 <= steps <= MOST_TIMESTEPS:
         raise InputError(f"{path} has {str(steps)[:40]} training steps.", hint=_WHOLE)
-    if kind not in PREDICTIONS:
+    if kind not in PREDICTIONS and not family.flow:
         raise ConfigError(
             f"{path}: the model predicts {str(kind)[:40]!r}.", hint=f"cdkit knows {', '.join(PREDICTIONS)}."
         )

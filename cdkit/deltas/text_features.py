@@ -1,4 +1,4 @@
-"""What a base model's U-Net sees of a prompt: the features of one text tower, or of both of SDXL's."""
+"""What a base model's denoiser sees of a prompt: the features of one text tower, or of several."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import torch
     from diffusers import DiffusionPipeline
 
-TOWERS = ("text_encoder", "text_encoder_2")
+TOWERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
 
 def tokenizer_name(tower: str) -> str:
@@ -29,14 +29,18 @@ class TextTower:
 
 @dataclass(frozen=True)
 class TextFeatures:
-    """hidden (prompts, positions, width) goes into cross-attention; pooled (prompts, width) is SDXL's, else None."""
+    """hidden (prompts, positions, width) goes into attention; pooled (prompts, width) is the whole prompt's.
+
+    mask (prompts, positions): 1 where there is text, 0 behind it. pooled and mask are None where a family has none.
+    """
 
     hidden: torch.Tensor
     pooled: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
 
 
 def text_towers(pipeline: DiffusionPipeline) -> list[TextTower]:
-    """The pipeline's text encoders in their order: one for Stable Diffusion 1 and 2, two for SDXL."""
+    """The pipeline's text encoders in their order."""
     return [
         TextTower(name, getattr(pipeline, tokenizer_name(name)), model)
         for name in TOWERS

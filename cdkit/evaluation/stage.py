@@ -17,6 +17,7 @@ from cdkit.core.storage import Folder, write_csv, write_json, write_text
 from cdkit.deltas.apply import apply_deltas
 from cdkit.deltas.base_model import load_base_model
 from cdkit.deltas.delta import delta_tokens, load_delta
+from cdkit.deltas.families.table import denoiser_of
 from cdkit.evaluation.attention import (
     ATTENTION_NAME,
     IMAGE_NAME,
@@ -97,7 +98,7 @@ def attention_maps(config: AttentionConfig, inputs: Mapping[str, Input], out: Fo
     entry = Sample(config.prompt, config.seed, IMAGE_NAME)
     with (
         context.progress.task("drawing", config.steps, unit="steps") as task,
-        recorded_attention(pipeline.unet) as record,
+        recorded_attention(denoiser_of(pipeline)) as record,
     ):
         image = draw(pipeline, [entry], config.as_sampling(), on_step=task.advance)[0]
     tokens = prompt_tokens(pipeline.tokenizer, config.prompt)

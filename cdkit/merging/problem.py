@@ -18,6 +18,7 @@ from cdkit.core.protocols import Context
 from cdkit.deltas.apply import add_tokens
 from cdkit.deltas.base_model import cross_attention_names
 from cdkit.deltas.delta import Delta
+from cdkit.deltas.families.table import denoiser_of
 from cdkit.deltas.low_rank import LowRank, matrix, norm
 from cdkit.deltas.text_features import text_towers
 from cdkit.merging.closed_form import Factor, averaged, collapse, factorise, residual, solve
@@ -61,8 +62,9 @@ def prepare(
 
     The pipeline is left as it was.
     """
-    parameters = dict(pipeline.unet.named_parameters())
-    weights = {name: parameters[name].detach().float().cpu() for name in cross_attention_names(pipeline.unet)}
+    denoiser = denoiser_of(pipeline)
+    parameters = dict(denoiser.named_parameters())
+    weights = {name: parameters[name].detach().float().cpu() for name in cross_attention_names(denoiser)}
     with context.progress.task("text features of the captions", len(sample.captions), unit="captions") as task:
         rows = caption_rows(
             text_towers(pipeline),

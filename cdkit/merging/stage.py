@@ -20,6 +20,7 @@ from cdkit.core.text import same_word
 from cdkit.deltas.apply import check_fit
 from cdkit.deltas.base_model import base_hash, cross_attention_names, load_base_model, refuse_earlier_edition
 from cdkit.deltas.delta import DELTA_NAME, ON_TOP_OF, Delta, ModifierToken, load_delta, save_delta
+from cdkit.deltas.families.table import denoiser_of
 from cdkit.deltas.low_rank import LowRank
 from cdkit.merging.config import MergeConfig
 from cdkit.merging.constraints import substitution
@@ -113,7 +114,7 @@ def _check_families(deltas: Sequence[Delta], names: Sequence[str]) -> None:
 def _check_changes(
     pipeline: DiffusionPipeline, deltas: Sequence[Delta], names: Sequence[str], context: Context
 ) -> None:
-    matrices = set(cross_attention_names(pipeline.unet))
+    matrices = set(cross_attention_names(denoiser_of(pipeline)))
     here = base_hash(pipeline)
     for delta, name in zip(deltas, names, strict=True):
         check_fit(pipeline, delta)

@@ -76,13 +76,14 @@ def notes_on_prompts(prompts: Sequence[str], tokens: Sequence[str], pipeline: Di
 
     tokens: the modifier tokens that deltas brought. A base that a delta was baked into knows its words, too.
     """
-    known = list(dict.fromkeys([*tokens, *pipeline.tokenizer.get_added_vocab()]))
+    towers = text_towers(pipeline)
+    known = list(dict.fromkeys([*tokens, *towers[0].tokenizer.get_added_vocab()]))
     notes = [
         f"No delta brings the word {word}: the prompt is read without it. Give --delta."
         for word in unknown_tokens(prompts, known)
     ]
     for prompt in prompts:
-        tokenizers = [tower.tokenizer for tower in text_towers(pipeline)]
+        tokenizers = [tower.tokenizer for tower in towers]
         beyond = [
             word
             for tokenizer in tokenizers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,15 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cdkit.core.storage import read_json
-from cdkit.deltas.base_model import checked_resolution, latent_factor, load_base_model, own_resolution
-from cdkit.deltas.pipeline_folder import (
-    check_channels,
-    check_family,
-    is_pipeline_folder,
-    read_classes,
-    read_tokenizer,
-)
-from cdkit.deltas.text_features import TOWERS, text_towers, tokenizer_name
+from cdkit.deltas.base_model import checked_resolution, load_base_model
+from cdkit.deltas.families.family import Family
+from cdkit.deltas.families.table import family_of, family_of_parts
+from cdkit.deltas.pipeline_folder import check_channels, is_pipeline_folder, read_classes, read_tokenizer
+from cdkit.deltas.text_features import text_towers, tokenizer_name
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -26,24 +22,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BaseFacts:
-    """The resolution a base model was made for, its pixels per latent cell, its tokenizers by text encoder.
+    """The family of a base model, the resolution it was made for, its tokenizers by text encoder.
 
-    unet, vae, texts: the configurations of its parts, as they stand in their config.json. pipeline: the model itself,
-    where only that tells what it is.
+    denoiser, vae: the configurations of its parts, as they stand in their config.json; texts: class and configuration
+    of each text encoder, by its name. pipeline: the model itself, where only that tells what it is.
     """
 
     base: str
+    family: Family
     resolution: int
-    factor: int
     tokenizers: Mapping[str, Any]
-    unet: Mapping[str, Any]
+    denoiser: Mapping[str, Any]
     vae: Mapping[str, Any]
-    texts: Sequence[Mapping[str, Any]]
+    texts: Mapping[str, tuple[str, Mapping[str, Any]]]
     pipeline: DiffusionPipeline | None = None
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent cell."""
+        return self.family.factor(self.vae)
 
     def resolution_or(self, asked: int | None) -> int:
         """The resolution to train at; raises ConfigError for one that the model's pipeline does not take."""
-        return checked_resolution(asked, self.resolution, self.factor)
+        return checked_resolution(asked, self.resolution, self.family.step(self.vae))
 
     def load(self) -> DiffusionPipeline:
         """The model on the CPU, always in fp32: what trains starts from the exact weights."""
@@ -63,15 +64,17 @@ def read_base(base: str) -> BaseFacts:
 
 def _facts_of_folder(base: str, folder: Path) -> BaseFacts:
     classes = read_classes(folder, base)
-    tokenizers = {tower: _tokenizer(folder, tower) for tower in TOWERS if tower in classes}
-    unet, vae = (read_json(folder / part / "config.json") for part in ("unet", "vae"))
-    texts = [folder / tower / "config.json" for tower in TOWERS]
-    return _facts(base, tokenizers, unet, vae, [read_json(path) for path in texts if path.is_file()])
+    family = family_of_parts(classes, base)
+    present = [tower for tower in family.texts if tower in classes]
+    tokenizers = {tower: _tokenizer(folder, family, tower) for tower in present}
+    denoiser, vae = (read_json(folder / part / "config.json") for part in (family.denoiser, "vae"))
+    texts = {tower: (classes[tower], read_json(folder / tower / "config.json")) for tower in present}
+    return _facts(base, family, tokenizers, denoiser, vae, texts)
 
 
-def _tokenizer(folder: Path, tower: str) -> Any:
+def _tokenizer(folder: Path, family: Family, tower: str) -> Any:
     """A text encoder's tokenizer; many a file does not say how long the text encoder's context is."""
-    tokenizer = read_tokenizer(folder / tokenizer_name(tower))
+    tokenizer = read_tokenizer(folder / tokenizer_name(tower), family, tower)
     context = read_json(folder / tower / "config.json").get("max_position_embeddings")
     if isinstance(context, int):
         tokenizer.model_max_length = min(tokenizer.model_max_length, context)
@@ -80,23 +83,23 @@ def _tokenizer(folder: Path, tower: str) -> Any:
 
 def facts_of_pipeline(base: str, pipeline: DiffusionPipeline) -> BaseFacts:
     """The facts of a loaded pipeline; raises ConfigError for one of another family."""
-    check_family(
-        base,
-        {name: type(part).__name__ for name, part in pipeline.components.items() if part is not None},
-    )
+    family = family_of(pipeline)
     towers = text_towers(pipeline)
     tokenizers = {tower.name: tower.tokenizer for tower in towers}
-    texts = [tower.model.config.to_dict() for tower in towers]
-    return _facts(base, tokenizers, dict(pipeline.unet.config), dict(pipeline.vae.config), texts, pipeline)
+    texts = {tower.name: (type(tower.model).__name__, tower.model.config.to_dict()) for tower in towers}
+    denoiser = getattr(pipeline, family.denoiser)
+    return _facts(base, family, tokenizers, dict(denoiser.config), dict(pipeline.vae.config), texts, pipeline)
 
 
 def _facts(
     base: str,
+    family: Family,
     tokenizers: Mapping[str, Any],
-    unet: Mapping[str, Any],
+    denoiser: Mapping[str, Any],
     vae: Mapping[str, Any],
-    texts: Sequence[Mapping[str, Any]],
+    texts: Mapping[str, tuple[str, Mapping[str, Any]]],
     pipeline: DiffusionPipeline | None = None,
 ) -> BaseFacts:
-    check_channels(base, unet, vae)
-    return BaseFacts(base, own_resolution(unet, vae), latent_factor(vae), tokenizers, unet, vae, texts, pipeline)
+    check_channels(base, family, denoiser, vae)
+    resolution = family.own_cells(denoiser) * family.factor(vae)
+    return BaseFacts(base, family, resolution, tokenizers, denoiser, vae, texts, pipeline)

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cdkit.deltas.text_features import TextFeatures, TextTower, encode_ids, token_ids
+from cdkit.deltas.families.family import Family
+from cdkit.deltas.families.table import denoiser_of
+from cdkit.deltas.text_features import TextFeatures, TextTower
 from cdkit.training.batches import Batch
-from cdkit.training.loss import add_noise, masked_error, wanted_prediction
+from cdkit.training.loss import masked_error
 from cdkit.training.processes import send
+from cdkit.training.schedule import Schedule, schedule_of
 from cdkit.training.trainables import RowsBesideTable
 
 if TYPE_CHECKING:
@@ -23,21 +26,19 @@ ENCODED_AT_ONCE = 64
 
 @dataclass
 class Denoising:
-    """A U-Net with its noise schedule. alphas_cumprod: (timesteps,) on the U-Net's device."""
+    """A denoiser that computes in `dtype`, with its noise schedule, both on one device."""
 
-    unet: Any
+    denoiser: Any
     conditioning: Conditioning
-    alphas_cumprod: torch.Tensor
-    prediction_type: str
+    schedule: Schedule
+    dtype: torch.dtype = torch.float32
 
     @classmethod
-    def of(cls, pipeline: DiffusionPipeline, conditioning: Conditioning, device: torch.device) -> Denoising:
-        """With the noise schedule that the pipeline's own scheduler was made for."""
-        from diffusers import DDPMScheduler
-
-        scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
-        alphas_cumprod = scheduler.alphas_cumprod.to(device)
-        return cls(pipeline.unet, conditioning, alphas_cumprod, scheduler.config.prediction_type)
+    def of(cls, pipeline: DiffusionPipeline, conditioning: Conditioning, cells: int, dtype: torch.dtype) -> Denoising:
+        """With the noise schedule that the pipeline's own scheduler was made for. cells: latent cells per side."""
+        denoiser = denoiser_of(pipeline)
+        device = next(denoiser.parameters()).device
+        return cls(denoiser, conditioning, schedule_of(pipeline.scheduler, conditioning.family, cells, device), dtype)
 
     def losses(self, batch: Batch) -> torch.Tensor:
         """One loss per sample (n,), before weights; differentiable."""
@@ -45,30 +46,19 @@ class Denoising:
 
     def losses_given(self, features: TextFeatures, batch: Batch) -> torch.Tensor:
         """The same with the features of the batch's prompts given: from here on all is tensors of fixed shapes."""
-        noisy = add_noise(batch.latents, batch.noise, batch.timesteps, self.alphas_cumprod)
-        wanted = wanted_prediction(
-            batch.latents, batch.noise, batch.timesteps, self.alphas_cumprod, self.prediction_type
+        noisy, wanted = self.schedule.noised(batch.latents, batch.noise, batch.timesteps)
+        times = self.schedule.times(batch.timesteps)
+        prediction = self.conditioning.family.predict(
+            self.denoiser, noisy.to(self.dtype), times, features, batch.sizes
         )
-        prediction = self.unet(
-            noisy.to(self.unet.conv_in.weight.dtype),
-            batch.timesteps,
-            encoder_hidden_states=features.hidden,
-            added_cond_kwargs=_added_conditions(features, batch),
-        ).sample
         return masked_error(prediction, wanted, batch.mask)
-
-
-def _added_conditions(features: TextFeatures, batch: Batch) -> dict[str, torch.Tensor] | None:
-    """SDXL's: the pooled text and the sizes (Podell et al. 2023, section 2.2)."""
-    if features.pooled is None:
-        return None
-    return {"text_embeds": features.pooled, "time_ids": batch.sizes.float()}
 
 
 @dataclass
 class Conditioning:
     """Features of prompts. rows: the modifier tokens that train, by tower; prompts that hold one are never kept."""
 
+    family: Family
     towers: Sequence[TextTower]
     rows: Mapping[str, RowsBesideTable]
     _ids: dict[str, list[torch.Tensor]] = field(default_factory=dict)
@@ -81,7 +71,7 @@ class Conditioning:
         When no prompt holds one, the towers leave the device: they are not needed any more.
         """
         distinct = list(dict.fromkeys(prompts))
-        ids = token_ids(self.towers, distinct)
+        ids = self.family.ids(self.towers, distinct)[0]
         trained = self._trained(ids[0])
         # On the device from now on, so that no step waits for them.
         ids = [row.to(next(tower.model.parameters()).device) for tower, row in zip(self.towers, ids, strict=True)]
@@ -117,16 +107,19 @@ class Conditioning:
 
     def _encode(self, prompts: Sequence[str]) -> TextFeatures:
         columns = zip(*(self._ids[prompt] for prompt in prompts), strict=True)
-        return encode_ids(self.towers, [torch.stack(column) for column in columns])
+        return self.family.encode(self.towers, [torch.stack(column) for column in columns])
 
 
 def _joined(parts: Sequence[TextFeatures]) -> TextFeatures:
     if len(parts) == 1:
         return parts[0]
     pooled = [part.pooled for part in parts if part.pooled is not None]
-    return TextFeatures(torch.cat([part.hidden for part in parts]), torch.cat(pooled) if pooled else None)
+    masks = [part.mask for part in parts if part.mask is not None]
+    hidden = torch.cat([part.hidden for part in parts])
+    return TextFeatures(hidden, torch.cat(pooled) if pooled else None, torch.cat(masks) if masks else None)
 
 
 def _picked(features: TextFeatures, places: Sequence[int]) -> TextFeatures:
     chosen = send(torch.tensor(places), features.hidden.device)
-    return TextFeatures(features.hidden[chosen], None if features.pooled is None else features.pooled[chosen])
+    pooled, mask = (None if part is None else part[chosen] for part in (features.pooled, features.mask))
+    return TextFeatures(features.hidden[chosen], pooled, mask)

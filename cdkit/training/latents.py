@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from cdkit.core.protocols import Task
-from cdkit.deltas.base_model import latent_factor
+from cdkit.deltas.families.family import Family
 from cdkit.pictures.picture import Picture
 from cdkit.training.augmentation import Placement, place
 from cdkit.training.photos import Frame, Square, centre_square
@@ -51,7 +51,8 @@ class Pictures:
 class PictureEncoder:
     """A base model's autoencoder on a device, frozen."""
 
-    def __init__(self, vae: Any, *, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, vae: Any, family: Family, *, device: torch.device, dtype: torch.dtype) -> None:
+        self.family = family
         # fp16 overflows in many autoencoders, which is what their force_upcast says; bf16 does not.
         self.dtype = torch.float32 if dtype == torch.float16 else dtype
         self.device = device
@@ -61,11 +62,11 @@ class PictureEncoder:
     @property
     def factor(self) -> int:
         """Pixels per latent cell."""
-        return latent_factor(self.vae.config)
+        return self.family.factor(self.vae.config)
 
     @property
     def channels(self) -> int:
-        return int(self.vae.config.latent_channels)
+        return self.family.latent_channels(self.vae.config)
 
     def restore(self) -> None:
         """Put the autoencoder on the device."""
@@ -79,9 +80,7 @@ class PictureEncoder:
     @torch.no_grad()
     def encode(self, pixels: torch.Tensor) -> Moments:
         """Pictures (n, 3, s, s) in [-1, 1] to moments on the device."""
-        posterior = self.vae.encode(pixels.to(self.device, self.dtype)).latent_dist
-        scale, shift = self.vae.config.scaling_factor, self.vae.config.get("shift_factor") or 0.0
-        return Moments((posterior.mean.float() - shift) * scale, posterior.std.float() * scale)
+        return Moments(*self.family.moments(self.vae, pixels.to(self.device, self.dtype)))
 
     def encode_all(self, pictures: Iterable[torch.Tensor], *, flips: bool) -> Moments:
         """Moments of many pictures (3, s, s), uint8 or in [-1, 1], a few at once; with `flips` each and its mirror."""

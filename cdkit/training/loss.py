@@ -43,6 +43,17 @@ def wanted_prediction(
     raise ValueError(f"no loss for the prediction type {prediction_type!r}")
 
 
+def interpolate(latents: torch.Tensor, noise: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    """The straight path from latents to noise, (1 - s) z + s e, at shares of noise (n,) (Liu et al. 2022)."""
+    share = share.view(-1, 1, 1, 1)
+    return (1 - share) * latents + share * noise
+
+
+def wanted_flow(latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """The velocity along that path: noise minus latents."""
+    return noise - latents
+
+
 def _coefficients(timesteps: torch.Tensor, alphas_cumprod: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     kept = alphas_cumprod[timesteps].view(-1, 1, 1, 1)
     return kept.sqrt(), (1 - kept).sqrt()

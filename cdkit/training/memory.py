@@ -1,7 +1,7 @@
 """How much memory a training takes, estimated from the base model's configuration before its weights are read.
 
 Weights, gradients and optimizer states are counted; activations are what autograd keeps of one sample, found by
-running the U-Net without data (torch's meta device). Kernels' workspaces are not known: the total is rough.
+running the denoiser without data (torch's meta device). Kernels' workspaces are not known: the total is rough.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ import torch
 
 from cdkit.core.formatting import json_text
 from cdkit.core.startup import import_pipelines
-from cdkit.deltas.base_model import compute_type, latent_factor
+from cdkit.deltas.base_model import compute_type
+from cdkit.deltas.families.family import Family
+from cdkit.deltas.families.table import family_named
 from cdkit.deltas.methods import METHODS, selected_names
-from cdkit.deltas.pipeline_folder import AUTOENCODER, library_errors
+from cdkit.deltas.pipeline_folder import library_errors
 from cdkit.training.base_facts import BaseFacts
 from cdkit.training.batches import encoded_together
 from cdkit.training.plan import Plan
@@ -39,7 +41,8 @@ ENCODER_MAPS = 4
 CLIP_LAYER_WIDTHS = 16
 # What CUDA itself, its libraries' kernels and workspaces take.
 CUDA_BYTES = int(0.7 * GIB)
-CONTEXT = 77
+# Positions of a prompt that are counted where a family's text encoders read more: few prompts are longer.
+POSITIONS = 300
 
 
 @dataclass(frozen=True)
@@ -114,14 +117,14 @@ def device_memory(device: torch.device) -> tuple[int, int] | None:
 def estimate_memory(config: TrainConfig, plan: Plan, facts: BaseFacts, device: torch.device) -> MemoryEstimate:
     """Estimate one process' memory on its device."""
     recipe = config.recipe()
-    unet = _unet_run(config, plan, facts)
-    trained = unet.trained
-    rows = sum(len(plan.tokens) * int(text["hidden_size"]) for text in facts.texts)
-    frozen = unet.parameters - trained
+    run = _denoiser_run(config, plan, facts)
+    trained = run.trained
+    rows = sum(len(plan.tokens) * _layers(text)[0] for _, text in facts.texts.values())
+    frozen = run.parameters - trained
     size = torch.empty(0, dtype=compute_type(config.precision)).element_size()
     if plan.tokens:
-        frozen += sum(_text_parameters(text) for text in facts.texts)
-    vae = sum(parameter.numel() for parameter in _on_meta(AUTOENCODER, facts.vae).parameters())
+        frozen += sum(_text_parameters(kind, text) for kind, text in facts.texts.values())
+    vae = sum(parameter.numel() for parameter in _on_meta(facts.family.autoencoder, facts.vae).parameters())
     frozen += vae if recipe.augmentation else 0
     # On a CPU the copy that the changes are measured from lies beside what trains, and so does the released VAE.
     beside = (trained * FP32 + (0 if recipe.augmentation else vae * FP32)) if device.type == "cpu" else 0
@@ -130,7 +133,7 @@ def estimate_memory(config: TrainConfig, plan: Plan, facts: BaseFacts, device: t
         trained_weights=(trained + rows) * FP32,
         gradients=(trained + rows) * FP32 * (2 if config.processes > 1 else 1),
         optimizer=(trained + rows) * FP32 * 2,
-        activations=_activations(config, plan, facts, unet.kept),
+        activations=_activations(config, plan, facts, run.kept),
         encoding=_encoding(config, plan, facts),
         overhead=CUDA_BYTES if device.type == "cuda" else 0,
         together=device.type == "cuda" and not config.compile and not config.gradient_checkpointing,
@@ -140,9 +143,9 @@ def estimate_memory(config: TrainConfig, plan: Plan, facts: BaseFacts, device: t
 def _activations(config: TrainConfig, plan: Plan, facts: BaseFacts, kept: int) -> int:
     texts = 0
     if plan.tokens:
-        for text in facts.texts:
-            positions = int(text["max_position_embeddings"]) * int(text["num_hidden_layers"])
-            texts += FP32 * CLIP_LAYER_WIDTHS * int(text["hidden_size"]) * positions
+        for tower, (_, text) in facts.texts.items():
+            width, layers = _layers(text)
+            texts += FP32 * CLIP_LAYER_WIDTHS * width * layers * min(facts.family.context[tower], POSITIONS)
     samples = config.recipe().batch_size * (1 if config.precision == "no" else HALF_ACTIVATIONS)
     return int(samples * (kept + texts))
 
@@ -154,15 +157,30 @@ def _encoding(config: TrainConfig, plan: Plan, facts: BaseFacts) -> int:
     with_prior = any(planned.regularization for planned in plan.concepts)
     photos = encoded_together(config.recipe().batch_size, plan.resolution, with_prior=with_prior)
     size = FP32 // 2 if config.precision == "bf16" else FP32
-    return photos * ENCODER_MAPS * int(facts.vae["block_out_channels"][0]) * plan.resolution**2 * size
+    return photos * ENCODER_MAPS * _first_width(facts.vae) * plan.resolution**2 * size
 
 
-def _text_parameters(text: Mapping[str, Any]) -> int:
-    """Parameters of a CLIP text tower: tables, a norm, and per layer four projections, two of the MLP, two norms."""
-    width, inner = int(text["hidden_size"]), int(text["intermediate_size"])
-    layer = 4 * (width + 1) * width + (width + 1) * inner + (inner + 1) * width + 4 * width
-    rows = int(text["vocab_size"]) + int(text["max_position_embeddings"]) + 2
-    return rows * width + int(text["num_hidden_layers"]) * layer
+def _layers(text: Mapping[str, Any]) -> tuple[int, int]:
+    """Width and number of layers of a text encoder: CLIP's, T5's or a language model's."""
+    text = text.get("text_config") or text
+    width = text.get("hidden_size") or text["d_model"]
+    return int(width), int(text.get("num_hidden_layers") or text["num_layers"])
+
+
+def _first_width(vae: Mapping[str, Any]) -> int:
+    """The width of an autoencoder's feature maps at the picture's own size."""
+    blocks = vae.get("block_out_channels") or vae.get("encoder_block_out_channels")
+    return int(blocks[0]) if blocks else int(vae["base_dim"])
+
+
+def _text_parameters(kind: str, text: Mapping[str, Any]) -> int:
+    """Parameters of a text encoder of transformers."""
+    import transformers
+
+    model = getattr(transformers, kind)
+    with torch.device("meta"):
+        encoder = model(model.config_class.from_dict(dict(text)))
+    return sum(parameter.numel() for parameter in encoder.parameters())
 
 
 def _on_meta(kind: str, config: Mapping[str, Any]) -> Any:
@@ -202,7 +220,7 @@ class _FusedAttention:
 
 
 @dataclass(frozen=True)
-class UnetRun:
+class DenoiserRun:
     """Numbers of parameters, of those that train, and the bytes that autograd keeps of one sample in fp32."""
 
     parameters: int
@@ -210,29 +228,33 @@ class UnetRun:
     kept: int
 
 
-def _unet_run(config: TrainConfig, plan: Plan, facts: BaseFacts) -> UnetRun:
-    text = json_text(dict(facts.unet), sort_keys=True, default=list)
-    cells = plan.resolution // latent_factor(facts.vae)
-    run = run_unet(text, config.method, cells)
+def _denoiser_run(config: TrainConfig, plan: Plan, facts: BaseFacts) -> DenoiserRun:
+    settings = json_text(dict(facts.denoiser), sort_keys=True, default=list)
+    family, cells = facts.family.pipeline, plan.resolution // facts.factor
+    run = run_denoiser(family, settings, config.method, cells)
     if not config.gradient_checkpointing:
         return run
-    less = run_unet(text, config.method, cells, checkpointing=True)
+    less = run_denoiser(family, settings, config.method, cells, checkpointing=True)
     return replace(run, kept=less.kept + int(LARGEST_BLOCK * run.kept))
 
 
 @lru_cache(maxsize=16)
-def run_unet(config: str, method: str, cells: int, *, checkpointing: bool = False) -> UnetRun:
-    """Run a U-Net of this configuration (JSON) without data. cells: latent cells per side.
+def run_denoiser(pipeline: str, config: str, method: str, cells: int, *, checkpointing: bool = False) -> DenoiserRun:
+    """Run the denoiser of a family's pipeline class and this configuration (JSON) without data.
+
+    cells: latent cells per side.
 
     Raises ConfigError when the method does not fit it.
     """
     settings = json.loads(config)
-    unet = _on_meta("UNet2DConditionModel", settings)
-    named = dict(unet.requires_grad_(False).named_parameters())
-    trained = [named[name].requires_grad_(True) for name in selected_names(unet, METHODS[method])]
-    unet.set_attn_processor(_FusedAttention())
+    family = family_named(pipeline, pipeline)
+    denoiser = _on_meta(family.denoiser_class, settings)
+    named = dict(denoiser.requires_grad_(False).named_parameters())
+    trained = [named[name].requires_grad_(True) for name in selected_names(denoiser, METHODS[method])]
+    if family.denoiser == "unet":
+        denoiser.set_attn_processor(_FusedAttention())
     if checkpointing:
-        unet.enable_gradient_checkpointing()
+        denoiser.enable_gradient_checkpointing()
     weights = {parameter.untyped_storage()._cdata for parameter in named.values()}
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -243,21 +265,16 @@ def run_unet(config: str, method: str, cells: int, *, checkpointing: bool = Fals
         return tensor
 
     with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        unet(torch.empty(1, settings["in_channels"], cells, cells), torch.zeros(1).long(), **_conditions(settings))
-    return UnetRun(
+        _run(family, denoiser, settings, cells)
+    return DenoiserRun(
         parameters=sum(parameter.numel() for parameter in named.values()),
         trained=sum(parameter.numel() for parameter in trained),
         kept=sum(storage.nbytes() for storage in kept.values()),
     )
 
 
-def _conditions(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The text's features, and what SDXL takes beside them, without data."""
-    width = settings["cross_attention_dim"]
-    # A token that trains makes the text itself need a gradient, whatever of the U-Net trains.
-    text = torch.empty(1, CONTEXT, width if isinstance(width, int) else width[0], requires_grad=True)
-    if settings.get("addition_embed_type") != "text_time":
-        return {"encoder_hidden_states": text}
-    pooled = settings["projection_class_embeddings_input_dim"] - 6 * settings["addition_time_embed_dim"]
-    added = {"text_embeds": torch.empty(1, pooled), "time_ids": torch.empty(1, 6)}
-    return {"encoder_hidden_states": text, "added_cond_kwargs": added}
+def _run(family: Family, denoiser: Any, settings: Mapping[str, Any], cells: int) -> None:
+    noisy = torch.empty(1, family.taken_channels(settings), cells, cells)
+    positions = min(max(family.context.values()), POSITIONS)
+    times = torch.zeros(1) if family.flow else torch.zeros(1).long()
+    family.predict(denoiser, noisy, times, family.example_text(settings, positions), torch.zeros(1, 6))

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cdkit.core.protocols import Context
 from cdkit.deltas.base_model import compute_type
+from cdkit.deltas.families.table import denoiser_of, family_of
 from cdkit.deltas.methods import selected_names
 from cdkit.deltas.text_features import text_towers
 from cdkit.sampling.drawing import too_long
@@ -57,9 +58,10 @@ def set_up(
     Raises ConfigError when the method does not fit the model.
     """
     dtype = compute_type(config.precision)
-    names = selected_names(pipeline.unet, plan.method)
+    family, denoiser = family_of(pipeline), denoiser_of(pipeline)
+    names = selected_names(denoiser, plan.method)
     rows = install_tokens(pipeline, plan.tokens) if plan.tokens else {}
-    trainables = _trainables(plan, pipeline.unet, names, rows, device, dtype)
+    trainables = _trainables(plan, denoiser, names, rows, device, dtype)
     starts = {tower: module.rows.detach().clone() for tower, module in rows.items()}
     for tower in text_towers(pipeline):
         tower.model.requires_grad_(False).eval().to(device=device, dtype=dtype)
@@ -67,42 +69,42 @@ def set_up(
         # From the exact values, which moving the tower has rounded.
         module.rows.data = starts[name].to(device)
         module.rows.requires_grad_(True)
-    if plan.method.detaches_first_token:
-        detach_first_token(pipeline.unet)
+    if plan.method.detaches_first_token and family.starts_alike:
+        detach_first_token(denoiser)
     if config.gradient_checkpointing:
-        # Nothing in the U-Net is random in training, and asking a GPU for its generator's state makes it wait.
+        # Nothing in the denoiser is random in training, and asking a GPU for its generator's state makes it wait.
         again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
-        pipeline.unet.enable_gradient_checkpointing(again)
-    if device.type == "cpu":
+        denoiser.enable_gradient_checkpointing(again)
+    if device.type == "cpu" and family.denoiser == "unet":
         # On a GPU every group norm would turn the layout round.
-        pipeline.unet.to(memory_format=torch.channels_last)
-    encoder = PictureEncoder(pipeline.vae, device=device, dtype=dtype)
-    conditioning = Conditioning(text_towers(pipeline), rows)
-    denoising = Denoising.of(pipeline, conditioning, device)
-    batches = _batches(config, plan, encoder, len(denoising.alphas_cumprod), context)
+        denoiser.to(memory_format=torch.channels_last)
+    encoder = PictureEncoder(pipeline.vae, family, device=device, dtype=dtype)
+    conditioning = Conditioning(family, text_towers(pipeline), rows)
+    denoising = Denoising.of(pipeline, conditioning, plan.resolution // encoder.factor, dtype)
+    batches = _batches(config, plan, encoder, len(denoising.schedule.table), context)
     conditioning.prepare(_all_prompts(plan, augmented=config.recipe().augmentation))
-    for prompt in too_long(plan.prompts, pipeline.tokenizer):
+    for prompt in too_long(plan.prompts, family.words_of(text_towers(pipeline)).tokenizer):
         context.progress.note(f"Longer than the text encoder's context, its end is not seen: {prompt[:60]}…")
     if config.compile:
-        pipeline.unet.compile()
+        denoiser.compile()
     return Setup(pipeline, trainables, denoising, batches)
 
 
 def _trainables(
     plan: Plan,
-    unet: Any,
+    denoiser: Any,
     names: Sequence[str],
     rows: Mapping[str, RowsBesideTable],
     device: torch.device,
     dtype: torch.dtype,
 ) -> Trainables:
-    """Freeze the U-Net and move it to the device; what the plan's method trains of it, with the rows beside."""
+    """Freeze the denoiser and move it to the device; what the plan's method trains of it, with the rows beside."""
     if plan.method.change == "orthogonal":
         photos = [[square.pixels for square in planned.squares] for planned in plan.concepts]
-        factors, directions = select_factors(unet, names, photos, device=device, dtype=dtype)
+        factors, directions = select_factors(denoiser, names, photos, device=device, dtype=dtype)
         base = {name: torch.zeros(factor.shape) for name, factor in factors.items()}
         return Trainables(factors, base, rows, directions)
-    weights, base = select_weights(unet, names, device=device, dtype=dtype)
+    weights, base = select_weights(denoiser, names, device=device, dtype=dtype)
     return Trainables(weights, base, rows)
 
 

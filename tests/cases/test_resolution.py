@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cdkit.deltas.base_model import checked_resolution, latent_factor
+from cdkit.deltas.base_model import checked_resolution
+from cdkit.deltas.families.table import family_named
 from tests.cli.running import ran
 from tests.support.tiny_pipeline import tiny_pipeline
 
@@ -80,12 +81,18 @@ def test_the_embedded_model(photos: Path, tmp_path: Path, side: int) -> None:
 def test_the_step_is_the_pipelines_and_the_autoencoders() -> None:
     from cdkit.core.errors import ConfigError
 
-    assert latent_factor({"block_out_channels": [128, 256, 512, 512]}) == 8
-    assert checked_resolution(None, 512, 8) == 512
-    assert checked_resolution(520, 512, 8) == 520
-    assert checked_resolution(24, 32, 2) == 24
-    for side, factor, words in ((36, 4, "multiple of 8"), (520, 16, "multiple of 16"), (12, 32, "multiple of 32")):
+    family = family_named("StableDiffusionPipeline", "a base")
+
+    def checked(asked: int | None, own: int, halvings: int) -> int:
+        vae = {"block_out_channels": [128] * (halvings + 1)}
+        assert family.factor(vae) == 2**halvings
+        return checked_resolution(asked, own, family.step(vae))
+
+    assert checked(None, 512, 3) == 512
+    assert checked(520, 512, 3) == 520
+    assert checked(24, 32, 1) == 24
+    for side, halvings, words in ((36, 2, "multiple of 8"), (520, 4, "multiple of 16"), (12, 5, "multiple of 32")):
         with pytest.raises(ConfigError, match=words):
-            checked_resolution(side, 512, factor)
+            checked(side, 512, halvings)
     with pytest.raises(ConfigError, match="multiple of 8"):
-        checked_resolution(None, 36, 4)
+        checked(None, 36, 2)

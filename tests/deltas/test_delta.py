@@ -127,7 +127,7 @@ _TOKENS = [{"text": "<new1>", "initializer": ""}, {"text": "<köter/../x>", "ini
     [
         ({"add": {"text_encoder.weight": _SHAPED}}, "no delta has: text_encoder.weight"),
         ({"add": {"token.2.text_encoder": _SHAPED}}, "no delta has: token.2"),
-        ({"add": {"token.0.text_encoder_3": torch.ones(1, 6)}}, "text_encoder_3"),
+        ({"add": {"token.0.text_encoder_4": torch.ones(1, 6)}}, "text_encoder_4"),
         ({"drop": ["token.0.text_encoder", "token.0.text_encoder_2"]}, "has no rows"),
         ({"drop": ["unet.down.attn2.to_v.weight.up"]}, "only one of up and down"),
         ({"add": {"unet.down.attn2.to_v.weight.up": torch.ones(8, 3)}}, "do not fit"),

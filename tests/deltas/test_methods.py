@@ -48,5 +48,5 @@ def test_textual_inversion_trains_no_weights(unet: Any) -> None:
 
 
 def test_a_model_without_cross_attention_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="does not fit"):
+    with pytest.raises(ConfigError, match="does not fit this model"):
         selected_names(nn.Linear(2, 2), METHODS["custom-diffusion"])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from cdkit.deltas.families.table import family_of
 from cdkit.training.batches import Batches, Order, sample_generator
 from cdkit.training.latents import Moments, PictureEncoder, Pictures
 from tests.support.tiny_pipeline import tiny_pipeline
@@ -18,7 +19,8 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> PictureEncoder:
-    return PictureEncoder(tiny_pipeline(tmp_path_factory.mktemp("base")).vae, device=CPU, dtype=torch.float32)
+    base = tiny_pipeline(tmp_path_factory.mktemp("base"))
+    return PictureEncoder(base.vae, family_of(base), device=CPU, dtype=torch.float32)
 
 
 def _pixels(number: int) -> torch.Tensor:

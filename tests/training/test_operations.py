@@ -9,11 +9,13 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from cdkit.deltas.families.table import family_of_denoiser
 from cdkit.deltas.methods import METHODS, selected_names
 from cdkit.deltas.text_features import TextFeatures
 from cdkit.training.batches import Batch
 from cdkit.training.denoising import Conditioning, Denoising
 from cdkit.training.passes import EagerPass
+from cdkit.training.schedule import Schedule
 from cdkit.training.trainables import detach_first_token
 
 META = torch.device("meta")
@@ -100,7 +102,9 @@ def _needed(unet: Any) -> int:
 def test_a_step_computes_what_its_gradients_need_and_no_more(unet: Any) -> None:
     needed = _needed(unet)
     detach_first_token(unet)
-    denoising = Denoising(unet, _Given([], {}), torch.empty(1000, device=META), "epsilon")
+    denoising = Denoising(
+        unet, _Given(family_of_denoiser(unet), [], {}), Schedule(torch.empty(1000, device=META), "epsilon")
+    )
     with FlopCounterMode(display=False) as counter:
         EagerPass(denoising, lambda loss: loss.backward(), SAMPLES)(_batch())
     assert counter.get_total_flops() == pytest.approx(needed, rel=0.05)

@@ -12,6 +12,7 @@ from torch import nn
 from cdkit.core.errors import ConfigError
 from cdkit.deltas.apply import apply_deltas
 from cdkit.deltas.delta import Delta
+from cdkit.deltas.families.table import family_of
 from cdkit.deltas.text_features import encode_ids, text_towers, token_ids
 from cdkit.training.denoising import Conditioning
 from cdkit.training.trainables import NewToken, RowsBesideTable, detach_first_token, install_tokens, trained_tokens
@@ -71,7 +72,7 @@ def test_conditioning_gives_each_prompt_its_own_features(tmp_path: Path) -> None
     rows = install_tokens(pipeline, [NewToken("<new1>", "dog", {"text_encoder": 5})])
     pipeline.text_encoder.requires_grad_(False)
     rows["text_encoder"].rows.requires_grad_(True)
-    conditioning = Conditioning(text_towers(pipeline), rows)
+    conditioning = Conditioning(family_of(pipeline), text_towers(pipeline), rows)
     prompts = ["photo of a cat", "a <new1> dog", "dog", "<new1>"]
     conditioning.prepare(prompts)
     expected = dict(zip(prompts, _encode(pipeline, prompts), strict=True))
@@ -90,7 +91,7 @@ def test_conditioning_gives_each_prompt_its_own_features(tmp_path: Path) -> None
 
 def test_the_towers_are_encoded_once_when_nothing_in_the_prompts_trains(tmp_path: Path) -> None:
     pipeline = tiny_pipeline(tmp_path)
-    conditioning = Conditioning(text_towers(pipeline), {})
+    conditioning = Conditioning(family_of(pipeline), text_towers(pipeline), {})
     conditioning.prepare(["cat", "dog"])
     expected = _encode(pipeline, ["dog", "cat"])
     # Nothing asks the tower again.

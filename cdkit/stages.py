@@ -118,8 +118,11 @@ STAGES: dict[str, Stage] = {
             summary="teach a base model concepts from a few photos each; makes a delta",
             config="cdkit.training.config:TrainConfig",
             function="cdkit.training.stage:train",
-            version=4,
-            owns=("delta.safetensors", "metrics.csv", "live.html", "checkpoints", "samples", "tensorboard"),
+            version=5,
+            owns=(
+                *("delta.safetensors", "metrics.csv", "live.html", "checkpoints", "samples", "tensorboard"),
+                "class-images",
+            ),
         ),
         Stage(
             name="sample",

@@ -29,7 +29,8 @@ ScheduleName = Literal["constant", "linear"]
 class Recipe:
     """How long and how fast to train. steps: per concept; the others as the options of `cdkit train` name them.
 
-    schedule: constant, or linear, which brings both rates down to 0 at the last step.
+    schedule: constant, or linear, which brings both rates down to 0 at the last step. template: the forms of captions
+    of photos without one.
     """
 
     steps: int = 250
@@ -38,7 +39,7 @@ class Recipe:
     token_learning_rate: float = 8e-5
     schedule: ScheduleName = "constant"
     prior_weight: float = 1.0
-    template: str = "photo of a {}"
+    template: tuple[str, ...] = ("photo of a {}",)
     augmentation: bool = True
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdkit.core.errors import ConfigError, InputError
-from cdkit.core.text import naming, same_word
+from cdkit.core.text import naming, same_word, whole_words
 from cdkit.deltas.methods import Method
 from cdkit.tokens.config import RareRule
 from cdkit.tokens.count import COUNTS_FOLDER, TokenCounts, read_counts
@@ -60,6 +60,14 @@ class Concept:
                 hint=f"Write {{}} where the concept stands: it becomes {self.subject!r}.",
             )
         return named
+
+    def captions_of(self, written: str | None, templates: Sequence[str]) -> tuple[str, ...]:
+        """The forms that the caption of a photo takes: its own alone, or one for every template."""
+        return tuple(dict.fromkeys(self.caption_of(written, template) for template in templates))
+
+    def without_word(self, caption: str) -> str:
+        """What a caption says of the class: the same without the concept's own word."""
+        return " ".join(whole_words(self.word).sub("", caption).split()) if self.word else caption
 
 
 def describe_concepts(

@@ -13,6 +13,7 @@ from cdkit.core.fingerprints import EMBEDDED
 from cdkit.deltas.methods import METHODS, MethodName, Recipe, ScheduleName
 
 PresetName = Literal["paper", "face", "style", "embedded"]
+Keep = Literal["images", "generated", "distil", "both", "none"]
 Fit = Literal["8GB", "12GB", "16GB", "24GB", "auto"]
 ANY = "any method"
 # Preset → method → what it sets. Only what stands here differs from the method's recipe in cdkit.deltas.methods;
@@ -22,7 +23,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     # Slow and long, for many photos of one face; zooming in and out would teach wrong proportions.
     "face": {ANY: {"steps": 750, "learning_rate": 5e-6, "token_learning_rate": 5e-6, "augmentation": False}},
     # Photos are paintings; a style has no size in the picture.
-    "style": {ANY: {"template": "painting in the style of {}", "augmentation": False}},
+    "style": {ANY: {"template": ("painting in the style of {}",), "augmentation": False}},
     # The embedded model's rows are large (deviation 0.25), so that a row needs a rate of its own to move at all. Its
     # pictures are 32 pixels wide: shrunk to 0.4 of that, a pattern is gone, and only confuses. Rates that fall to 0
     # leave less of the optimizer's noise in the weights, which shows as drift of everything else. A concept is learned
@@ -58,7 +59,10 @@ def fill_in(values: Mapping[str, Any], *, base: str) -> dict[str, Any]:
         recipe["token_learning_rate"] = chosen["learning_rate"]
     if "fit" in chosen and chosen.get("device") != "cpu":
         recipe["precision"] = "bf16"
-    return {**recipe, **chosen}
+    kept = {"keep": "images" if chosen.get("regularization") else "none"}
+    written = chosen.get("template")
+    templates = {"template": [written]} if isinstance(written, str) else {}
+    return {**recipe, **kept, **chosen, **templates}
 
 
 class TrainConfig(ModelConfig):
@@ -74,6 +78,12 @@ class TrainConfig(ModelConfig):
         {},
         "A concept's modifier token and, if wanted, its initializer: dog='<new1>'=ktn. [default: <new1>, <new2>, …]",
     )
+    keep: Keep | None = setting(
+        None,
+        "What keeps the class word as it is: a regularization set's images, images that the base model draws first, "
+        "the base model's predictions (distil), images and distil by turns (both), or nothing "
+        "[default: images where there is a set, else none].",
+    )
     no_token: bool = setting(False, "Train without modifier tokens: prompts name the category alone.")
     tokens: str | None = setting(
         None, "Picks that cdkit tokens rare made, as initializers; <new2> takes the second.", input="folder"
@@ -81,7 +91,9 @@ class TrainConfig(ModelConfig):
     categories: dict[str, str] = setting(
         {}, "The word prompts use for a concept, where its name is not that word.", flag="--category"
     )
-    template: str | None = setting(None, "Caption of photos without one [default: 'photo of a {}'].")
+    template: list[str] | None = setting(
+        None, "Caption of photos without one; several are drawn by turns. Repeatable [default: 'photo of a {}']."
+    )
     method: MethodName = setting("custom-diffusion", "What trains.")
     preset: PresetName | None = setting(
         None, "Settings for faces, for styles or for the embedded model [default: that of the base, or paper]."
@@ -145,10 +157,28 @@ class TrainConfig(ModelConfig):
         method = METHODS[self.method]
         if self.no_token and (method.word == "rare" or self.method == "textual-inversion"):
             raise ValueError(f"the method {self.method} needs a token; leave no_token out")
-        if self.template is not None and "{}" not in self.template:
-            raise ValueError("template has no {} where the concept's name goes")
+        for template in self.template or ():
+            if "{}" not in template:
+                raise ValueError(f"template {template!r} has no {{}} where the concept's name goes")
+        self._check_keep()
         return self
+
+    def _check_keep(self) -> None:
+        if self.keep in ("images", "both") and not self.regularization:
+            raise ValueError(f"keep {self.keep} needs a regularization set: give --regularization NAME=DIR")
+        if self.keep not in ("distil", "both"):
+            return
+        if self.no_token:
+            raise ValueError(f"keep {self.keep} keeps the word that no_token teaches: give images, or keep none")
+        if self.method == "textual-inversion":
+            raise ValueError(f"keep {self.keep}: textual-inversion changes no weights, there is nothing to distil")
 
     def recipe(self) -> Recipe:
         """The settings in force, presets and defaults filled in."""
-        return Recipe(**{field.name: getattr(self, field.name) for field in fields(Recipe)})
+        values = {field.name: getattr(self, field.name) for field in fields(Recipe)}
+        return Recipe(**{**values, "template": tuple(values["template"])})
+
+    @property
+    def distils(self) -> bool:
+        """Whether the base model's own predictions are trained towards."""
+        return self.keep in ("distil", "both")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +15,7 @@ from cdkit.training.batches import Batch
 from cdkit.training.loss import masked_error
 from cdkit.training.processes import send
 from cdkit.training.schedule import Schedule, schedule_of
-from cdkit.training.trainables import RowsBesideTable
+from cdkit.training.trainables import RowsBesideTable, Trainables
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -26,19 +26,48 @@ ENCODED_AT_ONCE = 64
 
 @dataclass
 class Denoising:
-    """A denoiser that computes in `dtype`, with its noise schedule, both on one device."""
+    """A denoiser that computes in `dtype`, with its noise schedule, both on one device.
+
+    distilled: what trains of the denoiser, where the base model's own predictions are asked for.
+    """
 
     denoiser: Any
     conditioning: Conditioning
     schedule: Schedule
     dtype: torch.dtype = torch.float32
+    distilled: Trainables | None = None
 
     @classmethod
-    def of(cls, pipeline: DiffusionPipeline, conditioning: Conditioning, cells: int, dtype: torch.dtype) -> Denoising:
+    def of(
+        cls,
+        pipeline: DiffusionPipeline,
+        conditioning: Conditioning,
+        cells: int,
+        dtype: torch.dtype,
+        distilled: Trainables | None = None,
+    ) -> Denoising:
         """With the noise schedule that the pipeline's own scheduler was made for. cells: latent cells per side."""
         denoiser = denoiser_of(pipeline)
         device = next(denoiser.parameters()).device
-        return cls(denoiser, conditioning, schedule_of(pipeline.scheduler, conditioning.family, cells, device), dtype)
+        schedule = schedule_of(pipeline.scheduler, conditioning.family, cells, device)
+        return cls(denoiser, conditioning, schedule, dtype, distilled)
+
+    def asked_of_base(self, batch: Batch) -> Batch:
+        """The batch with what the base model itself predicts for the samples that are distilled.
+
+        Every batch of a run that distils has its wanted predictions, so that all are recorded alike.
+        """
+        if self.distilled is None:
+            return batch
+        noisy, wanted = self.schedule.noised(batch.latents, batch.noise, batch.timesteps)
+        wanted = wanted.clone()
+        if batch.distilled:
+            places = send(torch.tensor(batch.distilled), wanted.device)
+            features = self.conditioning.features([batch.prompts[place] for place in batch.distilled])
+            asked = noisy[places], batch.timesteps[places], features, batch.sizes[places]
+            with torch.no_grad(), self.distilled.as_before():
+                wanted[places] = self._predict(*asked).float()
+        return replace(batch, wanted=wanted)
 
     def losses(self, batch: Batch) -> torch.Tensor:
         """One loss per sample (n,), before weights; differentiable."""
@@ -47,11 +76,14 @@ class Denoising:
     def losses_given(self, features: TextFeatures, batch: Batch) -> torch.Tensor:
         """The same with the features of the batch's prompts given: from here on all is tensors of fixed shapes."""
         noisy, wanted = self.schedule.noised(batch.latents, batch.noise, batch.timesteps)
-        times = self.schedule.times(batch.timesteps)
-        prediction = self.conditioning.family.predict(
-            self.denoiser, noisy.to(self.dtype), times, features, batch.sizes
-        )
-        return masked_error(prediction, wanted, batch.mask)
+        prediction = self._predict(noisy, batch.timesteps, features, batch.sizes)
+        return masked_error(prediction, wanted if batch.wanted is None else batch.wanted, batch.mask)
+
+    def _predict(
+        self, noisy: torch.Tensor, timesteps: torch.Tensor, features: TextFeatures, sizes: torch.Tensor
+    ) -> torch.Tensor:
+        times = self.schedule.times(timesteps)
+        return self.conditioning.family.predict(self.denoiser, noisy.to(self.dtype), times, features, sizes)
 
 
 @dataclass

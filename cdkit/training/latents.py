@@ -34,18 +34,19 @@ class Moments:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Photos or regularization images of one concept, with captions.
+    """Photos or regularization images of one concept, with the forms that each one's caption takes.
 
     frames: per picture height, width, top and left of its square. moments: of each picture (and its mirror after it
     where pictures are flipped); None: `squares`, uint8 (3, s, s) each, are augmented and encoded at every use. names:
-    of the files, for messages.
+    of the files, for messages. class_captions: the captions without the concept's own word.
     """
 
-    captions: Sequence[str]
+    captions: Sequence[Sequence[str]]
     frames: Sequence[Frame]
     moments: Moments | None = None
     squares: Sequence[torch.Tensor] = ()
     names: Sequence[str] = ()
+    class_captions: Sequence[Sequence[str]] = ()
 
 
 class PictureEncoder:
@@ -104,9 +105,10 @@ class PictureEncoder:
         frames = [square.frame for square in planned.squares]
         if augmented:
             squares = [square.pixels.to(self.device) for square in planned.squares]
-            return Pictures(planned.captions, frames, squares=squares, names=planned.names)
+            return Pictures(planned.captions, frames, None, squares, planned.names, planned.class_captions)
         pixels = (place(square.pixels, Placement(resolution, 0, 0), resolution) for square in planned.squares)
-        return Pictures(planned.captions, frames, self.encode_all(pixels, flips=flips), names=planned.names)
+        moments = self.encode_all(pixels, flips=flips)
+        return Pictures(planned.captions, frames, moments, (), planned.names, planned.class_captions)
 
     def regularization(self, planned: PlannedConcept, resolution: int, *, flips: bool, task: Task) -> Pictures | None:
         """A concept's regularization images, None where it has none."""
@@ -116,7 +118,8 @@ class PictureEncoder:
         pixels = _decoded(planned.regularization, resolution, frames, task)
         moments = self.encode_all(pixels, flips=flips)
         names = [picture.name for picture in planned.regularization]
-        return Pictures(planned.regularization_captions, frames, moments, names=names)
+        captions = [[caption] for caption in planned.regularization_captions]
+        return Pictures(captions, frames, moments, names=names)
 
 
 def _decoded(pictures: Sequence[Picture], resolution: int, frames: list[Frame], task: Task) -> Iterator[torch.Tensor]:

@@ -105,7 +105,8 @@ class Loop:
         # In place: a CUDA graph adds to the tensors it was captured with.
         optimizer.zero_grad(set_to_none=False)
         for begin in range(first, first + self.number, self.recipe.batch_size):
-            batch = self.batches.make(step, range(begin, begin + self.recipe.batch_size))
+            samples = range(begin, begin + self.recipe.batch_size)
+            batch = self.denoising.asked_of_base(self.batches.make(step, samples))
             losses = self.add_gradients(batch)
             sums += _sums(losses, losses * batch.weights, batch.is_regularization)
         average_gradients(trained)

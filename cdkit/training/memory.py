@@ -128,6 +128,8 @@ def estimate_memory(config: TrainConfig, plan: Plan, facts: BaseFacts, device: t
     frozen += vae if recipe.augmentation else 0
     # On a CPU the copy that the changes are measured from lies beside what trains, and so does the released VAE.
     beside = (trained * FP32 + (0 if recipe.augmentation else vae * FP32)) if device.type == "cpu" else 0
+    # The base model's own values on a GPU, to ask it for its predictions.
+    beside += trained * FP32 if config.distils and device.type != "cpu" else 0
     return MemoryEstimate(
         frozen_weights=frozen * size + beside,
         trained_weights=(trained + rows) * FP32,
@@ -154,7 +156,7 @@ def _encoding(config: TrainConfig, plan: Plan, facts: BaseFacts) -> int:
     """The feature maps of the photos that are placed anew and encoded together."""
     if not config.recipe().augmentation:
         return 0
-    with_prior = any(planned.regularization for planned in plan.concepts)
+    with_prior = config.distils or any(planned.regularization for planned in plan.concepts)
     photos = encoded_together(config.recipe().batch_size, plan.resolution, with_prior=with_prior)
     size = FP32 // 2 if config.precision == "bf16" else FP32
     return photos * ENCODER_MAPS * _first_width(facts.vae) * plan.resolution**2 * size

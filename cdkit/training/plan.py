@@ -30,16 +30,22 @@ FEW_PHOTOS = 4
 class PlannedConcept:
     """One concept with its photos and their captions, and its regularization images, not decoded yet.
 
-    names: of the photos. left_out: files beside the photos that are no images.
+    captions: of every photo, in all the forms it takes. names: of the photos. left_out: files beside the photos that
+    are no images.
     """
 
     concept: Concept
     squares: Sequence[Square]
-    captions: Sequence[str]
+    captions: Sequence[Sequence[str]]
     regularization: Sequence[Picture]
     regularization_captions: Sequence[str]
     names: Sequence[str] = ()
     left_out: int = 0
+
+    @property
+    def class_captions(self) -> list[list[str]]:
+        """The photos' captions without the concept's own word."""
+        return [[self.concept.without_word(form) for form in forms] for forms in self.captions]
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,8 @@ class Plan:
     @property
     def prompts(self) -> list[str]:
         """The distinct captions of the photos."""
-        return list(dict.fromkeys(caption for planned in self.concepts for caption in planned.captions))
+        captions = (forms for planned in self.concepts for forms in planned.captions)
+        return list(dict.fromkeys(caption for forms in captions for caption in forms))
 
     def words_as_json(self) -> list[dict[str, Any]]:
         """The concepts' words for the manifest: text, initializer, category."""
@@ -117,11 +124,15 @@ def _planned(
     if len(photos) < FEW_PHOTOS:
         note(f"{concept.folder} holds {len(photos)} photos; 4 to 20 work best.")
     squares = decode_photos(concept, photos, resolution, enlarge=config.enlarge)
-    captions = [concept.caption_of(photo.caption, recipe.template) for photo in photos]
+    captions = [concept.captions_of(photo.caption, recipe.template) for photo in photos]
     _check_context(concept, photos, recipe, tokenizers)
-    stand_in = recipe.template.replace("{}", concept.category)
-    images = _regularization(concept.regularization, stand_in, note) if concept.regularization else []
-    if not images:
+    stand_in = class_prompt(concept, recipe)
+    images = []
+    if concept.regularization and config.keep in ("distil", "none"):
+        note(f"The regularization set of {concept.name!r} is not used: --keep {config.keep}.")
+    elif concept.regularization:
+        images = _regularization(concept.regularization, stand_in, note)
+    elif config.keep != "generated" and not config.distils:
         draw = command_line("cdkit", "class-images", f"photo of a {concept.category}", "--base", config.base)
         note(
             f"No regularization images for {concept.name!r}: what the model draws for {concept.category!r} will "
@@ -141,6 +152,11 @@ def _planned(
     return PlannedConcept(concept, squares, captions, images, about, names, len(folder.left_out))
 
 
+def class_prompt(concept: Concept, recipe: Recipe) -> str:
+    """What the first of the templates says of a concept's category."""
+    return recipe.template[0].replace("{}", concept.category)
+
+
 def _check_context(concept: Concept, photos: Sequence[Picture], recipe: Recipe, tokenizers: Sequence[Any]) -> None:
     """Raise for captions that hold the concept's word where no text encoder reads it: they would not teach it."""
     if not concept.word:
@@ -154,9 +170,9 @@ def _check_context(concept: Concept, photos: Sequence[Picture], recipe: Recipe, 
 
     limit = min(tokenizer.model_max_length for tokenizer in tokenizers)
     read = f"behind the {limit} tokens that the text encoder reads"
-    if is_lost(concept.caption_of(None, recipe.template)):
+    if any(is_lost(caption) for caption in concept.captions_of(None, recipe.template)):
         raise ConfigError(f"The template has {concept.subject!r} {read}.", hint="Give a shorter --template.")
-    lost = [photo.name for photo in photos if is_lost(concept.caption_of(photo.caption, recipe.template))]
+    lost = [photo.name for photo in photos if any(map(is_lost, concept.captions_of(photo.caption, recipe.template)))]
     if lost:
         others = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
         raise InputError(

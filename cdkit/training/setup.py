@@ -80,7 +80,8 @@ def set_up(
         denoiser.to(memory_format=torch.channels_last)
     encoder = PictureEncoder(pipeline.vae, family, device=device, dtype=dtype)
     conditioning = Conditioning(family, text_towers(pipeline), rows)
-    denoising = Denoising.of(pipeline, conditioning, plan.resolution // encoder.factor, dtype)
+    cells = plan.resolution // encoder.factor
+    denoising = Denoising.of(pipeline, conditioning, cells, dtype, trainables if config.distils else None)
     batches = _batches(config, plan, encoder, len(denoising.schedule.table), context)
     conditioning.prepare(_all_prompts(plan, augmented=config.recipe().augmentation))
     for prompt in too_long(plan.prompts, family.words_of(text_towers(pipeline)).tokenizer):
@@ -110,7 +111,9 @@ def _trainables(
 
 def _all_prompts(plan: Plan, *, augmented: bool) -> list[str]:
     words = ALL_WORDS if augmented else ("",)
-    prompts = [with_words(word, caption) for caption in plan.prompts for word in words]
+    of_class = [form for planned in plan.concepts for forms in planned.class_captions for form in forms]
+    captions = dict.fromkeys([*plan.prompts, *of_class])
+    prompts = [with_words(word, caption) for caption in captions for word in words]
     return [*prompts, *(caption for planned in plan.concepts for caption in planned.regularization_captions)]
 
 
@@ -138,4 +141,5 @@ def _batches(config: TrainConfig, plan: Plan, encoder: PictureEncoder, timesteps
         steps=recipe.steps,
         flip=config.flip,
         prior_weight=recipe.prior_weight,
+        distils=config.distils,
     )

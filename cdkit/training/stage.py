@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from cdkit.training.trainables import Trainables
 
 
-TENSORBOARD = "tensorboard"
+TENSORBOARD, CLASS_IMAGES = "tensorboard", "class-images"
+CLASS_IMAGES_EACH = 200
 FINAL_SHARE = 10
 LARGE_DELTA = 300_000_000  # SDXL's keys and values are 1.36 GB, a whole U-Net 3.4 GB and more
 
@@ -32,20 +33,48 @@ def train(config: TrainConfig, inputs: Mapping[str, Input], out: Folder, context
     from cdkit.training.feasibility import memory_explained
     from cdkit.training.processes import started_team
 
-    with started_team(config.processes, _take_part, (config, out)) as team, memory_explained(config):
-        return _train(config, out, context, team)
+    with memory_explained(config):
+        sets = {**config.regularization, **_draw_class_images(config, out, context)}
+    with started_team(config.processes, _take_part, (config, sets, out)) as team, memory_explained(config):
+        return _train(config, sets, out, context, team)
 
 
-def _take_part(config: TrainConfig, out: Folder, team: Team) -> None:
+def _draw_class_images(config: TrainConfig, out: Folder, context: Context) -> dict[str, str]:
+    """Folders of what the base model draws for the class word, by concept, for those that have no set of their own.
+
+    What is there already is not drawn again.
+    """
+    if config.keep != "generated":
+        return {}
+    from cdkit.retrieval.class_images import ClassImageDrawer
+    from cdkit.retrieval.config import ClassImagesConfig
+
+    folders = {}
+    for number, name in enumerate(config.concepts):
+        if name in config.regularization:
+            continue
+        prompt = config.recipe().template[0].replace("{}", config.categories.get(name, name))
+        count = config.regularization_count or CLASS_IMAGES_EACH
+        drawing = ClassImagesConfig(
+            prompts=[prompt], count=count, base=config.base, device=config.device, precision=config.precision
+        )
+        folder = out.sub(CLASS_IMAGES).sub(str(number)).path
+        context.progress.note(f"Drawing {count} images of {prompt!r} to keep {name!r} by.")
+        ClassImageDrawer(drawing.sampling(), config.seed, folder, context).draw(range(count))
+        folders[name] = str(folder)
+    return folders
+
+
+def _take_part(config: TrainConfig, sets: Mapping[str, str], out: Folder, team: Team) -> None:
     """What the further processes run."""
     from cdkit.engines import create_engine
     from cdkit.training.feasibility import memory_explained
 
     with memory_explained(config):
-        _train(config, out, Context(create_engine("local", 1), SilentProgress()), team)
+        _train(config, sets, out, Context(create_engine("local", 1), SilentProgress()), team)
 
 
-def _train(config: TrainConfig, out: Folder, context: Context, team: Team) -> Dataset:
+def _train(config: TrainConfig, sets: Mapping[str, str], out: Folder, context: Context, team: Team) -> Dataset:
     from cdkit.core.machine import choose_device
     from cdkit.deltas.apply import apply_deltas
     from cdkit.deltas.base_model import base_hash
@@ -64,7 +93,7 @@ def _train(config: TrainConfig, out: Folder, context: Context, team: Team) -> Da
         _settle_threads(config, out, context, team)
     earlier = [load_delta(path) for path in config.delta]
     base = read_base(config.base)
-    plan = make_plan(config, base, note)
+    plan = make_plan(config.model_copy(update={"regularization": sets}), base, note)
     config = fitted(config, plan, base, device, note if team.rank == 0 else lambda message: None)
     if team.rank == 0:
         check_memory(config, plan, base, device, note)
@@ -79,7 +108,7 @@ def _train(config: TrainConfig, out: Folder, context: Context, team: Team) -> Da
 
         def draw(step: int) -> None:
             target = out.sub(SAMPLES) / f"step-{step:06d}.png"
-            draw_progress(plan, recipe.template, pipeline, accelerator, target)
+            draw_progress(plan, recipe.template[0], pipeline, accelerator, target)
             note(f"Samples of step {step}: {target}")
 
         loop.run(context, draw)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -99,6 +100,8 @@ class Trainables:
     base: Mapping[str, torch.Tensor]
     rows: Mapping[str, RowsBesideTable]
     directions: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    # The values before training on the device, once they were asked for.
+    _starts: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def named(self) -> dict[str, nn.Parameter]:
         """Every trained parameter; rows as `rows.<tower>`."""
@@ -111,6 +114,20 @@ class Trainables:
             name: LowRank(change, self.directions[name]) if name in self.directions else change
             for name, change in trained.items()
         }
+
+    @contextmanager
+    def as_before(self) -> Iterator[None]:
+        """The U-Net as it was before training, for a while; the parameters keep their memory and their gradients."""
+        if not self._starts:
+            self._starts.update({name: self.base[name].to(weight.device) for name, weight in self.weights.items()})
+        trained = {name: weight.data for name, weight in self.weights.items()}
+        for name, weight in self.weights.items():
+            weight.data = self._starts[name]
+        try:
+            yield
+        finally:
+            for name, weight in self.weights.items():
+                weight.data = trained[name]
 
     def optimizer(self, learning_rate: float, token_learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
         """AdamW over weights and rows; rows have a rate of their own and never decay."""

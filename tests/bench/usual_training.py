@@ -26,7 +26,8 @@ class UsualTraining:
         side = plan.resolution
         self.photos = [square.pixels.to(self.device) for square in planned.squares]
         self.images = [_resized(picture.open(), side).to(self.device) for picture in planned.regularization]
-        self.captions, self.image_captions = planned.captions, planned.regularization_captions
+        self.captions = [forms[0] for forms in planned.captions]
+        self.image_captions = planned.regularization_captions
         self.order = Order([len(self.photos)], [len(self.images)], batches.seed)
         scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
         self.alphas, self.kind = scheduler.alphas_cumprod.to(self.device), scheduler.config.prediction_type

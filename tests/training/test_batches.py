@@ -31,16 +31,15 @@ def _bytes(number: int) -> torch.Tensor:
     return torch.randint(256, (3, 32, 32), generator=torch.Generator().manual_seed(number), dtype=torch.uint8)
 
 
-def _batches(encoder: PictureEncoder, *, augmented: bool, flip: bool = False) -> Batches:
+def _batches(encoder: PictureEncoder, *, augmented: bool, flip: bool = False, keep: str = "images") -> Batches:
     moments = encoder.encode_all([_bytes(number) for number in range(3)], flips=flip)
     frames = [(48, 40, 4, 0)] * 3
     squares = [torch.full((3, 40, 40), 30 * number, dtype=torch.uint8) for number in range(3)]
-    targets = Pictures(["t0", "t1", "t2"], frames, squares=squares)
-    if not augmented:
-        targets = Pictures(["t0", "t1", "t2"], frames, moments=moments)
+    forms, of_class = [["t0"], ["t1"], ["t2"]], [["c0"], ["c1"], ["c2"]]
+    targets = Pictures(forms, frames, None if augmented else moments, squares, class_captions=of_class)
     return Batches(
         targets=[targets],
-        regularization=[Pictures(["r0", "r1", "r2"], frames, moments=moments)],
+        regularization=[Pictures([["r0"], ["r1"], ["r2"]], frames, moments=moments) if keep != "distil" else None],
         encoder=encoder,
         resolution=32,
         timesteps=1000,
@@ -49,6 +48,7 @@ def _batches(encoder: PictureEncoder, *, augmented: bool, flip: bool = False) ->
         steps=9,
         flip=flip,
         prior_weight=0.25,
+        distils=keep != "images",
     )
 
 
@@ -72,10 +72,11 @@ def test_mirrors_stand_behind_their_pictures(encoder: PictureEncoder) -> None:
     torch.testing.assert_close(both.mean[7:8], encoder.encode(pixels[3].flip(-1).unsqueeze(0)).mean)
 
 
+@pytest.mark.parametrize("keep", ["images", "distil", "both"])
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("augmented", [False, True])
-def test_a_batch_is_the_sum_of_its_samples(encoder: PictureEncoder, augmented: bool, flip: bool) -> None:
-    batches = _batches(encoder, augmented=augmented, flip=flip)
+def test_a_batch_is_the_sum_of_its_samples(encoder: PictureEncoder, augmented: bool, flip: bool, keep: str) -> None:
+    batches = _batches(encoder, augmented=augmented, flip=flip, keep=keep)
     whole = batches.make(2, range(8))
     for sample in range(8):
         single = batches.make(2, range(sample, sample + 1))
@@ -84,14 +85,16 @@ def test_a_batch_is_the_sum_of_its_samples(encoder: PictureEncoder, augmented: b
             torch.testing.assert_close(getattr(single, name)[0], getattr(whole, name)[sample], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("steps", [250, 9])
-def test_photos_encoded_for_several_steps_are_those_of_each_step(encoder: PictureEncoder, steps: int) -> None:
+@pytest.mark.parametrize(("steps", "keep"), [(250, "images"), (9, "images"), (9, "both")])
+def test_photos_encoded_for_several_steps_are_those_of_each_step(
+    encoder: PictureEncoder, steps: int, keep: str
+) -> None:
     """Up to the last step, where a block is shorter, and beyond it."""
-    running = replace(_batches(encoder, augmented=True), steps=steps)
+    running = replace(_batches(encoder, augmented=True, keep=keep), steps=steps)
     for step in range(steps - 3, steps + 5):
         found = running.make(step, range(8))
         # Made by an object that has encoded nothing yet, as after a restart.
-        alone = replace(_batches(encoder, augmented=True), steps=steps).make(step, range(8))
+        alone = replace(_batches(encoder, augmented=True, keep=keep), steps=steps).make(step, range(8))
         assert found.latents.equal(alone.latents), step
         assert found.prompts == alone.prompts
 
@@ -156,3 +159,38 @@ def test_random_numbers_follow_from_seed_step_and_sample(other: tuple[int, int, 
     first, again = (sample_generator(1, 2, 3).standard_normal(5) for _ in range(2))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, sample_generator(*other).standard_normal(5))
+
+
+def test_what_is_distilled_is_the_photo_before_it_with_the_class_prompt(encoder: PictureEncoder) -> None:
+    for augmented in (True, False):
+        batch = _batches(encoder, augmented=augmented, keep="distil").make(3, range(8))
+        assert batch.distilled == (1, 3, 5, 7)
+        assert batch.is_regularization.tolist() == [False, True] * 4
+        assert batch.weights.tolist() == [1.0, 0.25] * 4
+        for name in ("latents", "noise", "mask", "timesteps", "sizes"):
+            assert getattr(batch, name)[1::2].equal(getattr(batch, name)[::2]), name
+        pairs = zip(batch.prompts[::2], batch.prompts[1::2], strict=True)
+        assert all(own[:-2] + "c" + own[-1] == of_class for own, of_class in pairs), "with the same words before it"
+
+
+def test_both_takes_images_and_what_is_distilled_by_turns() -> None:
+    order = Order(photos=[3, 4], images=[5, 0], seed=1, distils=True)
+    choices = [order.choice(position) for position in range(16)]
+    assert [choice.is_distilled for choice in choices[1::2]] == [False, True] * 4
+    assert all(choice.concept == 0 for choice in choices[1::2] if not choice.is_distilled), "the one with images"
+    for photo, distilled in zip(choices[2::4], choices[3::4], strict=True):
+        assert (distilled.concept, distilled.item) == (photo.concept, photo.item)
+
+
+def test_captions_take_their_forms_by_turns_and_leave_all_else_as_it_is(encoder: PictureEncoder) -> None:
+    plain = _batches(encoder, augmented=False, keep="distil")
+    forms = replace(plain.targets[0], captions=[["a", "b", "c"]] * 3, class_captions=[["A", "B", "C"]] * 3)
+    several = replace(plain, targets=[forms])
+    used = Counter()
+    for step in range(6):
+        batch, before = several.make(step, range(8)), plain.make(step, range(8))
+        assert batch.latents.equal(before.latents)
+        assert batch.noise.equal(before.noise)
+        assert [prompt.upper() for prompt in batch.prompts[::2]] == batch.prompts[1::2]
+        used.update(batch.prompts[::2])
+    assert set(used) == {"a", "b", "c"}

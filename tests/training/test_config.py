@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from cdkit.core.config import canonical
 from cdkit.deltas.methods import METHODS, Recipe
@@ -22,7 +23,7 @@ def test_the_papers_settings_are_the_default() -> None:
         token_learning_rate=8e-5,
         schedule="constant",
         prior_weight=1.0,
-        template="photo of a {}",
+        template=("photo of a {}",),
         augmentation=True,
     )
     assert _config(concepts={"dog": "a", "cat": "b"}).steps == 500
@@ -42,7 +43,7 @@ def test_the_embedded_model_has_a_preset_of_its_own_unless_another_is_asked_for(
 
 
 def test_what_the_user_sets_counts_first() -> None:
-    given = {"learning_rate": 1e-3, "steps": 250, "augmentation": True, "template": "a {}"}
+    given = {"learning_rate": 1e-3, "steps": 250, "augmentation": True, "template": ["a {}"]}
     for base, preset in (("embedded", None), ("owner/model", "face")):
         config = _config(base=base, preset=preset, **given)
         assert {name: getattr(config, name) for name in given} == given
@@ -58,7 +59,7 @@ def test_the_token_rate_follows_the_learning_rate_unless_a_preset_has_one() -> N
 def test_faces_and_styles() -> None:
     face = _config(preset="face").recipe()
     assert (face.steps, face.learning_rate, face.augmentation) == (750, 5e-6, False)
-    assert _config(preset="style").template == "painting in the style of {}"
+    assert _config(preset="style").template == ["painting in the style of {}"]
 
 
 def test_presets_set_nothing_that_is_no_setting_of_a_recipe() -> None:
@@ -72,3 +73,30 @@ def test_the_fingerprint_holds_the_settings_in_force() -> None:
     assert canonical(_config()) == canonical(_config(steps=250, learning_rate=8e-5, batch_size=8))
     assert canonical(_config())["steps"] == 250
     assert canonical(_config(checkpoint_every=7, compile=True, device="cpu")) == canonical(_config())
+
+
+def test_what_keeps_the_class_word_follows_from_what_is_given() -> None:
+    assert _config().keep == "none"
+    assert _config(regularization={"dog": "images"}).keep == "images"
+    assert _config(regularization={"dog": "images"}, keep="none").keep == "none"
+    assert _config(keep="distil").distils
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"keep": "images"}, "needs a regularization set"),
+        ({"keep": "both"}, "needs a regularization set"),
+        ({"keep": "distil", "no_token": True}, "no_token"),
+        ({"keep": "distil", "method": "textual-inversion"}, "nothing to distil"),
+        ({"template": ["a {}", "a dog"]}, "'a dog' has no {}"),
+    ],
+)
+def test_ways_to_keep_that_cannot_work_are_refused(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        _config(**values)
+
+
+def test_templates_may_be_one_text_or_several() -> None:
+    assert _config(template="a {}").recipe().template == ("a {}",)
+    assert _config(template=["a {}", "{} here"]).recipe().template == ("a {}", "{} here")

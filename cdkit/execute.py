@@ -28,7 +28,7 @@ from cdkit.core.protocols import Context, Engine, Progress, SilentProgress
 from cdkit.core.storage import TEMPORARY_PREFIX, Folder
 from cdkit.engines import create_engine
 from cdkit.engines.local import refuse_in_worker
-from cdkit.inputs import check_apart, resolve_inputs
+from cdkit.inputs import check_apart, resolve_inputs, with_local_copies
 from cdkit.stages import STAGES, Stage, stage_named
 
 
@@ -189,7 +189,8 @@ class Target:
         # Recorded first, so that an interrupted folder is recognised as ours and can be continued.
         draft.write(self.folder.path, STARTED_NAME)
         with PeakMemory() as peak:
-            dataset = self.stage.run()(self.config, self.inputs, self.folder, context)
+            config = with_local_copies(self.config, self.inputs)
+            dataset = self.stage.run()(config, self.inputs, self.folder, context)
         seconds = time.monotonic() - clock
         manifest = replace(
             draft,

@@ -1,4 +1,4 @@
-"""Inputs of a stage: pool files, folders and models, resolved and fingerprinted by their content."""
+"""Inputs of a stage: pool files, folders, models and what is on the hub, resolved and fingerprinted by content."""
 
 from __future__ import annotations
 
@@ -8,17 +8,27 @@ import os
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cdkit
 from cdkit.core.config import InputKind, StageConfig, field_settings
-from cdkit.core.errors import CdkitError, InputError, OutputError, writing
+from cdkit.core.errors import CdkitError, ConfigError, InputError, OutputError, writing
 from cdkit.core.file_kinds import require_file
 from cdkit.core.fingerprints import EMBEDDED, REPORT_STAGE, Input, cache_folder, content_fingerprint
 from cdkit.core.formatting import json_text
 from cdkit.core.manifest import STARTED_NAME, read_manifest
 from cdkit.core.storage import SourceFile, atomic_path, find_files
 from cdkit.core.text import is_text
+from cdkit.fetching.hub import HUB, Repository, RepositoryKind
+
+Config = TypeVar("Config", bound=StageConfig)
+# The kinds of input that `hub:USER/NAME` may stand for, and what kind of repository it names then.
+ON_THE_HUB: Mapping[InputKind, RepositoryKind] = {
+    "model": "model",
+    "delta": "model",
+    "index": "dataset",
+    "set": "dataset",
+}
 
 POOL_SUFFIXES = tuple(
     f".{kind}{compression}"
@@ -48,6 +58,46 @@ def resolve_inputs(config: StageConfig, planned: Mapping[Path, str] | None = Non
     if problems:
         raise InputError("\n".join(problem.message for problem in problems), hint=problems[0].hint)
     return found
+
+
+def with_local_copies(config: Config, inputs: Mapping[str, Input] | None = None) -> Config:
+    """A config in which what is on this machine stands in place of every `hub:USER/NAME`, fetched where it is not.
+
+    inputs: the config's own, whose commits are taken; without them what main is now. Raises HubError when something
+    cannot be fetched.
+    """
+
+    def replaced(kind: InputKind, value: Any, commits: Mapping[str, str]) -> Any:
+        if isinstance(value, Mapping):
+            return {key: replaced(kind, inner, commits) for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [replaced(kind, inner, commits) for inner in value]
+        return local_copy(kind, value, commits.get(value)) if isinstance(value, str) else value
+
+    remote = {}
+    for name, extra in field_settings(type(config)).items():
+        value = getattr(config, name)
+        if extra.input is not None and any(text.startswith(HUB) for text in _values(value)):
+            commits = inputs[name].commits if inputs is not None else {}
+            remote[name] = replaced(extra.input, value, commits)
+    return config.model_copy(update=remote) if remote else config
+
+
+def local_copy(kind: InputKind, value: str, commit: str | None = None) -> str:
+    """The folder that holds what `hub:USER/NAME` names, or a base model's hub id; any other value as it is."""
+    if not value.startswith(HUB):
+        return value
+    repository = _repository(kind, value)
+    return repository.name if kind == "model" else str(repository.folder(commit))
+
+
+def _repository(kind: InputKind, value: str) -> Repository:
+    if kind not in ON_THE_HUB:
+        raise ConfigError(
+            f"{value} cannot be used here: only {', '.join(ON_THE_HUB)} may come from the hub.",
+            hint="Give a path on this machine.",
+        )
+    return Repository.parse(value, ON_THE_HUB[kind])
 
 
 def check_apart(inputs: Mapping[str, Input], folder: Path) -> None:
@@ -125,16 +175,19 @@ def _resolve(name: str, kind: InputKind, value: Any, planned: Mapping[Path, str]
         files = tuple(find_files(patterns, POOL_SUFFIXES))
         marks = [(source.name, content_fingerprint(source)) for source in files]
         return Input(name, kind, value, _digest(marks), files)
-    return Input(name, kind, value, _mark(kind, value, planned))
+    on_the_hub = dict.fromkeys(text for text in _values(value) if text.startswith(HUB))
+    commits = {text: _repository(kind, text).commit() for text in on_the_hub}
+    return Input(name, kind, value, _mark(kind, value, planned, commits), commits=commits)
 
 
-def _mark(kind: InputKind, value: Any, planned: Mapping[Path, str]) -> str:
+def _mark(kind: InputKind, value: Any, planned: Mapping[Path, str], commits: Mapping[str, str]) -> str:
     """The fingerprint of one value, or of all in a list or mapping of them."""
     if isinstance(value, Mapping):
-        return _digest([(key, _mark(kind, item, planned)) for key, item in sorted(value.items())])
+        return _digest([(key, _mark(kind, item, planned, commits)) for key, item in sorted(value.items())])
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return _digest([(str(index), _mark(kind, item, planned)) for index, item in enumerate(value)])
-    return _one(kind, str(value), planned)
+        return _digest([(str(index), _mark(kind, item, planned, commits)) for index, item in enumerate(value)])
+    text = str(value)
+    return _digest([(text, kind), ("commit", commits[text])]) if text in commits else _one(kind, text, planned)
 
 
 def _one(kind: InputKind, value: str, planned: Mapping[Path, str]) -> str:
@@ -196,14 +249,7 @@ def _model_fingerprint(spec: str) -> str:
         return manifest.fingerprint if manifest is not None else _digest(_listing(path))
     if location.startswith((".", "/", "~")):
         raise InputError(f"{location} does not exist.", hint="Give a model folder, a hub id, or 'embedded'.")
-    return _digest([("hub", location), ("commit", _cached_commit(location))])
-
-
-def _cached_commit(hub_id: str) -> str:
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    reference = Path(HF_HUB_CACHE) / f"models--{hub_id.replace('/', '--')}" / "refs" / "main"
-    return reference.read_text().strip() if reference.exists() else ""
+    return _digest([("hub", location), ("commit", Repository(location, "model").cached_commit())])
 
 
 def _embedded_fingerprint(kind: InputKind, value: str) -> str:

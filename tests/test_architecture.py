@@ -15,8 +15,8 @@ PACKAGE = ROOT / "cdkit"
 # From the ground up: a room uses its own files and those of the rooms before it.
 LAYERS = (
     *("core", "engines", "embedded", "encoders", "captions", "index", "pictures", "fetching", "tokens", "deltas"),
-    *("sampling", "retrieval", "training", "merging", "evaluation", "report", "stages", "inputs", "execute"),
-    *("serving", "pipeline", "cli"),
+    *("sampling", "retrieval", "training", "merging", "evaluation", "report", "publishing"),
+    *("stages", "inputs", "execute", "serving", "pipeline", "cli"),
 )
 HEAVY = {"torch", "faiss", "diffusers", "transformers", "open_clip", "duckdb", "pyarrow", "numpy"}
 SOURCES = sorted(PACKAGE.rglob("*.py"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from cdkit.core.columns import ColumnNames, displayed, folded, listed
 from cdkit.core.config import did_you_mean
@@ -224,3 +225,18 @@ def _named_by_user(table: ColumnNames, meaning: str, chosen: str) -> int:
         f"there is no column {chosen!r}{did_you_mean(chosen, table.names)}",
         hint=f"Give --{meaning}-column one of: {listed(table.names)}.",
     )
+
+
+# As strict as the import is by default, also where an index was made with --keep-unrated or another limit.
+SAFE_RATING, MOST_PUNSAFE = "unlikely", 0.45
+
+
+def safety(nsfw: object, punsafe: float | None) -> Literal["safe", "unsafe", "unrated"]:
+    """What a row's rating says, as a word or a probability; unsafe too when nobody understands it (NaN, other words).
+
+    For whoever shows or passes on what an index holds.
+    """
+    rating = str(nsfw or "").strip().lower()
+    if rating not in ("", SAFE_RATING) or (punsafe is not None and not punsafe <= MOST_PUNSAFE):
+        return "unsafe"
+    return "safe" if rating or punsafe is not None else "unrated"

@@ -196,6 +196,7 @@ ENTRIES = (
     Entry("report", "evaluate", "Make the report of a run: one self-contained HTML page."),
     Entry("delta", "delta", "Look into delta files, import other tools' files, and compress."),
     Entry("export", "delta", "Write a delta as files that diffusers, A1111, Forge or ComfyUI load."),
+    Entry("publish", "publish", "Publish a set, a delta or an index on the Hugging Face Hub."),
     Entry("inspect", "inspect", "Look into weights, attention and benchmarks."),
     Entry("doctor", "doctor", "Check versions, device, memory, disk and extras, and say what to install."),
 )

@@ -13,6 +13,7 @@ from cdkit.cli.output import Output, data_console, table
 from cdkit.core.fingerprints import EMBEDDED
 from cdkit.core.formatting import command_line, duration_text, size_text
 from cdkit.execute import Result
+from cdkit.inputs import local_copy
 
 app = typer.Typer(help="Look into delta files, import other tools' files, and compress.", no_args_is_help=True)
 
@@ -59,7 +60,7 @@ def _inspect(
 ) -> None:
     from cdkit.deltas.delta import delta_path, describe, load_delta
 
-    file = delta_path(delta)
+    file = delta_path(local_copy("delta", str(delta)))
     description = {"delta": str(delta), "bytes": file.stat().st_size, **describe(load_delta(file))}
     output.result(description, human=lambda console: _draw(description), quiet=description["norm"])
 

@@ -18,6 +18,7 @@ from cdkit.core.formatting import command_line, size_text
 from cdkit.core.machine import threads
 from cdkit.core.protocols import Context
 from cdkit.engines import create_engine
+from cdkit.inputs import local_copy
 from cdkit.stages import STAGES
 
 INDEX = typer.Argument(..., help="An index folder.", show_default=False)
@@ -106,7 +107,8 @@ def _search(
     from cdkit.index.search import search
 
     options = {"min_similarity": min_similarity, "limit": limit, "encode_limit": encode_limit}
-    answers = search(index, text, encoder=encoder, **options)  # type: ignore[arg-type]
+    folder = Path(local_copy("index", str(index)))
+    answers = search(folder, text, encoder=encoder, **options)  # type: ignore[arg-type]
 
     def draw(console: Console) -> None:
         for answer in answers:
@@ -129,6 +131,7 @@ def _info(output: Output, index: Path = INDEX) -> None:
     from cdkit.index.caption_index import outdated_note, settled_manifest
     from cdkit.index.recall import recall_warnings
 
+    index = Path(local_copy("index", str(index)))
     manifest = settled_manifest(index)
 
     def draw(console: Console) -> None:

@@ -14,6 +14,7 @@ from cdkit.core.config import StageConfig
 from cdkit.core.errors import ConfigError
 from cdkit.core.formatting import command_line, duration_text, size_text
 from cdkit.execute import Result, execute
+from cdkit.inputs import with_local_copies
 from cdkit.stages import STAGES
 
 OUT_UNLESS_DRY = OUT.replace(
@@ -63,7 +64,7 @@ def _dry_run(output: Output, config: StageConfig) -> None:
     from cdkit.training.feasibility import dry_run
 
     assert isinstance(config, TrainConfig), "the config of the train stage"
-    estimate = dry_run(config, output.note)
+    estimate = dry_run(with_local_copies(config), output.note)
 
     def draw(console: Console) -> None:
         batches = ("batch_size", "gradient_accumulation", "gradient_checkpointing")

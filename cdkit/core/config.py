@@ -14,7 +14,8 @@ from cdkit.core.errors import ConfigError
 from cdkit.core.machine import thread_count
 from cdkit.core.text import is_text
 
-InputKind = Literal["files", "folder", "model", "encoder", "run"]
+# What a field names: `hub:USER/NAME` may stand where a model, a delta, an index or a regularization set may.
+InputKind = Literal["files", "folder", "model", "encoder", "run", "delta", "index", "set"]
 MOST_NAMES, LONGEST_NAME = 40, 100  # in suggestions
 
 

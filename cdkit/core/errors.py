@@ -145,7 +145,7 @@ def system_problem(error: BaseException, path: Path | None) -> CdkitError | None
 
     path: None when nothing is known to be written.
     """
-    for cause in _causes(error):
+    for cause in causes(error):
         problem = shortage(cause) or write_problem(cause, path)
         if problem is not None:
             return problem
@@ -160,7 +160,7 @@ def system_problem(error: BaseException, path: Path | None) -> CdkitError | None
     return _file_problem(error, path) if isinstance(error, OSError) and error.errno is not None else None
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
+def causes(error: BaseException) -> Iterator[BaseException]:
     """The error and what it was raised from or while handling, outermost first."""
     seen: set[int] = set()
     current: BaseException | None = error

@@ -11,7 +11,7 @@ import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -234,13 +234,17 @@ REPORT_STAGE = "report"
 
 @dataclass(frozen=True)
 class Input:
-    """One resolved input: what the config said, its content fingerprint, and for pool files the files."""
+    """One resolved input: what the config said, its content fingerprint, and for pool files the files.
+
+    commits: of each `hub:USER/NAME` in the value, the commit that counts.
+    """
 
     name: str
     kind: InputKind
     value: Any
     fingerprint: str
     files: tuple[SourceFile, ...] = ()
+    commits: Mapping[str, str] = field(default_factory=dict)
 
 
 GOLDEN = 0x9E3779B97F4A7C15

@@ -55,7 +55,7 @@ class WeightChangeConfig(StageConfig):
 class AttentionConfig(ModelConfig):
     """What to draw, and with what."""
 
-    deltas: list[str] = setting([], "A delta: a folder or file. Repeatable.", flag="--delta", input="folder")
+    deltas: list[str] = setting([], "A delta: a folder or file. Repeatable.", flag="--delta", input="delta")
     prompt: str = setting(help="The prompt whose tokens to look at.", min_length=1)
     seed: int = setting(0, "The image's seed.", ge=0, le=LARGEST_SEED)
     scheduler: SchedulerName = setting("ddim", "The sampler.")
@@ -80,7 +80,7 @@ class EvaluateConfig(ThreadedConfig):
         input="folder",
     )
     reference: str | None = setting(
-        None, "Real images of the category for KID: a folder or a regularization set.", input="folder"
+        None, "Real images of the category for KID: a folder or a regularization set.", input="set"
     )
     base_samples: str | None = setting(
         None, "The base model's samples of the same class prompts and seeds: measures drift.", input="folder"

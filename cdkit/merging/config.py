@@ -11,14 +11,14 @@ class MergeConfig(ModelConfig):
     """Which deltas to merge, and over which captions the rest must not change."""
 
     deltas: list[str] = setting(
-        help="Deltas to merge, each trained on its own: folders or files.", argument=True, input="folder", min_length=2
+        help="Deltas to merge, each trained on its own: folders or files.", argument=True, input="delta", min_length=2
     )
     captions: list[str] = setting(
         [], "Pool files, folders, globs or URLs of ordinary captions; or give --index.", input="files"
     )
     pool: str | None = setting(None, "The pools' layout [default: detected].")
     caption_column: str | None = setting(None, "The pools' caption column [default: by its name].")
-    index: str | None = setting(None, "An index folder whose captions to use; or give --captions.", input="folder")
+    index: str | None = setting(None, "An index folder whose captions to use; or give --captions.", input="index")
     captions_count: int = setting(1000, "Captions to draw.", ge=1)
     seed: int = setting(0, "Which captions are drawn.")
     ridge: float = setting(

@@ -39,7 +39,7 @@ class CardSample:
 
 @dataclass(frozen=True)
 class Card:
-    """What the card says."""
+    """What the card says. delta: what commands call the delta; file: where it lies, empty while it is not finished."""
 
     front_matter: str
     title: str
@@ -49,32 +49,39 @@ class Card:
     spellings: Sequence[Spelling]
     prompts: Sequence[str]
     samples: Sequence[CardSample]
-    step: str
     licence: str
-    delta_there: bool
+    delta: str
+    file: str
 
     @property
     def commands(self) -> str:
         """How the delta is drawn with and exported, as lines for a shell."""
-        prompt, delta = (self.prompts or ["a photo"])[0], DELTA_NAME
-        sample = ["cdkit", "sample", "--base", self.base, "--delta", delta, "--prompt", prompt, "--out", "samples"]
-        export = ["cdkit", "export", delta, "--to", "diffusers-lora", "--base", self.base, "--out", "lora"]
+        prompt = (self.prompts or ["a photo"])[0]
+        sample = ["cdkit", "sample", "--base", self.base, "--delta", self.delta]
+        sample += ["--prompt", prompt, "--out", "samples"]
+        export = ["cdkit", "export", self.delta, "--to", "diffusers-lora", "--base", self.base, "--out", "lora"]
         return f"{command_line(*sample)}\n{command_line(*export)}"
 
 
 def write_model_card(page: Page, licence: str, out: Folder) -> None:
     """Write README.md for the run's last delta, and its samples; nothing when the run trains none."""
+    steps = page.run.of_stage("train", "merge", "delta-compress")
+    if steps:
+        there = (steps[-1].path / DELTA_NAME).exists()
+        file = f"the run's {steps[-1].name}/{DELTA_NAME}" if there else ""
+        write_card_of(page, steps[-1], licence, out, delta=DELTA_NAME, file=file)
+
+
+def write_card_of(page: Page, step: StepFolder, licence: str, out: Folder, *, delta: str, file: str) -> None:
+    """Write README.md for the delta of one step, and its samples. delta, file: as in Card."""
     from cdkit.report.page import environment
 
-    steps = page.run.of_stage("train", "merge", "delta-compress")
-    if not steps:
-        return
-    card = _card(page, steps[-1], _write_samples(page.run, steps[-1], out), licence)
+    card = _card(page, step, _write_samples(page.run, step, out), licence, delta, file)
     text = environment().get_template("model_card.md.jinja").render(card=card, page=page)
     write_text(out / CARD_NAME, re.sub(r"\n{3,}", "\n\n", text).strip() + "\n")
 
 
-def _card(page: Page, step: StepFolder, samples: Sequence[CardSample], licence: str) -> Card:
+def _card(page: Page, step: StepFolder, samples: Sequence[CardSample], licence: str, delta: str, file: str) -> Card:
     base = str(step.values.get("base") or "embedded")
     tokens = token_texts(step.details.get("tokens", []))
     prompts = [str(prompt) for prompt in step.details.get("prompts", [])]
@@ -89,9 +96,9 @@ def _card(page: Page, step: StepFolder, samples: Sequence[CardSample], licence: 
         spellings=token_spellings(step),
         prompts=prompts,
         samples=samples,
-        step=step.name,
         licence=licence,
-        delta_there=(step.path / DELTA_NAME).exists(),
+        delta=delta,
+        file=file,
     )
 
 

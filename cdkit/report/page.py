@@ -34,11 +34,16 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 @cache
 def environment() -> Environment:
+    """The report's own templates."""
+    return template_environment(TEMPLATES)
+
+
+def template_environment(folder: Path) -> Environment:
     """Jinja with autoescape for .html templates; Markdown templates escape with `md`, `code` and `fenced`."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
     made = Environment(
-        loader=FileSystemLoader(TEMPLATES),
+        loader=FileSystemLoader(folder),
         autoescape=select_autoescape(enabled_extensions=("html.jinja",), default=False),
         undefined=StrictUndefined,
         trim_blocks=True,

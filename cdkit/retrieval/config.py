@@ -36,7 +36,7 @@ class TrainerSettings(StageConfig):
 class RetrieveConfig(ParallelConfig, TrainerSettings):
     """Which images to find, what they must be, and what stands in for those that are not found."""
 
-    index: str = setting(help="The caption index to search.", argument=True, input="folder")
+    index: str = setting(help="The caption index to search.", argument=True, input="index")
     prompts: list[str] = setting(
         [],
         "What captions should say: one prompt or several of one concept; none where --match says it.",

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cdkit.captions.pools import safety
 from cdkit.core.errors import ConfigError, InputError
 from cdkit.core.formatting import without_userinfo
 from cdkit.core.manifest import MANIFEST_NAME
@@ -28,8 +29,6 @@ TRIES = 4
 MEMORY_BYTES = 512 << 20
 # What public recipes ask for means the first index here.
 PUBLIC_NAMES = "laion"
-# As strict as the import is by default, also where an index was made with --keep-unrated or another limit.
-SAFE_RATING, MOST_PUNSAFE = "unlikely", 0.45
 
 
 def _stamp(folder: Path) -> tuple[Any, ...]:
@@ -87,18 +86,12 @@ class ServedIndex:
 
     def visible_row(self, row: Mapping[str, Any]) -> dict[str, Any] | None:
         """An image row without a password in its URL; None when it is unsafe or blocked."""
-        if _is_unsafe(row):
+        if safety(row.get("nsfw"), row.get("punsafe")) == "unsafe":
             return None
         url = row.get("url")
         if self.blocked and not self.blocked.isdisjoint([*_forms(url), str(row.get("md5") or "").strip().lower()]):
             return None
         return {**row, "url": without_userinfo(unescaped(url))} if url else dict(row)
-
-
-def _is_unsafe(row: Mapping[str, Any]) -> bool:
-    """Whether a rating says so, or says what nobody understands: a word of another pool's, or NaN."""
-    rating, punsafe = str(row.get("nsfw") or "").strip().lower(), row.get("punsafe")
-    return rating not in ("", SAFE_RATING) or (punsafe is not None and not punsafe <= MOST_PUNSAFE)
 
 
 def _forms(url: str | None) -> list[str]:

@@ -17,7 +17,7 @@ class CaptionSampleConfig(ParallelConfig):
     captions: list[str] = setting([], "Pool files, folders, globs or URLs to count.", input="files")
     pool: str | None = setting(None, "The pools' layout [default: detected].")
     caption_column: str | None = setting(None, "The pools' caption column [default: by its name].")
-    index: str | None = setting(None, "An index folder whose captions to count.", input="folder")
+    index: str | None = setting(None, "An index folder whose captions to count.", input="index")
     tokenizer: str = setting(
         CLIP, "clip (ships with cdkit), or a base model's own: its folder or hub id.", input="model"
     )

@@ -72,7 +72,7 @@ class TrainConfig(ModelConfig):
         ..., "A concept: its category and the folder of its photos. Repeatable.", flag="--concept", input="folder"
     )
     regularization: dict[str, str] = setting(
-        {}, "A concept's regularization set, or any folder of images. Repeatable.", input="folder"
+        {}, "A concept's regularization set, or any folder of images. Repeatable.", input="set"
     )
     token: dict[str, str] = setting(
         {},
@@ -98,7 +98,7 @@ class TrainConfig(ModelConfig):
     preset: PresetName | None = setting(
         None, "Settings for faces, for styles or for the embedded model [default: that of the base, or paper]."
     )
-    delta: list[str] = setting([], "A delta to train on top of. Repeatable.", input="folder")
+    delta: list[str] = setting([], "A delta to train on top of. Repeatable.", input="delta")
     steps: int | None = setting(None, "Optimizer steps [default: 250 for each concept].", ge=1)
     batch_size: int | None = setting(
         None, "Samples at once per process, half of them regularization [default: 8].", ge=1

@@ -1,0 +1,317 @@
+"""What is published of sets, indexes and deltas, and read back from the hub; refusals, kills and a hub in trouble."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cdkit.core.shards import parts, write_shard
+from cdkit.deltas.delta import save_delta
+from cdkit.embedded import load_pipeline
+from cdkit.encoders import load_text_encoder
+from cdkit.pictures.regularization_set import iterate_regularization_set
+from cdkit.retrieval.decisions import Decision, Decisions
+from tests.cli.running import ran
+from tests.support.fake_hub import TOKEN, FakeHub
+from tests.support.made_deltas import made_delta
+from tests.support.made_sets import made_set
+from tests.support.small_index import grammar_captions, make_index
+
+
+def rated(folder: Path, rating: str | None = "unlikely", **columns: Sequence[object]) -> Path:
+    """A set whose rows have these values in further or other columns."""
+    for path in parts(folder / "images"):
+        table = pq.read_table(path)
+        for name, values in {"nsfw": [rating] * len(table), **columns}.items():
+            if name in table.column_names:
+                table = table.drop_columns([name])
+            table = table.append_column(name, pa.array(values))
+        write_shard(path, table, fingerprint="made")
+    return folder
+
+
+@pytest.fixture
+def star_set(tmp_path: Path) -> Path:
+    return rated(made_set(tmp_path / "mäde sets" / "stars"))
+
+
+@pytest.fixture(scope="module")
+def delta(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("deltas") / "tuned"
+    folder.mkdir()
+    save_delta(made_delta(load_pipeline(), category="star"), folder / "delta.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    encoder = load_text_encoder("embedded", precision="fp32")
+    folder = make_index(tmp_path_factory.mktemp("indexes") / "made", grammar_captions(60), encoder, shards=2)
+    for path in parts(folder / "image_rows"):
+        table = pq.read_table(path)
+        place = table.column_names.index("nsfw")
+        column = pa.array(["UNLIKELY"] * len(table), pa.string())
+        write_shard(path, table.set_column(place, "nsfw", column), fingerprint="made")
+    return folder
+
+
+def files_of(hub: FakeHub, name: str) -> dict[str, bytes]:
+    return {path: content for path, content in hub.repositories[name].files.items() if path != ".gitattributes"}
+
+
+def test_a_set_is_published_without_its_pictures(hub: FakeHub, star_set: Path) -> None:
+    done = ran(["publish", star_set, "--repo", "me/stars", "--format", "json"])
+    assert done.code == 0, done.err
+    assert (done.data["kind"], done.data["rows"], done.data["new"]) == ("set", 12, True)
+    files = files_of(hub, "datasets/me/stars")
+    assert sorted(files) == ["README.md", "captions/part-00000.parquet", "cdkit.json"]
+    table = pq.read_table(pa.BufferReader(files["captions/part-00000.parquet"]))
+    assert "image" not in table.column_names
+    assert {"caption", "url", "sha256", "phash"} <= set(table.column_names)
+    card = files["README.md"].decode()
+    assert card.startswith("---\nlicense: other\n")
+    assert "The pictures themselves are not here" in card
+    assert TOKEN not in done.out + done.err + card + json.dumps(hub.requests)
+
+
+def test_publishing_the_same_again_changes_nothing(hub: FakeHub, star_set: Path) -> None:
+    first = ran(["publish", star_set, "--repo", "me/stars", "--format", "json"]).data
+    uploads = hub.uploads()
+    again = ran(["publish", star_set, "--repo", "me/stars", "--format", "json"]).data
+    assert (again["commit"], again["new"], hub.uploads()) == (first["commit"], False, uploads)
+
+
+@pytest.mark.parametrize("licences", [["cc-by-nc"], [None], ["CC BY-ND 4.0"], ["all rights reserved"], ["?"]])
+def test_pictures_stay_here_unless_every_licence_is_free(hub: FakeHub, star_set: Path, licences: list[object]) -> None:
+    rated(star_set, licence=[*["CC BY 2.0", "cc0", "Public Domain"] * 3, "cc-by-sa-4.0", "cc0", *licences])
+    done = ran(["publish", star_set, "--repo", "me/stars", "--with-images"])
+    assert done.code == 2
+    assert "1 of 12 pictures have no licence" in done.err
+    assert not hub.repositories
+
+
+def test_a_set_with_free_pictures_trains_from_the_hub(hub: FakeHub, star_set: Path, out: Path) -> None:
+    rated(star_set, licence=["CC BY 2.0"] * 12)
+    assert ran(["publish", star_set, "--repo", "me/stars", "--with-images"]).code == 0
+    command = ["train", "--concept", "star=embedded:striped-star", "--regularization", "star=hub:me/stars"]
+    trained = ran([*command, "--steps", 1, "--batch-size", 2, "--out", out])
+    assert trained.code == 0, trained.err
+    snapshot = next((Path(os.environ.get("HF_HUB_CACHE", out.parent / "hub-cache"))).glob("*/snapshots/*"))
+    here, there = list(iterate_regularization_set(star_set)), list(iterate_regularization_set(snapshot))
+    assert [(row.key, row.image, row.caption, row.url) for row in there] == [
+        (row.key, row.image, row.caption, row.url) for row in here
+    ]
+    # What is on the hub now counts: the same commit is found done, another is another input.
+    assert "up to date" in ran([*command, "--steps", 1, "--batch-size", 2, "--out", out]).err
+    rated(star_set, licence=["cc0"] * 12)
+    assert ran(["publish", star_set, "--repo", "me/stars", "--with-images"]).code == 0
+    assert ran([*command, "--steps", 1, "--batch-size", 2, "--out", out]).code == 7
+    # A later publication without pictures takes them away.
+    assert ran(["publish", star_set, "--repo", "me/stars"]).code == 0
+    assert not [name for name in files_of(hub, "datasets/me/stars") if name.startswith("images/")]
+
+
+def test_unrated_unsafe_and_rejected_rows_stay_here(hub: FakeHub, star_set: Path) -> None:
+    ratings: list[object] = ["unlikely"] * 8 + [None, "NSFW", "unsure", "UNLIKELY"]
+    rated(star_set, nsfw=ratings, punsafe=[None] * 7 + [0.9] + [None] * 3 + [0.1])
+    rows = pq.read_table(parts(star_set / "images")[0]).to_pylist()
+    rejected = Decision(0, "reject", rows[0]["key"], rows[0]["sha256"], rows[0]["phash"], rows[0]["url"], "", "now")
+    Decisions((rejected,)).write(star_set / "decisions.parquet")
+    done = ran(["publish", star_set, "--repo", "me/stars", "--format", "json"])
+    assert done.data["refused"] == {"rejected by hand": 1, "unrated": 1, "unsafe": 3}
+    assert done.data["rows"] == 7
+    card = files_of(hub, "datasets/me/stars")["README.md"].decode()
+    assert "rejected by hand 1, unrated 1, unsafe 3" in card
+    rated(star_set, None, punsafe=[None] * 12)
+    refused = ran(["publish", star_set, "--repo", "me/other"])
+    assert refused.code == 3
+    assert "datasets/me/other" not in hub.repositories
+
+
+def test_an_index_is_searched_from_the_hub(hub: FakeHub, index: Path, out: Path) -> None:
+    dry = ran(["publish", index, "--repo", "me/captions", "--dry-run", "--format", "json"])
+    assert dry.code == 0, dry.err
+    assert not hub.requests, "a dry run asks nobody"
+    done = ran(["publish", index, "--repo", "me/captions", "--private"])
+    assert done.code == 0, done.err
+    files = files_of(hub, "datasets/me/captions")
+    assert sorted(files) == sorted(dry.data["files"])
+    assert files["caption.index"] == (index / "caption.index").read_bytes()
+    assert "host" not in json.loads(files["manifest.json"])["run"]
+    assert hub.repositories["datasets/me/captions"].private
+    query = "a small red dog near the grass at day"
+    near = ["--min-similarity", 0.5, "--format", "json"]
+    here = ran(["index", "search", index, query, *near]).data
+    there = ran(["index", "search", "hub:me/captions", query, *near])
+    assert there.code == 0, there.err
+    assert there.data == here
+    found = ran(["retrieve", "hub:me/captions", query, "--min-similarity", 0.5, "--images", "embedded", "--out", out])
+    # Its addresses are no scenes of the embedded world: what matters here is that the index was read.
+    assert found.code in (3, 5), found.err
+    assert "hub:" not in found.err
+
+
+def test_rows_that_nobody_rated_keep_an_index_here(hub: FakeHub, tmp_path: Path) -> None:
+    encoder = load_text_encoder("embedded", precision="fp32")
+    unrated = make_index(tmp_path / "unrated", grammar_captions(20), encoder, shards=1)
+    refused = ran(["publish", unrated, "--repo", "me/captions"])
+    assert refused.code == 3
+    assert "unrated: 40" in refused.err
+    assert "--keep-unrated" in refused.err
+
+
+def test_what_was_removed_from_an_index_is_not_published(hub: FakeHub, index: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(index, copy)
+    captions = tmp_path / "captions.txt"
+    captions.write_text(pq.read_table(parts(copy / "captions")[0])["caption"][0].as_py() + "\n")
+    assert ran(["index", "remove", copy, "--captions-file", captions]).code == 0
+    refused = ran(["publish", copy, "--repo", "me/captions"])
+    assert refused.code == 3
+    assert "index compact" in refused.err
+
+
+def test_a_delta_is_drawn_with_and_merged_from_the_hub(hub: FakeHub, delta: Path, tmp_path: Path) -> None:
+    samples, out = tmp_path / "sämples", tmp_path / "out"
+    drawing = ["--prompt", "photo of a <new1> star", "--seeds", 1, "--steps", 1, "--device", "cpu"]
+    assert ran(["sample", "--delta", delta, *drawing, "--out", samples]).code == 0
+    done = ran(["publish", delta, "--repo", "me/star", "--licence", "apache-2.0", "--samples", samples])
+    assert done.code == 0, done.err
+    files = files_of(hub, "models/me/star")
+    assert files["delta.safetensors"] == (delta / "delta.safetensors").read_bytes()
+    card = files["README.md"].decode()
+    head = card.split("---")[1]
+    assert "license: apache-2.0" in head
+    assert "instance_prompt: photo of a <new1> star" in head
+    assert "pictures/sample-0.png" in files
+    assert "--delta hub:me/star" in card
+    drawn = ran(["sample", "--delta", "hub:me/star", *drawing, "--out", out])
+    assert drawn.code == 0, drawn.err
+    assert [path.read_bytes() for path in sorted((out / "images").iterdir())] == [
+        path.read_bytes() for path in sorted((samples / "images").iterdir())
+    ]
+    inspected = ran(["delta", "inspect", "hub:me/star", "--format", "json"]).data
+    assert inspected["prompts"] == ["photo of a <new1> star"]
+    second = tmp_path / "second.safetensors"
+    save_delta(made_delta(load_pipeline(), category="heart", tokens=["<new2>"], seed=1), second)
+    captions = tmp_path / "captions.csv"
+    captions.write_text("\n".join(["caption", *grammar_captions(60)]))
+    merged = ran(["merge", "hub:me/star", second, "--captions", captions, "--out", tmp_path / "merged"])
+    assert merged.code == 0, merged.err
+
+
+@pytest.mark.parametrize(
+    ("value", "command", "code"),
+    [
+        ("hub:me/nothing", ["sample", "--prompt", "a", "--delta"], 6),
+        ("hub:me", ["sample", "--prompt", "a", "--delta"], 2),
+        ("hub:../../x", ["sample", "--prompt", "a", "--delta"], 2),
+        ("hub:me/photos", ["train", "--concept"], 2),
+    ],
+)
+def test_what_the_hub_does_not_have(hub: FakeHub, out: Path, value: str, command: list[str], code: int) -> None:
+    value = f"star={value}" if command[-1] == "--concept" else value
+    done = ran([*command, value, "--out", out])
+    assert done.code == code, done.err
+    assert "Hint:" in done.err
+
+
+@pytest.mark.parametrize(
+    ("part", "status", "headers", "words"),
+    [
+        ("/api/repos/create", 401, {}, "hf auth login"),
+        ("/api/repos/create", 403, {}, "may write to me"),
+        ("/preupload/", 404, {}, "no such repository"),
+        ("/commit/", 409, {"Retry_After": "120"}, "same time"),
+        ("/commit/", 429, {"Retry_After": "3600"}, "in 3600 seconds"),
+        ("/commit/", 500, {}, "in trouble"),
+        ("PUT /lfs/", 403, {}, "may write to me"),
+        ("/commit/", 0, {}, "broke"),
+    ],
+)
+def test_a_hub_that_refuses(
+    hub: FakeHub, delta: Path, part: str, status: int, headers: dict[str, str], words: str
+) -> None:
+    hub.refuse(part, status, 99, **headers)
+    done = ran(["publish", delta, "--repo", "me/star", "--format", "json"])
+    assert done.code == 6, done.err
+    error = done.data["error"]
+    assert error["code"] == "hub"
+    assert words in f"{error['message']} {error['hint']}"
+    assert TOKEN not in done.out + done.err
+    hub.refusals.clear()
+    assert ran(["publish", delta, "--repo", "me/star"]).code == 0
+    assert files_of(hub, "models/me/star")["delta.safetensors"] == (delta / "delta.safetensors").read_bytes()
+
+
+def test_a_busy_hub_is_asked_again(hub: FakeHub, delta: Path) -> None:
+    hub.refuse("/commit/", 429, 1, Retry_After="1")
+    hub.refuse("PUT /lfs/", 0, 1)
+    done = ran(["publish", delta, "--repo", "me/star"])
+    assert done.code == 0, done.err
+    assert "Trying again in 1 s" in done.err
+
+
+def test_a_repository_of_something_else_is_left_alone(hub: FakeHub, delta: Path, star_set: Path, index: Path) -> None:
+    assert ran(["publish", star_set, "--repo", "me/data"]).code == 0
+    other = ran(["publish", index, "--repo", "me/data"])
+    assert (other.code, "holds the kind set" in other.err) == (7, True)
+    public = ran(["publish", star_set, "--repo", "me/data", "--private"])
+    assert public.code == 7
+    assert "is public" in public.err
+    assert ran(["publish", delta, "--repo", "me/star"]).code == 0
+    hub.repositories["models/me/star"].commits.append({"model.safetensors": b"somebody's"})
+    assert ran(["publish", delta, "--repo", "me/star"]).code == 7
+
+
+def test_killed_in_the_middle_it_ends_the_same(hub: FakeHub, index: Path, tmp_path: Path) -> None:
+    environment = os.environ | {
+        "HF_ENDPOINT": hub.url,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_TOKEN": TOKEN,
+        "HF_HOME": str(tmp_path / "home"),
+        "TMPDIR": str(tmp_path),
+    }
+    command = [sys.executable, "-m", "cdkit", "publish", str(index), "--repo", "me/captions"]
+    largest = max(parts(index / "captions"), key=lambda path: path.stat().st_size)
+    hub.hold(f"PUT /lfs/{_sha256(largest)}")
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
+    assert hub.holding.wait(60), "no upload began"
+    deadline = time.monotonic() + 30
+    while len(hub.stored) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert files_of(hub, "datasets/me/captions") == {}, "nothing is seen before all is there"
+    sent = set(hub.stored)
+    hub.held = ""
+    hub.go_on.set()
+    hub.requests.clear()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert TOKEN not in done.stdout + done.stderr
+    assert not [oid for oid in sent if f"PUT /lfs/{oid}" in hub.requests], "what had arrived is not sent again"
+    files = files_of(hub, "datasets/me/captions")
+    for folder in ("captions", "image_rows"):
+        for path in parts(index / folder):
+            assert files[f"{folder}/{path.name}"] == path.read_bytes()
+    assert files["caption.index"] == (index / "caption.index").read_bytes()
+
+
+def _sha256(path: Path) -> str:
+    import hashlib
+
+    return hashlib.sha256(path.read_bytes()).hexdigest()

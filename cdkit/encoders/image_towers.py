@@ -22,6 +22,8 @@ from cdkit.encoders.transformers import loading_error
 if TYPE_CHECKING:
     from PIL import Image
 
+    from cdkit.core.protocols import TextEncoder
+
 BATCH = 32
 # Self-supervised towers have no projection: their class token is the embedding (DINO, Caron et al. 2021).
 CLASS_TOKEN_TYPES = ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit", "vit_mae", "deit", "beit")
@@ -93,6 +95,19 @@ def load_image_encoder(spec: str, *, device: str | None = None) -> TowerImageEnc
     else:
         tower = _transformers_tower(location)
     return TowerImageEncoder(spec, tower, device=chosen)
+
+
+def image_encoder_of(texts: TextEncoder, device: str | None = None) -> TowerImageEncoder:
+    """The picture tower of a text encoder's own model; raises InputError when it has none in the same space."""
+    hint = "Give a CLIP with both towers, such as open_clip:ViT-L-14/openai."
+    try:
+        images = load_image_encoder(texts.spec, device=device)
+    except CdkitError as error:
+        raise InputError(f"The encoder {texts.spec!r} reads no pictures: {error.message}", hint=hint) from error
+    if images.dimension != texts.dimension:
+        sizes = f"{texts.dimension} and {images.dimension}"
+        raise InputError(f"The text and image towers of {texts.spec!r} do not share a space ({sizes}).", hint=hint)
+    return images
 
 
 def _grey() -> Image.Image:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdkit.core.errors import InputError
 from cdkit.core.fingerprints import EMBEDDED
 from cdkit.core.protocols import ImageEncoder, Progress, TextEncoder
 from cdkit.evaluation.config import MAIN, EvaluateConfig
@@ -50,16 +49,10 @@ class Embedded:
 def embed_material(config: EvaluateConfig, material: Material, progress: Progress) -> dict[str, Embedded]:
     """The embeddings of every set; raises InputError when the encoder's two towers do not belong together."""
     from cdkit.encoders import load_text_encoder
-    from cdkit.encoders.image_towers import load_image_encoder
+    from cdkit.encoders.image_towers import image_encoder_of, load_image_encoder
 
     texts = load_text_encoder(config.clip, device=config.device, precision="fp32")
-    images = load_image_encoder(config.clip, device=config.device)
-    if texts.dimension != images.dimension:
-        dimensions = f"{texts.dimension} and {images.dimension}"
-        raise InputError(
-            f"The text and image towers of {config.clip!r} do not share a space ({dimensions}).",
-            hint="Give a CLIP with both towers.",
-        )
+    images = image_encoder_of(texts, config.device)
     if config.clip == EMBEDDED and max(material.sets[MAIN].samples[0].picture.open().size) > 64:
         progress.note("The embedded CLIP knows the embedded world only: give --encoder for samples of other models.")
 

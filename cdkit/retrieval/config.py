@@ -33,7 +33,55 @@ class TrainerSettings(StageConfig):
     )
 
 
-class RetrieveConfig(ParallelConfig, TrainerSettings):
+class PictureCheckSettings(StageConfig):
+    """What pictures must be by their pixels, whatever their pool and captions say; each is a reason in the funnel."""
+
+    image_encoder: str | None = setting(
+        None,
+        "CLIP that looks at the pictures: open_clip:ViT-L-14/openai, … [default: the index's encoder].",
+        input="encoder",
+    )
+    image_text_min: float | None = setting(
+        None, "Least similarity of a picture to its caption [default: not asked].", ge=-1, le=1
+    )
+    semantic_duplicates: float | None = setting(
+        None,
+        "Similarity from which two pictures, or a picture and a photo of --exclude-like or --match, show the same "
+        "[default: not asked].",
+        ge=-1,
+        le=1,
+    )
+    reject_like: list[str] = setting([], "What no picture may show, such as 'a screenshot of text'. Repeatable.")
+    require_like: list[str] = setting([], "What a picture must show, one of these. Repeatable.")
+    like_margin: float = setting(
+        0.02, "By how much closer a picture is to such a text than to 'a picture' when it shows it.", ge=-1, le=1
+    )
+    nsfw_pictures: bool | None = setting(
+        None, "Also judge by the pixels what is unsafe [default: where --image-encoder is given]."
+    )
+    min_sharpness: float | None = setting(
+        None, "Least sharpness (variance of the Laplacian); 50 leaves out blurred pictures [default: any].", ge=0
+    )
+    max_flat: float | None = setting(
+        None, "Largest share of one colour; 0.95 leaves out placeholders [default: any].", ge=0, le=1
+    )
+    max_text: float | None = setting(
+        None, "Largest share covered by text; 0.15 leaves out pages and screenshots [default: any].", ge=0, le=1
+    )
+
+    @field_validator("reject_like", "require_like", mode="before", json_schema_input_type=str | list[str])
+    @classmethod
+    def _texts(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check_texts(self) -> PictureCheckSettings:
+        if not all(text.strip() for text in (*self.reject_like, *self.require_like)):
+            raise ValueError("reject_like, require_like: no text may be empty")
+        return self
+
+
+class RetrieveConfig(ParallelConfig, TrainerSettings, PictureCheckSettings):
     """Which images to find, what they must be, and what stands in for those that are not found."""
 
     index: str = setting(help="The caption index to search.", argument=True, input="index")
@@ -77,12 +125,6 @@ class RetrieveConfig(ParallelConfig, TrainerSettings):
     max_side: int = setting(1024, "Larger images are shrunk to this longer side, in pixels.", ge=16)
     near_duplicate_bits: int = setting(
         NEAR, "Bits of 64 in which perceptual hashes of near-duplicates differ at most.", ge=0, le=32
-    )
-    min_image_similarity: float | None = setting(
-        None,
-        "Least CLIP similarity of an image to its caption, by the index's encoder [default: not asked].",
-        ge=-1,
-        le=1,
     )
     nsfw_limit: Literal["unlikely", "unsure", "nsfw"] = setting("nsfw", "Worst NSFW rating of the pool to accept.")
     max_punsafe: float | None = setting(None, "Largest punsafe of the pool to accept.", ge=0, le=1)
@@ -142,7 +184,7 @@ class RetrieveConfig(ParallelConfig, TrainerSettings):
 
     def trained_photos(self) -> str | None:
         """The photos that trainers' layouts hold: those named, else the only ones that the set is kept apart from."""
-        return self.photos or (self.exclude_like[0] if len(self.exclude_like) == 1 else None)
+        return self.photos or self.match or (self.exclude_like[0] if len(self.exclude_like) == 1 else None)
 
 
 class ClassImagesConfig(ModelConfig, TrainerSettings):

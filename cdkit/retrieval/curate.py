@@ -16,26 +16,21 @@ from cdkit.core.errors import InputError
 from cdkit.core.formatting import json_text
 from cdkit.core.protocols import Progress, SilentProgress
 from cdkit.fetching.job import FetchedImage
-from cdkit.index.search import encode_queries
 from cdkit.pictures.folder import shown
-from cdkit.pictures.picture import NEAR, NearHashes, Picture, mirrored_hash, open_file, perceptual_hash
+from cdkit.pictures.picture import NEAR, NearHashes, Picture, mirrored_hash, perceptual_hash
 from cdkit.pictures.reading import read_pictures
 from cdkit.pictures.regularization_set import GENERATED
-from cdkit.retrieval.candidates import DIGITS, Candidate
+from cdkit.retrieval.candidates import Candidate
 from cdkit.retrieval.decisions import BY_HAND, Decisions
 from cdkit.retrieval.inspect import Inspection, Inspectors
 
 if TYPE_CHECKING:
-    from cdkit.core.protocols import TextEncoder
+    from cdkit.retrieval.picture_checks import PictureChecks, SemanticDuplicates
 
 JOURNAL_NAME = "inspected.jsonl"
 PLACEHOLDER = "placeholder"
 # As large as downloads are when they are hashed, unless they are told otherwise.
 TARGET_SIDE = 1024
-
-
-# Says how well the picture in a file fits a caption: the cosine of their embeddings.
-Scorer = Callable[[str, Path], float]
 
 
 @dataclass(frozen=True)
@@ -48,7 +43,6 @@ class CurationRules:
 
     distance: int = NEAR
     targets: tuple[int, ...] = ()
-    min_image_similarity: float | None = None
     decisions: Decisions = field(default_factory=Decisions)
 
 
@@ -61,16 +55,15 @@ class Curator:
         store: Path,
         rules: CurationRules,
         *,
-        scorer: Scorer | None = None,
+        checks: PictureChecks | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.store = store
         self._inspectors = inspectors
         self._rules = rules
-        self._scorer = scorer
+        self.checks = checks
         self._progress = progress or SilentProgress()
         self._inspections = dict(_read_journal(store))
-        self._scores: dict[tuple[str, int], float] = {}
 
     def prepare(self, images: Sequence[tuple[Candidate, FetchedImage]]) -> None:
         """Inspect those that were not inspected yet, also in an earlier run."""
@@ -86,20 +79,17 @@ class Curator:
                 journal.write(json_text({"image": names[place]} | asdict(inspection)) + "\n")
                 journal.flush()
                 task.advance()
+        if self.checks is not None:
+            inspected = [(candidate.caption, self.inspection(image)) for candidate, image in images]
+            self.checks.prepare([(caption, self.path(known)) for caption, known in inspected if known.reason is None])
 
     def inspection(self, image: FetchedImage) -> Inspection:
         """What is known of an image that was prepared."""
         return self._inspections[identity(image)]
 
-    def score(self, candidate: Candidate, image: FetchedImage) -> float | None:
-        """How well the image fits its caption; None where nobody asked."""
-        if self._scorer is None:
-            return None
-        inspection = self.inspection(image)
-        key = (inspection.sha256, candidate.caption_id)
-        if key not in self._scores:
-            self._scores[key] = self._scorer(candidate.caption, self.store / inspection.name)
-        return self._scores[key]
+    def path(self, inspection: Inspection) -> Path:
+        """Where the picture is stored."""
+        return self.store / inspection.name
 
     def admission(self) -> CurationAdmission:
         return CurationAdmission(self, self._rules)
@@ -143,6 +133,7 @@ class CurationAdmission:
     _accepted: NearHashes = field(init=False)
     _targets: NearHashes = field(init=False)
     _rejected: NearHashes = field(init=False)
+    _semantic: SemanticDuplicates | None = field(init=False)
     _captions: dict[str, int] = field(default_factory=dict)
     _placeholders: set[str] = field(default_factory=set)
     _withdrawn: dict[int, str] = field(default_factory=dict)
@@ -152,6 +143,8 @@ class CurationAdmission:
         self._accepted = NearHashes(self.rules.distance)
         self._targets = NearHashes(self.rules.distance, self.rules.targets)
         self._rejected = NearHashes(self.rules.distance, self.rules.decisions.perceptual)
+        checks = self.curator.checks
+        self._semantic = checks.duplicates() if checks is not None else None
 
     def admit(self, place: int, candidate: Candidate, image: FetchedImage) -> str | None:
         """None when the image is accepted, else the reason why it is not."""
@@ -166,13 +159,21 @@ class CurationAdmission:
             return "target_photo"
         if inspection.phash in self._accepted:
             return "near_duplicate"
-        least = self.rules.min_image_similarity
-        score = self.curator.score(candidate, image) if least is not None else None
-        if least is not None and score is not None and score < least:
-            return "dissimilar"
+        reason = self._seen(candidate.caption, self.curator.path(inspection))
+        if reason is not None:
+            return reason
         self._accepted.add(inspection.phash)
         self._places[inspection.sha256] = place
         return None
+
+    def _seen(self, caption: str, path: Path) -> str | None:
+        """What an image encoder has against a picture, by itself or beside the photos and those accepted."""
+        if self.curator.checks is None or self._semantic is None:
+            return None
+        reason = self.curator.checks.reason(caption, path) or self._semantic.reason(path)
+        if reason is None:
+            self._semantic.add(path)
+        return reason
 
     def withdrawn(self) -> Mapping[int, str]:
         """Places whose images turned out to be placeholders since this was asked last."""
@@ -189,22 +190,6 @@ class CurationAdmission:
         if sha256 in self._places:
             self._withdrawn[self._places.pop(sha256)] = PLACEHOLDER
         return True
-
-
-def load_scorer(texts: TextEncoder) -> Scorer:
-    """A scorer with the picture tower of a text encoder's own CLIP; raises as loading an encoder does.
-
-    One image at a time: what shares its batch must not decide in its last digits whether it is accepted.
-    """
-    from cdkit.encoders.image_towers import load_image_encoder
-
-    images = load_image_encoder(texts.spec)
-
-    def score(caption: str, path: Path) -> float:
-        image = images.encode_images([open_file(path)])[0]
-        return round(float(image @ encode_queries(texts, [caption])[0]), DIGITS)
-
-    return score
 
 
 def target_hashes(sources: Sequence[str], note: Callable[[str], None]) -> tuple[int, ...]:

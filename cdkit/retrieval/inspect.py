@@ -38,12 +38,18 @@ AT_HAND = 8
 
 @dataclass(frozen=True)
 class InspectionRules:
-    """What an image must be by itself. max_side: larger pictures are shrunk to it, in pixels."""
+    """What an image must be by itself. max_side: larger pictures are shrunk to it, in pixels.
+
+    min_sharpness, max_flat, max_text: limits of `cdkit.pictures.measures`; None for what is not measured.
+    """
 
     min_side: int = 1
     max_aspect_ratio: float | None = None
     max_side: int = 1024
     blocklist: Blocklist = field(default_factory=Blocklist)
+    min_sharpness: float | None = None
+    max_flat: float | None = None
+    max_text: float | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,9 @@ def inspect(content: Content, rules: InspectionRules, store: Path) -> Inspection
     reason = _reason(picture, rules, is_blank(picture))
     if reason is not None:
         return replace(inspection, reason=reason, detail=f"{picture.width} × {picture.height}")
+    measured = _measured(picture, rules)
+    if measured is not None:
+        return replace(inspection, reason=measured[0], detail=f"{measured[1]:.3g}")
     encoded, suffix = encode(decoded)
     name = f"{sha256}.{suffix}"
     # Neither renamed nor synced, which takes longer than decoding: the journal tells what was cut short by its size.
@@ -115,6 +124,19 @@ def _reason(picture: Image.Image, rules: InspectionRules, blank: bool) -> str | 
     if rules.max_aspect_ratio is not None and long / short > rules.max_aspect_ratio:
         return "aspect_ratio"
     return "blank" if blank else None
+
+
+def _measured(picture: Image.Image, rules: InspectionRules) -> tuple[str, float] | None:
+    """The first measure that is beyond its limit: the reason and the value."""
+    from cdkit.pictures.measures import flat_share, sharpness, text_share
+
+    if rules.max_flat is not None and (share := flat_share(picture)) > rules.max_flat:
+        return "flat", share
+    if rules.min_sharpness is not None and (value := sharpness(picture)) < rules.min_sharpness:
+        return "blurred", value
+    if rules.max_text is not None and (share := text_share(picture)) > rules.max_text:
+        return "text_heavy", share
+    return None
 
 
 @dataclass
@@ -269,7 +291,7 @@ def _warm_up(sample: Content) -> None:
     """Load every library before limits are set: they belong to the worker, not to an image."""
     from PIL import Image
 
-    from cdkit.pictures import decoding
+    from cdkit.pictures import decoding, measures  # noqa: F401
     from cdkit.pictures.picture import perceptual_hash
 
     Image.init()

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from cdkit.core.errors import CdkitError, ConfigError, InputError
+from cdkit.core.errors import ConfigError, InputError
 from cdkit.core.protocols import Progress
 from cdkit.core.text import clean_caption
 from cdkit.index.search import Match, encode_queries, search, search_vector
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 _MODIFIER = re.compile(r"<[^<>\s]+>")
 # Of all photos together, captions looked at as a multiple of those of one prompt; of each photo, at least so many.
 ALL_PHOTOS, LEAST_CAPTIONS = 4, 50
-_CAPTION_HINT = "Give each photo a caption (a .txt of its name beside it), or use an index of a CLIP's encoder."
 
 
 @dataclass(frozen=True)
@@ -110,17 +109,15 @@ def _stacked(rows: Iterator[Any]) -> np.ndarray:
 def _picture_vectors(encoder: TextEncoder, pictures: Sequence[Picture], progress: Progress) -> Sequence[Any]:
     if not pictures:
         return ()
-    from cdkit.encoders.image_towers import load_image_encoder
+    from cdkit.encoders.image_towers import image_encoder_of
 
-    lacking = f"{len(pictures)} of the photos to match have no caption ({_names(pictures)})"
     try:
-        images = load_image_encoder(encoder.spec)
-    except CdkitError as error:
-        reason = f"the index's encoder {encoder.spec!r} reads no pictures: {error.message}"
-        raise InputError(f"{lacking}, and {reason}", hint=_CAPTION_HINT) from error
-    if images.dimension != encoder.dimension:
-        reason = f"the towers of the index's encoder {encoder.spec!r} do not share a space"
-        raise InputError(f"{lacking}, and {reason}.", hint=_CAPTION_HINT)
+        images = image_encoder_of(encoder)
+    except InputError as error:
+        raise InputError(
+            f"{len(pictures)} of the photos to match have no caption: {_names(pictures)}. {error.message}",
+            hint="Give each a caption (a .txt of its name beside it), or use an index of a CLIP's encoder.",
+        ) from error
     rows = embed_pictures(
         images,
         pictures,

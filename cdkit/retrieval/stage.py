@@ -32,13 +32,14 @@ from cdkit.retrieval.candidates import (
 )
 from cdkit.retrieval.class_images import DRAWN, ClassImageDrawer, drawn_rows, fill, image_drawing
 from cdkit.retrieval.config import ClassImagesConfig, DatasetConfig, RetrieveConfig
-from cdkit.retrieval.curate import CurationRules, Curator, load_scorer, target_hashes
+from cdkit.retrieval.curate import CurationRules, Curator, target_hashes
 from cdkit.retrieval.decisions import read_all_decisions
 from cdkit.retrieval.download import download
 from cdkit.retrieval.funnel import Funnel, count_funnel, nearest_captions, similarity_histogram
 from cdkit.retrieval.images import is_embedded_pool, local_candidates, match_candidates, read_images, rendered
 from cdkit.retrieval.inspect import InspectionRules, Inspectors
 from cdkit.retrieval.matching import MatchedPhotos, find_matching, read_matched_photos
+from cdkit.retrieval.picture_checks import load_picture_checks
 from cdkit.retrieval.set_folder import (
     BUILDING,
     REJECTS,
@@ -92,14 +93,22 @@ class RetrievalRun:
         result = self.find()
         for note in result.candidates.notes:
             self.context.progress.note(note)
-        inspection = InspectionRules(config.min_side, config.max_aspect_ratio, config.max_side, blocklist)
-        rules = CurationRules(config.near_duplicate_bits, targets, config.min_image_similarity, self.decisions)
-        scorer = load_scorer(result.encoder) if config.min_image_similarity is not None else None
+        inspection = InspectionRules(
+            config.min_side,
+            config.max_aspect_ratio,
+            config.max_side,
+            blocklist,
+            config.min_sharpness,
+            config.max_flat,
+            config.max_text,
+        )
+        rules = CurationRules(config.near_duplicate_bits, targets, self.decisions)
+        checks = load_picture_checks(config, result.encoder, self.context.progress)
         store = self.building.sub("curated").path
         workers = self.context.engine.workers if config.engine == "local" else cpu_count()
         clocks = {"candidates_seconds": time.monotonic() - clock}
         with Inspectors(inspection, store, workers=workers) as inspectors:
-            curator = Curator(inspectors, store, rules, scorer=scorer, progress=self.context.progress)
+            curator = Curator(inspectors, store, rules, checks=checks, progress=self.context.progress)
             done = self.gather(result, curator, blocklist)
             if config.fill:
                 draw = image_drawing(config, self.building, self.context)
@@ -217,6 +226,8 @@ class RetrievalRun:
         note = self.context.progress.note
         layouts = write_layouts_beside(config.also_write, self.out, rows, self.concept, note)
         details = self.details(result, counted, done, rows) | {"layouts": layouts}
+        if curator.checks is not None:
+            details["picture_checks"] = curator.checks.as_json()
         facts = {"details": details, "shortfall": counted.shortfall(nearest)}
         write_rejects(self.out, done, curator, fingerprint, facts)
         return facts

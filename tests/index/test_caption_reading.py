@@ -15,14 +15,15 @@ import pytest
 import torch
 
 from cdkit.cli.app import execute_command
+from cdkit.core.protocols import SilentProgress
 from cdkit.core.shards import read_parts
 from cdkit.core.storage import read_json, write_json
 from cdkit.core.text import caption_id, clean_caption
 from cdkit.encoders.image_towers import load_image_encoder
 from cdkit.pictures.picture import FileContent, Picture
 from cdkit.retrieval.candidates import CandidateSettings, farthest_first
-from cdkit.retrieval.curate import load_scorer
 from cdkit.retrieval.images import local_candidates
+from cdkit.retrieval.picture_checks import PictureChecks, PictureRules
 from tests.encoders.conftest import UNCLEAN
 from tests.support import tiny_models
 from tests.support.photo_pool import picture
@@ -148,12 +149,15 @@ def test_an_image_is_scored_against_its_caption_as_written(tmp_path: Path, encod
 
     picture = Image.effect_noise((64, 64), 80).convert("RGB")
     picture.save(tmp_path / "picture.png")
-    score = load_scorer(encoder)
-    seen = load_image_encoder(encoder.spec).encode_images([picture])[0]
+    rules, images = PictureRules(image_text_min=0.0), load_image_encoder(encoder.spec)
+    checks = PictureChecks(rules, encoder, images, SilentProgress())
+    path = tmp_path / "picture.png"
+    checks.prepare([(caption, path) for caption in (AGAIN, *SPELLINGS)])
+    seen = images.encode_images([picture])[0]
     for caption in (AGAIN, *SPELLINGS):
         expected = float(seen @ encoder.encode([caption])[0])
-        assert score(caption, tmp_path / "picture.png") == pytest.approx(expected, abs=2e-6)
-    assert len({score(caption, tmp_path / "picture.png") for caption in SPELLINGS}) == 1
+        assert checks.similarity(caption, path) == pytest.approx(expected, abs=2e-6)
+    assert len({checks.similarity(caption, path) for caption in SPELLINGS}) == 1
 
 
 @pytest.fixture(scope="module")

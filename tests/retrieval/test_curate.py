@@ -76,20 +76,6 @@ def test_the_own_photos_never_enter(tmp_path: Path) -> None:
     assert standing.turned_down == {0: "target_photo", 2: "blank"}
 
 
-def _by_number(caption: str, path: Path) -> float:
-    """Finds later captions less fitting."""
-    return 1.0 - int(caption[1:]) / 10
-
-
-def test_images_that_do_not_fit_their_caption_are_left_out(tmp_path: Path) -> None:
-    rules = CurationRules(distance=0, min_image_similarity=0.8)
-    inspectors: Inspectors = KnownInspectors()  # type: ignore[assignment]
-    curator = Curator(inspectors, tmp_path, rules, scorer=_by_number)
-    standing = walk(curator, [image(str(number), 1 << (number * 8)) for number in range(5)], range(5), 10)
-    assert standing.accepted == [0, 1, 2]
-    assert set(standing.turned_down.values()) == {"dissimilar"}
-
-
 @given(
     st.lists(
         st.tuples(st.sampled_from("abcdefgh"), st.integers(0, 5), st.sampled_from(["-", "-", "-", "blank", "dead"])),

@@ -56,37 +56,41 @@ def shard_of(ids: np.ndarray, shards: int) -> np.ndarray:
 class BucketWriter:
     """Collects rows up to a number of bytes, then writes them as one Arrow batch per shard.
 
-    Every flush writes exactly `shards` batches, so that batch n belongs to shard n modulo `shards`.
+    Every flush writes exactly `shards` batches, so that batch n belongs to shard n modulo `shards`. Rows are put in
+    the order of their shards as they come, while a processor's cache holds them.
     """
 
     def __init__(self, writer: pa.ipc.RecordBatchFileWriter, shards: int, max_bytes: int) -> None:
         self._writer = writer
         self._shards = shards
         self._max_bytes = max_bytes
-        self._waiting: list[pa.RecordBatch] = []
+        self._waiting: list[tuple[pa.RecordBatch, list[int]]] = []
         self._bytes = 0
 
-    def add(self, batch: pa.RecordBatch) -> None:
-        """Take rows of bucket_schema()."""
-        self._waiting.append(batch)
-        self._bytes += batch.get_total_buffer_size()
+    def add(self, batch: pa.RecordBatch, kept: np.ndarray) -> None:
+        """Take rows of bucket_schema(), those that are `kept` (bool [n])."""
+        import numpy as np
+        import pyarrow as pa
+
+        rows = np.flatnonzero(kept)
+        shard = shard_of(batch.column(0).to_numpy()[rows], self._shards)
+        ordered = batch.take(pa.array(rows[np.argsort(shard, kind="stable")]))
+        ends = np.cumsum(np.bincount(shard, minlength=self._shards)).tolist()
+        self._waiting.append((ordered, [0, *ends]))
+        self._bytes += ordered.get_total_buffer_size()
         if self._bytes >= self._max_bytes:
             self.flush()
 
     def flush(self) -> None:
         """Write what was collected."""
-        import numpy as np
         import pyarrow as pa
 
         if not self._waiting:
             return
-        rows = pa.concat_batches(self._waiting)
+        for shard in range(self._shards):
+            pieces = [rows.slice(ends[shard], ends[shard + 1] - ends[shard]) for rows, ends in self._waiting]
+            self._writer.write_batch(pa.concat_batches(pieces))
         self._waiting, self._bytes = [], 0
-        shard = shard_of(rows.column(0).to_numpy(), self._shards)
-        rows = rows.take(pa.array(np.argsort(shard, kind="stable")))
-        ends = np.cumsum(np.bincount(shard, minlength=self._shards)).tolist()
-        for start, end in zip([0, *ends], ends, strict=False):
-            self._writer.write_batch(rows.slice(start, end - start))
 
 
 @contextmanager
@@ -102,8 +106,8 @@ def bucket_writer(
         LABELS_KEY: json_text({str(number): label for number, label in labels.items()}),
     }
     schema = bucket_schema().with_metadata(metadata)
-    options = pa.ipc.IpcWriteOptions(compression="lz4")
-    with atomic_path(path) as temporary, pa.ipc.new_file(str(temporary), schema, options=options) as writer:
+    # Not compressed: LZ4 takes a quarter off and costs as much as sorting does.
+    with atomic_path(path) as temporary, pa.ipc.new_file(str(temporary), schema) as writer:
         bucket = BucketWriter(writer, shards, max_bytes)
         yield bucket
         bucket.flush()
@@ -123,12 +127,12 @@ def is_finished(path: Path, fingerprint: str) -> bool:
 
 @lru_cache(maxsize=256)
 def _opened(path: Path, columns: tuple[str, ...]) -> pa.ipc.RecordBatchFileReader:
-    """A bucket file in a memory map, only the named columns decoded; kept open for the shards to come."""
+    """A bucket file, only the named columns decoded; kept open for the shards to come."""
     import pyarrow as pa
 
     included = [bucket_schema().get_field_index(name) for name in columns]
     options = pa.ipc.IpcReadOptions(included_fields=included) if included else pa.ipc.IpcReadOptions()
-    return pa.ipc.open_file(pa.memory_map(str(path)), options=options)
+    return pa.ipc.open_file(pa.OSFile(str(path)), options=options)
 
 
 def close_buckets() -> None:
@@ -157,22 +161,23 @@ class ShardReader:
             for number in range(self._shard, reader.num_record_batches, shards):
                 yield reader.get_batch(number)
 
-    def take(self, numbers: np.ndarray) -> pa.Table:
-        """The rows with these numbers, in this order (each number once)."""
+    def rows(self, numbers: np.ndarray, columns: Sequence[str] | None = None) -> tuple[pa.Table, np.ndarray]:
+        """The rows with these numbers (each once), only the named columns, as they lie, and where each number's is."""
         import numpy as np
         import pyarrow as pa
 
         wanted = np.sort(numbers)
         pieces, start = [], 0
-        for batch in self.batches():
+        for batch in self.batches(columns):
             low, high = np.searchsorted(wanted, [start, start + batch.num_rows])
             if high - low == batch.num_rows:
                 pieces.append(batch)
             elif high > low:
                 pieces.append(batch.take(pa.array(wanted[low:high] - start)))
             start += batch.num_rows
-        rows = pa.Table.from_batches(pieces, schema=bucket_schema()).combine_chunks()
-        return rows.take(pa.array(np.searchsorted(wanted, numbers)))
+        schema = bucket_schema() if columns is None else pa.schema([bucket_schema().field(name) for name in columns])
+        rows = pa.Table.from_batches(pieces, schema=schema).combine_chunks()
+        return rows, numbers if len(wanted) == start else np.searchsorted(wanted, numbers)
 
 
 REJECT_GROUP_ROWS = 1 << 17

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from cdkit.captions.config import ImportConfig
 
-BATCH_ROWS = 1 << 16
+BATCH_ROWS = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -240,7 +240,7 @@ class _FileReader:
         url = self._without_userinfo(batch.column("url"))
         columns = {"caption_id": pa.array(ids), "check": pa.array(checks), "file": pa.array(numbers), "url": url}
         arrays = [columns[name] if name in columns else batch.column(name) for name in bucket_schema().names]
-        bucket.add(pa.RecordBatch.from_arrays(arrays, schema=bucket_schema()).filter(kept))
+        bucket.add(pa.RecordBatch.from_arrays(arrays, schema=bucket_schema()), np.asarray(kept))
         self._reject(batch.column("row"), reason, self._without_userinfo(value), pc.invert(kept), rejects)
         self._tally.read += batch.num_rows
         counts = np.bincount(batch.column("impossible").to_numpy(), minlength=1 << len(CHECKED)).tolist()
@@ -250,7 +250,9 @@ class _FileReader:
         """URLs without user names and passwords: a picture is fetched without them, so that no download is lost."""
         import pyarrow.compute as pc
 
-        number = pc.sum(pc.match_substring_regex(urls, URL_USERINFO)).as_py() or 0
+        # Few hold a @, which takes a tenth of the time to see.
+        suspects = urls.filter(pc.match_substring(urls, "@"))
+        number = pc.sum(pc.match_substring_regex(suspects, URL_USERINFO)).as_py() or 0
         self._tally.credentials += number
         return pc.replace_substring_regex(urls, URL_USERINFO, r"\1") if number else urls
 

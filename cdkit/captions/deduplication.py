@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdkit.captions.bucket_files import ShardReader
+from cdkit.captions.bucket_files import ShardReader, bucket_schema
 from cdkit.captions.row_query import VALUE_CHARACTERS
 from cdkit.core.errors import writing
 from cdkit.core.shards import finished_facts, part_name, schema, shard_metadata, write_shard
@@ -106,17 +106,19 @@ def _write_windows(reader: ShardReader, order: ShardOrder, captions: Any, image_
 
     labels = pa.array([reader.labels[number] for number in sorted(reader.labels)], pa.string())
     numbers = np.array(sorted(reader.labels), np.int64)
+    columns = [name for name in bucket_schema().names if name not in ("check", "row")]
     written = 0
     for start in range(0, len(order.kept), WINDOW_ROWS):
         window = order.kept[start : start + WINDOW_ROWS]
-        rows = reader.take(window)
-        source = labels.take(pa.array(np.searchsorted(numbers, rows["file"].to_numpy())))
-        table = rows.append_column("source", source).select(schema("image_rows").names)
+        rows, places = reader.rows(window, columns)
+        table = rows.drop_columns(["caption"]).take(pa.array(places))
+        source = labels.take(pa.array(np.searchsorted(numbers, table["file"].to_numpy())))
+        table = table.append_column("source", source).select(schema("image_rows").names)
         image_rows.write_table(table, row_group_size=ROW_GROUP_ROWS)
         begins = np.flatnonzero(order.is_first[start : start + WINDOW_ROWS])
         counts = order.rows_per_caption[written : written + len(begins)]
         written += len(begins)
-        firsts = rows.select(["caption_id", "caption"]).take(pa.array(begins))
+        firsts = rows.select(["caption_id", "caption"]).take(pa.array(places[begins]))
         table = firsts.append_column("rows", pa.array(counts.astype(np.int32)))
         captions.write_table(table, row_group_size=ROW_GROUP_ROWS)
 
@@ -129,7 +131,7 @@ def _reject_collided(reader: ShardReader, order: ShardOrder, job: DeduplicationJ
     path = job.out / "rejects" / part_name(job.groups + shard)
     if not len(order.collided):
         return {}
-    rows = reader.take(order.collided).sort_by([("file", "ascending"), ("row", "ascending")])
+    rows = reader.rows(order.collided)[0].sort_by([("file", "ascending"), ("row", "ascending")])
     table = pa.table(
         {
             "source": pa.array([reader.labels[number] for number in rows["file"].to_pylist()]),

@@ -19,11 +19,12 @@ from cdkit.captions.bucket_files import (
     is_finished,
     rejects_writer,
 )
+from cdkit.captions.digests import digests_of
 from cdkit.captions.json_lines import needed_keys
 from cdkit.captions.lines import check_whole
 from cdkit.captions.reading import SourceTable, inspect, local_copy, with_keys
 from cdkit.captions.relation import NeedsRepairError, keys_sql, reading_error, repaired_copy
-from cdkit.captions.row_query import CHECKED, digests_of, impossible_counts, rated_sql, rows_sql
+from cdkit.captions.row_query import CHECKED, impossible_counts, rated_sql, rows_sql
 from cdkit.core.errors import CdkitError, InputError, ResourceError, shortage, write_problem, writing
 from cdkit.core.formatting import URL_USERINFO
 from cdkit.core.shards import finished_facts, part_name, schema

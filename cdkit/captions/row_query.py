@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import binascii
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from cdkit.captions.lines import TOO_LONG, UNDECODABLE
 from cdkit.captions.pools import SAFETY
 from cdkit.captions.reading import SourceTable
 from cdkit.captions.relation import FAULT, FAULT_TEXT, quote, relation_sql
-from cdkit.core.text import CURLED, STRAIGHT, clean_caption, digest_halves, simple_pattern
+from cdkit.core.text import CURLED, STRAIGHT, simple_pattern
 
 if TYPE_CHECKING:
-    import numpy as np
-    import pyarrow as pa
-
     from cdkit.captions.config import ImportConfig
 
 
@@ -119,67 +114,6 @@ def greatest(values: Sequence[str]) -> str:
     if not values:
         return "NULL::DOUBLE"
     return values[0] if len(values) == 1 else f"greatest({', '.join(values)})"
-
-
-def digests_of(digest: pa.Array, caption: pa.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Caption ids and checks, int64, and whether the cleaned caption is blank.
-
-    `digest` is the sha256 in hex where SQL cleaned the caption; Python cleans those that have a caption and no digest,
-    and those with control characters.
-    """
-    import numpy as np
-    import pyarrow as pa
-
-    rows = len(digest)
-    ids, checks, blank = np.zeros(rows, np.int64), np.zeros(rows, np.int64), np.zeros(rows, bool)
-    in_sql = np.asarray(digest.is_valid())
-    ids[in_sql], checks[in_sql] = _halves_of_hex(digest)
-    left = (~in_sql | _has_control(caption)) & np.asarray(caption.is_valid())
-    for position, text in zip(np.flatnonzero(left).tolist(), caption.filter(pa.array(left)).to_pylist(), strict=True):
-        halves = _cleaned_halves(text)
-        if halves is None:
-            blank[position] = True
-        else:
-            ids[position], checks[position] = halves
-    return ids, checks, blank
-
-
-def _has_control(texts: pa.Array) -> np.ndarray:
-    """bool [n]: in which texts a control character of ASCII stands."""
-    import numpy as np
-
-    rows = np.zeros(len(texts), bool)
-    offsets = _offsets(texts)
-    data = np.frombuffer(texts.buffers()[2] or b"", np.uint8)[offsets[0] : offsets[-1]]
-    places = np.flatnonzero((data < ord(" ")) | (data == 0x7F)) + offsets[0]
-    rows[np.searchsorted(offsets, places, side="right") - 1] = True
-    return rows
-
-
-def _offsets(texts: pa.Array) -> np.ndarray:
-    """int32 [n + 1]: where each text begins in the buffer."""
-    import numpy as np
-
-    return np.frombuffer(texts.buffers()[1], np.int32)[texts.offset : texts.offset + len(texts) + 1]
-
-
-@lru_cache(maxsize=1 << 16)
-def _cleaned_halves(text: str) -> tuple[int, int] | None:
-    cleaned = clean_caption(text)
-    return digest_halves(cleaned) if cleaned else None
-
-
-def _halves_of_hex(digest: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """The first two 8-byte halves, & 2⁶³−1, of the sha256 values that are not null."""
-    import numpy as np
-
-    present = digest.drop_null()
-    if not len(present):
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    offsets = _offsets(present)
-    raw = binascii.unhexlify(memoryview(present.buffers()[2])[offsets[0] : offsets[-1]])
-    words = np.frombuffer(raw, ">u8").reshape(-1, 4)[:, :2] & np.uint64((1 << 63) - 1)
-    return words[:, 0].astype(np.int64), words[:, 1].astype(np.int64)
 
 
 # ASCII that is lower case away from clean, if no control character is in it: `digests_of` sees to those. A regular

@@ -12,8 +12,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cdkit.captions.config import ImportConfig
+from cdkit.captions.digests import digests_of
 from cdkit.captions.reading import inspect
-from cdkit.captions.row_query import digests_of, rows_sql
+from cdkit.captions.row_query import rows_sql
 from cdkit.core.storage import SourceFile
 from cdkit.core.text import clean_caption, digest_halves
 

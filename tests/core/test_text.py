@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cdkit.captions.row_query import digests_of
+from cdkit.captions.digests import digests_of
 from cdkit.core.text import (
     _ASIDE,
     CURLED,

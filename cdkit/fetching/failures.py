@@ -12,11 +12,13 @@ from email.utils import parsedate_to_datetime
 
 FAILURE_KINDS = (
     *("dns", "refused", "reset", "timeout", "tls", "redirect", "scheme", "port", "blocked_address"),
-    *("http_403", "http_404", "http_4xx", "http_5xx", "opt_out", "protocol", "encoding", "too_large", "memory"),
-    *("hash_mismatch", "blocklisted", "lost"),
+    *("http_403", "http_404", "http_4xx", "http_5xx", "opt_out", "robots", "ai_txt"),
+    *("protocol", "encoding", "too_large", "memory", "hash_mismatch", "blocklisted", "lost"),
 )
 # Said about the host, or by its owner: another spelling of the same URL would end the same way.
-HOST_FAILURES = frozenset({"dns", "refused", "tls", "scheme", "port", "blocked_address", "opt_out", "blocklisted"})
+HOST_FAILURES = frozenset(
+    {"dns", "refused", "tls", "scheme", "port", "blocked_address", "opt_out", "robots", "ai_txt", "blocklisted"}
+)
 # Not a failure: the fetch never began, because its host was busy until the deadline.
 DEFERRED = "deferred"
 LONGEST_RETRY_AFTER = 120.0

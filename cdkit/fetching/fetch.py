@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http
 import io
 import threading
 import urllib.request
@@ -29,6 +30,8 @@ from cdkit.fetching.guard import (
 )
 from cdkit.fetching.job import AGENT_TOKEN, Job, Journal
 from cdkit.fetching.responses import BoundedResponse, decoded, opts_out
+from cdkit.fetching.robots import MOST_BYTES as ROBOTS_BYTES
+from cdkit.fetching.robots import Answer, HostRules
 from cdkit.fetching.urls import WEB_PORTS, AllowedHosts, WebUrl, is_public, parse_url, proxy_place
 
 MAX_REDIRECTS = 5
@@ -57,6 +60,7 @@ class GuardedOpener(urllib.request.OpenerDirector):
         self.allowed = AllowedHosts.parse(list(job.settings.allow_hosts))
         self.resolver = Resolver(job.settings.names)
         self.turns = HostTurns(job.settings.per_host)
+        self.rules = HostRules() if job.settings.respect_robots else None
         self.add_handler(GuardedHTTPHandler())
         self.add_handler(GuardedHTTPSHandler(context=trusted_certificates()))
         self.proxy: Place | None = None
@@ -96,7 +100,7 @@ class GuardedOpener(urllib.request.OpenerDirector):
             try:
                 with self.turns.turn(url.place, seconds / 2):
                     self.journal.write(key, "started")
-                    hop = self._visit(url, deadline)
+                    hop = self._visit_permitted(url, deadline)
                 body = self._follow(url, hop, deadline) if isinstance(hop, WebUrl) else hop
             except FetchFailure:
                 raise
@@ -119,7 +123,7 @@ class GuardedOpener(urllib.request.OpenerDirector):
             seen.add(hop.text)
             try:
                 with self.turns.turn(hop.place, deadline.remaining()):
-                    hop = self._visit(hop, deadline)
+                    hop = self._visit_permitted(hop, deadline)
             except FetchFailure as failure:
                 if failure.kind == DEFERRED:
                     raise FetchFailure("timeout", failure.detail) from failure
@@ -143,8 +147,30 @@ class GuardedOpener(urllib.request.OpenerDirector):
         if not is_public(url.host):
             raise FetchFailure("blocked_address", url.host)
 
-    def _visit(self, url: WebUrl, deadline: Deadline) -> Body | WebUrl:
-        """One request: the body, or the URL it redirects to."""
+    def _visit_permitted(self, url: WebUrl, deadline: Deadline) -> Body | WebUrl:
+        """One request for an image, where its host's own rules are asked first if they are to be."""
+        if self.rules is not None:
+            self.rules.require(url, lambda file: self._rules_file(file, deadline), deadline.remaining())
+        return self._visit(url, deadline)
+
+    def _rules_file(self, url: WebUrl, deadline: Deadline) -> Answer:
+        """What a host says to robots.txt or ai.txt: its start, behind redirects that are checked like an image's."""
+        hop: Body | WebUrl = url
+        for _ in range(MAX_REDIRECTS + 1):
+            if isinstance(hop, Body):
+                return Answer(hop.status, hop.content.decode("utf-8", "replace"))
+            self._check(hop)
+            try:
+                hop = self._visit(hop, deadline, start=ROBOTS_BYTES)
+            except FetchFailure as failure:
+                if failure.status is None or failure.kind == "opt_out":
+                    raise
+                return Answer(failure.status)
+        # RFC 9309, section 2.3.1.2: as if there were none.
+        return Answer(http.HTTPStatus.NOT_FOUND)
+
+    def _visit(self, url: WebUrl, deadline: Deadline, start: int | None = None) -> Body | WebUrl:
+        """One request: the body, or its first `start` bytes, or the URL it redirects to."""
         exempt = self.proxy or (url.place if self.allowed.covers(url) else None)
         headers = {
             "User-Agent": self.settings.user_agent,
@@ -160,7 +186,7 @@ class GuardedOpener(urllib.request.OpenerDirector):
                 return _redirected(url, str(response.headers["Location"]))
             if not 200 <= response.status < 300:
                 raise status_failure(response.status, str(response.reason), response.headers.get("Retry-After"))
-            content = self._read(response, deadline)
+            content = self._read(response, deadline) if start is None else response.read(start)
             return Body(content, response.headers, url.text, response.status)
 
     def _read(self, response: BoundedResponse, deadline: Deadline) -> bytes:

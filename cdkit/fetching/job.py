@@ -43,8 +43,8 @@ class FetchSettings:
     timeout, a reset, a 429 or a 5xx. per_host: connections to one host at a time. survival: share of links expected
     to work, before it is measured; by 0.87 a first wave tries 1.15 URLs an image, too many at no share. allow_hosts:
     `HOST[:PORT]` exempt from the address and port checks. proxy: `http://HOST:PORT` that everything goes through.
-    names: answers used instead of DNS: name → addresses of the first lookup, of the second, …; without any, the name
-    is never answered.
+    respect_robots: ask every host for robots.txt and ai.txt first. names: answers used instead of DNS: name →
+    addresses of the first lookup, of the second, …; without any, the name is never answered.
     """
 
     threads: int = MAX_THREADS
@@ -56,6 +56,7 @@ class FetchSettings:
     allow_hosts: tuple[str, ...] = ()
     proxy: str | None = None
     user_agent: str = USER_AGENT
+    respect_robots: bool = False
     names: Mapping[str, Sequence[Sequence[str]]] = field(default_factory=dict)
 
     def check(self) -> None:

@@ -136,6 +136,7 @@ class RetrieveConfig(ParallelConfig, TrainerSettings, PictureCheckSettings):
     deadline: float = setting(15.0, "Seconds one download may take.", ge=0.1, le=600)
     retries: int = setting(1, "Further tries after a timeout, a reset or a server error.", ge=0, le=10)
     max_bytes: int = setting(16 << 20, "Largest download, in bytes.", ge=1, le=1 << 30)
+    respect_robots: bool = setting(False, "Ask every host's robots.txt and ai.txt first, and keep to them.")
     allow_host: list[str] = setting([], "HOST[:PORT] exempt from the checks of address and port. Repeatable.")
     also_write: list[str] = setting([], _ALSO_WRITE)
     seed: int = setting(0, "Seed of select spread.", ge=0)

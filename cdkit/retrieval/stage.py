@@ -205,6 +205,7 @@ class RetrievalRun:
                 max_bytes=config.max_bytes,
                 allow_hosts=tuple(config.allow_host),
                 proxy=config.proxy,
+                respect_robots=config.respect_robots,
             ),
             judge=curator,
             blocklist=blocklist,

@@ -251,3 +251,25 @@ def test_three_prompts_over_all_real_photos_give_exactly_200(
     pianos = sum(photo.captions == ("a photo of a grand piano",) for photo in photos)
     assert data["accepted"] + data["rejected"].get("near_duplicate", 0) == pianos
     assert f"{data['accepted']} of 200 images" in words
+
+
+def test_what_robots_txt_forbids_is_a_reason_of_its_own(
+    tmp_path: Path, server: HostileServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CDKIT_CACHE", str(tmp_path / "cache"))
+    server.rules["/robots.txt"] = (200, b"User-agent: *\nDisallow: /file/private/\n", {})
+    server.rules["/ai.txt"] = (200, b"User-Agent: *\nDisallow: *.gif\n", {})
+    rows = []
+    for number in range(6):
+        name = ("private/{}.png", "{}.gif", "{}.png")[number % 3].format(number)
+        server.files[f"/file/{name}"] = picture(number)
+        rows.append(PoolPicture(f"a photo of a dog {number}", server.url(f"file/{name}")))
+    index = index_of(tmp_path / "index", rows, ENCODER)
+    command = (index, "a photo of a dog", "--allow-host", server.place, "--count", 6)
+    code, data, _ = retrieve(capsys, *command, "--respect-robots", "--out", tmp_path / "set")
+    assert (code, data["accepted"], data["rejected"]) == (5, 2, {"robots": 2, "ai_txt": 2})
+    details = {row["reason"]: row["detail"] for row in rejected(tmp_path / "set")}
+    assert details == {"robots": "/robots.txt: Disallow: /file/private/", "ai_txt": "/ai.txt: Disallow: *.gif"}
+    assert not [path for path in server.hits if "private" in path or path.endswith(".gif")]
+    assert server.hits["/robots.txt"] == 1
+    assert retrieve(capsys, *command, "--out", tmp_path / "all")[:2][1]["accepted"] == 6

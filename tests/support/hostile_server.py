@@ -46,6 +46,9 @@ class Hostile(BaseHTTPRequestHandler):
         path = urlsplit(self.path).path
         visit = self.server.count(self.path)
         self.server.agents.add(self.headers.get("User-Agent"))
+        if path in self.server.rules:
+            self.answer(*self.server.rules[path])
+            return
         name, _, _rest = path.lstrip("/").partition("/")
         if name in STATUSES:
             self.answer(STATUSES[name], b"no")
@@ -197,6 +200,8 @@ class HostileServer(ThreadingHTTPServer):
         self.hits: Counter[str] = Counter()
         self.agents: set[str | None] = set()
         self.files: dict[str, bytes] = {}
+        # What robots.txt and ai.txt answer, by path: status, body and headers.
+        self.rules: dict[str, tuple[int, bytes, dict[str, str]]] = {}
         self.wire: dict[str, tuple[bytes, bytes]] = {}
         self._lock = threading.Lock()
         if certificate is not None:

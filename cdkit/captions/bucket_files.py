@@ -42,6 +42,8 @@ def bucket_schema() -> pa.Schema:
             ("punsafe", pa.float32()),
             ("pwatermark", pa.float32()),
             ("md5", pa.string()),
+            ("licence", pa.string()),
+            ("attribution", pa.string()),
         ]
     )
 

@@ -22,6 +22,9 @@ class ImportConfig(ParallelConfig):
     pool: str | None = setting(None, f"Layout of the files [default: detected per file]: {', '.join(PRESETS)}.")
     caption_column: str | None = setting(None, "Column that holds the captions, for tables of your own.")
     url_column: str | None = setting(None, "Column that holds the image URLs, for tables of your own.")
+    pool_licence: str | None = setting(
+        None, "Licence of the images whose files state none, as the pool's publisher words it."
+    )
     keep_unrated: bool = setting(False, "Keep rows without a safety rating in files that rate others.")
     nsfw_limit: Literal["unlikely", "unsure", "nsfw"] = setting(
         "unlikely", "Worst NSFW rating to keep; `nsfw` keeps all."

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # Rows sorted in memory at a time; a shard of one caption repeated without end has more. Part of the output's bytes.
 WINDOW_ROWS = 1 << 18
 ROW_GROUP_ROWS = 1 << 16
-_ENCODED_AS_DICTIONARY = ["nsfw", "source"]
+_ENCODED_AS_DICTIONARY = ["nsfw", "licence", "attribution", "source"]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from cdkit.captions.lines import (
     broken,
     row_of,
 )
-from cdkit.captions.pools import KNOWN_NAMES, SAFETY, Layout, choice_hint, find_layout
+from cdkit.captions.pools import KNOWN_NAMES, SAFETY, STATED, Layout, choice_hint, find_layout
 from cdkit.core.columns import ColumnNames, folded
 from cdkit.core.errors import InputError
 
@@ -126,7 +126,7 @@ def keyed_layout(names: Sequence[str], sample: KeySample, config: ImportConfig) 
     )
     for meaning, positions in layout.columns.items():
         first = names[positions[0]]
-        if meaning not in SAFETY and len(positions) > 1 and sample.always_twice(first):
+        if meaning not in (*SAFETY, *STATED) and len(positions) > 1 and sample.always_twice(first):
             ColumnNames(tuple(names)).position(first, hint=choice_hint(meaning))
     for meaning in ("caption", "url"):
         spelt = [names[position] for position in layout.columns.get(meaning, ())]
@@ -146,7 +146,7 @@ def json_rows(lines: Iterable[str], names: Sequence[str], layout: Layout) -> Ite
     alone = [
         {wanted.index(position) for position in positions}
         for meaning, positions in layout.columns.items()
-        if meaning not in SAFETY and len(positions) > 1
+        if meaning not in (*SAFETY, *STATED) and len(positions) > 1
     ]
     captions = {wanted.index(position) for position in layout.columns.get("caption", ())}
     texts = layout.texts

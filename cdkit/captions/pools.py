@@ -32,10 +32,20 @@ KNOWN_NAMES: dict[str, tuple[str, ...]] = {
         *("has_watermark", "is_watermarked"),
     ),
     "md5": ("md5",),
+    "licence": (
+        *("licence", "license", "license_url", "licence_url", "license_type", "license_name", "licensename"),
+        *("image_license", "usage_rights", "rights", "rights_statement", "copyright_status"),
+    ),
+    "attribution": (
+        *("attribution", "attribution_text", "credit", "credit_line", "creator", "author", "photographer", "artist"),
+        *("copyright_holder", "rights_holder", "rightsholder", "owner_name", "ownername", "username"),
+    ),
 }
 FIELDS = tuple(KNOWN_NAMES)
 # What keeps images out: every column that says it counts, and of several the worst.
 SAFETY = ("nsfw", "punsafe", "pwatermark")
+# Said in words, by all columns of that name together: no picture is turned down for how often its licence is stated.
+STATED = ("licence", "attribution")
 # More than this share of a file's first lines has to look like rows of a pool without a header line.
 HEADERLESS_SHARE = 0.5
 
@@ -72,6 +82,18 @@ PRESETS: dict[str, Preset] = {
             "datacomp",
             frozenset({"uid", "url", "text", "clip_b32_similarity_score"}),
             {"caption": "text", "url": "url", "similarity": "clip_b32_similarity_score"},
+        ),
+        # The museum or archive that published the picture; its address says the licence, and `hash` is of the file.
+        Preset(
+            "pd12m",
+            frozenset({"id", "url", "caption", "mime_type", "hash", "license"}),
+            {"caption": "caption", "url": "url", "md5": "hash", "licence": "license", "attribution": "source"},
+        ),
+        # Links alone; captions, which others have published, are joined to them by url.
+        Preset(
+            "megalith10m",
+            frozenset({"url", "url_highres", "url_source"}),
+            {"caption": "caption", "url": "url_highres", "attribution": "url_source"},
         ),
         Preset("img2dataset", frozenset({"url", "caption", "key", "status"}), {"caption": "caption", "url": "url"}),
         Preset("laion2b", frozenset({"URL", "TEXT", "WIDTH", "HEIGHT"}), _LAION),
@@ -197,7 +219,7 @@ def _positions(
         return tuple(sorted({position for name in KNOWN_NAMES[meaning] for position in table.positions(name)}))
     candidates = (exact, *KNOWN_NAMES[meaning]) if exact is not None else KNOWN_NAMES[meaning]
     name = next((candidate for candidate in candidates if table.positions(candidate)), None)
-    if name is None or spellings:
+    if name is None or spellings or meaning in STATED:
         return table.positions(name) if name is not None else ()
     position = table.position(name, hint=choice_hint(meaning))
     return () if position is None else (position,)

@@ -123,6 +123,7 @@ PLAIN = """coalesce(strlen(caption) = length(caption) AND caption >= '!' AND NOT
     AND CASE WHEN contains(caption, '&') THEN NOT regexp_matches(caption, '&[^ &]') ELSE true END, false)"""
 MAX_CHARACTERS = 4000
 MAX_SIDE = 65_535
+MAX_STATED = 500
 VALUE_CHARACTERS = 200
 # Values that may be impossible, one bit each in the `impossible` column.
 CHECKED = ("width", "height", "similarity", "punsafe", "pwatermark", "nsfw", "md5")
@@ -142,9 +143,11 @@ def rows_sql(table: SourceTable, config: ImportConfig, *, rated: bool) -> str:
 
     row, caption (as written; null for rows too broken to clean), digest (sha256 of the cleaned caption in hex, null
     where Python has to clean), reason and value (null: keep), url, width, height, nsfw, pool_similarity, punsafe,
-    pwatermark, md5, impossible (bits in the order of CHECKED).
+    pwatermark, md5, licence, attribution, impossible (bits in the order of CHECKED).
     """
     values = {"caption": _caption(table), "url": _text(table, "url"), **_values(table)}
+    values["licence"] = _stated(table, "licence", default=config.pool_licence)
+    values["attribution"] = _stated(table, "attribution")
     named = ", ".join(f"{value} AS {name}" for name, value in values.items())
     impossible = " + ".join(
         f"CASE WHEN {condition} THEN {1 << bit} ELSE 0 END" for bit, condition in enumerate(_impossible(table))
@@ -164,7 +167,7 @@ def rows_sql(table: SourceTable, config: ImportConfig, *, rated: bool) -> str:
         CASE WHEN reason IS NOT NULL THEN left(coalesce({_shown()}, ''), {VALUE_CHARACTERS}) END AS value,
         CASE WHEN reason IS NULL THEN url END AS url, width::INTEGER AS width, height::INTEGER AS height, nsfw,
         similarity::FLOAT AS pool_similarity, punsafe::FLOAT AS punsafe, pwatermark::FLOAT AS pwatermark, md5,
-        impossible
+        licence, attribution, impossible
     FROM cleaned"""
 
 
@@ -241,6 +244,14 @@ def _text(table: SourceTable, name: str, *, trimmed: bool = True) -> str:
     # The cheap test comes first: trimming a set of characters costs DuckDB ten times as much.
     blank = any_of([f"contains({text}, chr({ord(char)}))" for char in " \t\n\r"])
     return f"CASE WHEN {blank} THEN nullif(trim({text}, {BLANKS}), '') ELSE nullif({text}, '') END"
+
+
+def _stated(table: SourceTable, name: str, *, default: str | None = None) -> str:
+    """What a row says in words of a thing, cut short where it is long; `default` where it says nothing."""
+    columns = cells(table, name)
+    text = _first_known([f"CASE WHEN {cell.is_given} THEN {cell.text} END" for cell in columns], "VARCHAR")
+    stated = f"trim(left(replace({text}, chr(0), ' '), {MAX_STATED}), {BLANKS})" if columns else text
+    return stated if default is None else f"coalesce({stated}, {quote(default)})"
 
 
 def _values(table: SourceTable) -> dict[str, str]:

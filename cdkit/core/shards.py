@@ -30,6 +30,8 @@ AGAIN = "Make the folder again (the command that made it, with --force), or rest
 # Kinds whose folders are called like them, and those whose rows have a caption each.
 CHECKED_KINDS = frozenset({"captions", "image_rows", "embeddings", "removed"})
 KEYED_KINDS = CHECKED_KINDS - {"removed"}
+# Columns that folders of earlier versions do not have: nothing is known of them there.
+LATER_COLUMNS = frozenset({"licence", "attribution"})
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ def schema(kind: str) -> pa.Schema:
             ("punsafe", pa.float32()),
             ("pwatermark", pa.float32()),
             ("md5", pa.string()),
+            ("licence", pa.string()),
+            ("attribution", pa.string()),
             ("source", pa.string()),
         ],
         "import_rejects": [
@@ -85,6 +89,8 @@ def schema(kind: str) -> pa.Schema:
             ("source", pa.string()),
             ("nsfw", pa.string()),
             ("punsafe", pa.float32()),
+            ("licence", pa.string()),
+            ("attribution", pa.string()),
             ("photo", pa.string()),
             ("photo_similarity", pa.float32()),
         ],
@@ -101,6 +107,8 @@ def schema(kind: str) -> pa.Schema:
             ("query", pa.string()),
             ("nsfw", pa.string()),
             ("punsafe", pa.float32()),
+            ("licence", pa.string()),
+            ("attribution", pa.string()),
         ],
         "retrieval_rejects": [
             ("url", pa.string()),
@@ -189,6 +197,8 @@ def _wrong_columns(fields: pa.Schema, kind: str) -> str:
 
     for field_ in schema(kind):
         if field_.name not in fields.names:
+            if field_.name in LATER_COLUMNS:
+                continue
             return f"there is no column {field_.name!r}"
         kind_held = fields.field(field_.name).type
         # Vectors are of any dimension, which their encoder decides.

@@ -122,7 +122,7 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def _facts(row: SetRow) -> dict[str, object]:
-    names = ("similarity", "url", "width", "height", "sha256", "phash", "source", "query")
+    names = ("similarity", "url", "width", "height", "sha256", "phash", "source", "query", "licence", "attribution")
     return {name: getattr(row, name) for name in names}
 
 

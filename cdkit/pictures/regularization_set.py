@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -89,7 +90,8 @@ def refuse_unfinished(folder: Path) -> None:
 class SetRow:
     """One accepted image about to be written.
 
-    path: its stored file, encoded already; nsfw, punsafe: how safe its pool says it is.
+    path: its stored file, encoded already; nsfw, punsafe: how safe its pool says it is; licence, attribution: in the
+    pool's words.
     """
 
     key: str
@@ -105,11 +107,22 @@ class SetRow:
     query: str
     nsfw: str | None = None
     punsafe: float | None = None
+    licence: str | None = None
+    attribution: str | None = None
 
     @property
     def file_name(self) -> str:
         """What the image is called in every layout: `000012.jpg`."""
         return f"{self.key}{self.path.suffix}"
+
+
+NOT_STATED = "not stated"
+
+
+def stated_licences(licences: Iterable[str | None]) -> list[tuple[str, int]]:
+    """Licences in their pools' words with how many images have each, the most frequent first."""
+    counted = Counter(licence or NOT_STATED for licence in licences)
+    return sorted(counted.items(), key=lambda item: (-item[1], item[0]))
 
 
 def stored_rows(folder: Path, store: Path) -> Iterator[SetRow]:

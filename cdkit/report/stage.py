@@ -39,7 +39,7 @@ Section = TypeVar("Section")
 PIPELINE_NAME = "pipeline.yaml"
 PAGE_NAME, TEXT_NAME, SCORES_NAME, SOURCES_NAME = "report.html", "report.md", "scores.csv", "sources.csv"
 SCORE_COLUMNS = ("step", "set", "metric", "value", "low", "high", "n", "standard_error", "resampled")
-SOURCE_COLUMNS = ("step", "key", "url", "source", "caption", "sha256")
+SOURCE_COLUMNS = ("step", "key", "url", "source", "caption", "sha256", "licence", "attribution")
 
 
 def report(config: ReportConfig, inputs: Mapping[str, Input], out: Folder, context: Context) -> Dataset:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cdkit.core.errors import ConfigError, InputError
 from cdkit.core.formatting import without_userinfo
+from cdkit.core.licences import licence_code
 from cdkit.core.shards import finished_facts, part_name, read_shard, schema, write_shard
 from cdkit.fetching.urls import unescaped
 from cdkit.index.search import Match, encode_queries, search
@@ -39,6 +40,9 @@ MIN_CAPTIONS = 1000
 # Images kept per caption, as a multiple of those that may be accepted.
 SPARE_ROUNDS = 5
 DIGITS = 6
+LICENCE_UNKNOWN = "licence_unknown"
+# Of an image row, what stays with the image.
+_ROW_FACTS = ("url", "width", "height", "md5", "source", "nsfw", "punsafe", "licence", "attribution")
 # Of spread: captions that are looked at, and how many of them are put in the diverse order, which is quadratic in it;
 # the others follow by similarity.
 SPREAD_CAPTIONS, SPREAD_FARTHEST = 8000, 2000
@@ -48,8 +52,8 @@ SPREAD_CAPTIONS, SPREAD_FARTHEST = 8000, 2000
 class Candidate:
     """One image that may be fetched, with the caption and the prompt it answers.
 
-    nsfw, punsafe: how safe its pool says it is; None for what the pool does not say. photo: whose turn took the
-    caption, where photos are matched; photo_similarity: of the caption to it.
+    nsfw, punsafe: how safe its pool says it is; licence, attribution: in the pool's words; None for what the pool does
+    not say. photo: whose turn took the caption, where photos are matched; photo_similarity: of the caption to it.
     """
 
     query: str
@@ -63,6 +67,8 @@ class Candidate:
     source: str | None = None
     nsfw: str | None = None
     punsafe: float | None = None
+    licence: str | None = None
+    attribution: str | None = None
     photo: str | None = None
     photo_similarity: float | None = None
 
@@ -106,6 +112,7 @@ class CandidateSettings:
     max_punsafe: float | None = None
     max_pwatermark: float | None = None
     min_pool_similarity: float | None = None
+    licence: Sequence[str] = ()
 
     @classmethod
     def of(cls, config: RetrieveConfig) -> CandidateSettings:
@@ -231,6 +238,10 @@ def join_rows(
 
 def rejection(row: Mapping[str, Any], settings: CandidateSettings) -> str | None:
     """Why an image row is left out by what its pool says of it; None when it is kept."""
+    if settings.licence:
+        code = licence_code(row.get("licence"))
+        if code not in settings.licence:
+            return LICENCE_UNKNOWN if code is None else "licence"
     rating = str(row.get("nsfw") or "").lower()
     if rating in NSFW_RATINGS and NSFW_RATINGS.index(rating) > NSFW_RATINGS.index(settings.nsfw_limit):
         return "nsfw"
@@ -260,7 +271,7 @@ def _row_order(row: Mapping[str, Any]) -> tuple[float, int, str, str]:
 
 
 def _candidate(query: str, match: Match, row: Mapping[str, Any], likeness: Likeness | None) -> Candidate:
-    facts = {name: row.get(name) for name in ("url", "width", "height", "md5", "source", "nsfw", "punsafe")}
+    facts = {name: row.get(name) for name in _ROW_FACTS}
     if facts["url"]:
         # Fetched without them anyway; indexes of earlier versions, and folders at hand, may have some.
         facts["url"] = without_userinfo(facts["url"])
@@ -292,6 +303,16 @@ def read_candidates(folder: Path, fingerprint: str) -> CandidateSet | None:
 def _as_decided(name: str, value: Any) -> Any:
     """A similarity as it was before it was stored as float32; other values as they are."""
     return round(value, DIGITS) if name.endswith("similarity") and value is not None else value
+
+
+def require_licences(result: CandidateSet) -> None:
+    """Raise InputError when every image was left out because nothing is known of its licence: it is not free."""
+    if not result.candidates and result.rows and set(result.rejected) == {LICENCE_UNKNOWN}:
+        raise InputError(
+            "The pool of this index states no licence that is known, and what is unknown is not free.",
+            hint="Leave --licence out, or build the index from a pool with a licence column (pd12m), or with "
+            "--pool-licence where its publisher states one for all images.",
+        )
 
 
 def require_urls(result: CandidateSet) -> None:

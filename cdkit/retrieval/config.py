@@ -9,6 +9,7 @@ from pydantic import field_validator, model_validator
 
 from cdkit.core.config import ModelConfig, ParallelConfig, StageConfig, did_you_mean, setting
 from cdkit.core.fingerprints import EMBEDDED
+from cdkit.core.licences import LICENCES
 from cdkit.fetching.job import MAX_THREADS
 from cdkit.pictures.layouts import ALL_LAYOUTS
 from cdkit.pictures.picture import NEAR
@@ -129,6 +130,9 @@ class RetrieveConfig(ParallelConfig, TrainerSettings, PictureCheckSettings):
     nsfw_limit: Literal["unlikely", "unsure", "nsfw"] = setting("nsfw", "Worst NSFW rating of the pool to accept.")
     max_punsafe: float | None = setting(None, "Largest punsafe of the pool to accept.", ge=0, le=1)
     max_pwatermark: float | None = setting(None, "Largest pwatermark of the pool to accept.", ge=0, le=1)
+    licence: list[str] = setting(
+        [], f"Licences to accept, unknown is none of them: {', '.join(LICENCES)}. Several with commas, or repeatable."
+    )
     min_pool_similarity: float | None = setting(None, "Least image–text similarity by the pool.", ge=-1, le=1)
     max_captions: int | None = setting(
         None, "Captions to consider per prompt [default: ten per image, at least 1000].", ge=1
@@ -163,6 +167,18 @@ class RetrieveConfig(ParallelConfig, TrainerSettings, PictureCheckSettings):
         if isinstance(values, Mapping) and values.get("fill") and not values.get("base"):
             return {**values, "base": EMBEDDED}
         return values
+
+    @field_validator("licence", mode="before", json_schema_input_type=str | list[str])
+    @classmethod
+    def _named_licences(cls, value: Any) -> Any:
+        if not isinstance(value, str | list) or not all(isinstance(item, str) for item in value):
+            return value
+        texts = [value] if isinstance(value, str) else value
+        names = [name.strip().lower() for text in texts for name in text.split(",") if name.strip()]
+        for name in names:
+            if name not in LICENCES:
+                raise ValueError(f"there is no licence {name!r}{did_you_mean(name, LICENCES)}")
+        return names
 
     @field_validator("exclude_like", "decisions", mode="before", json_schema_input_type=str | list[str])
     @classmethod

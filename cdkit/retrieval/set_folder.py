@@ -12,7 +12,7 @@ from cdkit.core.storage import Folder, write_text
 from cdkit.fetching.blocklist import BLOCKLISTED
 from cdkit.pictures.grid import write_contact_sheet
 from cdkit.pictures.layouts import write_layouts
-from cdkit.pictures.regularization_set import IMAGES, SetRow, write_images
+from cdkit.pictures.regularization_set import GENERATED, IMAGES, SetRow, stated_licences, write_images
 from cdkit.pictures.trained_concept import TrainedConcept, class_of, trained_concept
 from cdkit.pictures.trainers import TRAINERS
 
@@ -52,7 +52,8 @@ import datasets  # pip install datasets
 images = datasets.load_dataset("path/to/this/folder", split="train")
 ```
 
-The images belong to whoever made them: that a picture can be fetched grants no right to pass it on.
+Licences as their pool states them (`licence` and `attribution` of each image): {licences}. The images belong to
+whoever made them: that a picture can be fetched grants no right to pass it on.
 """
 _DRAWN = """\
 # Class images: {prompts}
@@ -99,13 +100,15 @@ def write_layouts_beside(
     return {name: layout.as_json() for name, layout in written.items()}
 
 
-def retrieved_card(prompts: Sequence[str], counted: Funnel) -> str:
+def retrieved_card(prompts: Sequence[str], counted: Funnel, rows: Sequence[SetRow]) -> str:
     """README.md of a set that was retrieved."""
+    licences = stated_licences(row.licence for row in rows if row.source != GENERATED)
     return _FRONT_MATTER + _RETRIEVED.format(
         prompts=markdown_text(", ".join(prompts)),
         accepted=counted.accepted,
         asked=counted.asked,
         threshold=counted.threshold,
+        licences=", ".join(f"{markdown_text(licence)} {number:,}" for licence, number in licences) or "none",
     )
 
 
@@ -134,6 +137,8 @@ def set_rows(done: Downloaded, curator: Curator) -> list[SetRow]:
                 query=candidate.query,
                 nsfw=candidate.nsfw,
                 punsafe=candidate.punsafe,
+                licence=candidate.licence,
+                attribution=candidate.attribution,
             )
         )
     return rows

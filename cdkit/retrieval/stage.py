@@ -27,6 +27,7 @@ from cdkit.retrieval.candidates import (
     CandidateSettings,
     find_candidates,
     read_candidates,
+    require_licences,
     require_urls,
     write_candidates,
 )
@@ -135,6 +136,7 @@ class RetrievalRun:
                 candidates = search(settings)
             else:
                 candidates = find_matching(index, photos, config.prompts, config.count, settings)
+            require_licences(candidates)
             write_candidates(folder, candidates, self.context.fingerprint)
         result = SearchResult(candidates, threshold, index.encoder, search, photos=photos)
         if config.images is None or config.images == EMBEDDED:
@@ -223,7 +225,7 @@ class RetrievalRun:
         self.out.remove([REJECTS])
         subject = ", ".join(config.prompts) or f"the captions of {config.match}"
         title = f"{len(rows)} of {config.count}: {subject}"
-        write_set(self.out, rows, fingerprint, title=title, card=retrieved_card([subject], counted))
+        write_set(self.out, rows, fingerprint, title=title, card=retrieved_card([subject], counted, rows))
         note = self.context.progress.note
         layouts = write_layouts_beside(config.also_write, self.out, rows, self.concept, note)
         details = self.details(result, counted, done, rows) | {"layouts": layouts}

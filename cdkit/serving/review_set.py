@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 # Bits of 64 in which the hashes of two pictures differ that stand side by side: more than what retrieval drops.
 ALIKE_BITS = 12
 # Of a set's rows, what a review shows; pools and sets of other makers may know a licence too.
-COLUMNS = ("key", "caption", "similarity", "url", "width", "height", "sha256", "phash", "source", "query")
+COLUMNS = (
+    *("key", "caption", "similarity", "url", "width", "height", "sha256", "phash", "source", "query"),
+    "attribution",
+)
 LICENCES = ("licence", "license")
 _PHASH = re.compile(r"[0-9a-fA-F]{1,16}")
 # Row groups of pictures kept in memory.
@@ -163,7 +166,7 @@ def read_candidates_of(folder: Path, prompts: Sequence[str], count: int, min_sim
     candidates = find_candidates(index, prompts, count, CandidateSettings(min_similarity=min_similarity))
     pictures = []
     for number, candidate in enumerate(candidates.candidates[:count]):
-        names = ("caption", "similarity", "url", "width", "height", "source", "query")
+        names = ("caption", "similarity", "url", "width", "height", "source", "query", "licence", "attribution")
         facts = {name: getattr(candidate, name) for name in names}
         pictures.append(ReviewPicture({"key": f"{number:06d}", **facts}))
     threshold = index.default_threshold if min_similarity is None else min_similarity

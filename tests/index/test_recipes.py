@@ -12,8 +12,9 @@ from cdkit.index.plan import read_recipe
 RECIPES = sorted((Path(__file__).parents[2] / "indexes").glob("*.yaml"))
 
 
-def test_the_five_recipes_are_there() -> None:
-    assert [path.stem for path in RECIPES] == ["cc12m", "coyo700m", "embedded", "laion400m", "relaion2b"]
+def test_the_recipes_are_there() -> None:
+    names = ["cc12m", "coyo700m", "embedded", "laion400m", "megalith10m", "pd12m", "relaion2b"]
+    assert [path.stem for path in RECIPES] == names
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

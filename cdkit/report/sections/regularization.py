@@ -13,10 +13,11 @@ from cdkit.core.shards import parts, read_parts
 from cdkit.core.storage import read_json
 from cdkit.evaluation.charts import bar_chart, histogram
 from cdkit.fetching.urls import split_url
-from cdkit.pictures.regularization_set import GENERATED
+from cdkit.pictures.regularization_set import GENERATED, stated_licences
 from cdkit.report.run_folder import StepFolder
 from cdkit.report.sections.images import PictureBox, Shown
 
+_SOURCE_FACTS = ("sha256", "licence", "attribution")
 SHEET_IMAGES = 60
 SHEET_SIDE = 150
 HOSTS_SHOWN = 10
@@ -44,6 +45,8 @@ class Source:
     source: str
     caption: str
     sha256: str
+    licence: str = ""
+    attribution: str = ""
 
 
 @dataclass
@@ -74,6 +77,12 @@ class RegularizationSection:
     def from_elsewhere(self) -> int:
         """How many came from the web or from files, with whatever rights their owners have."""
         return sum(_host(source) not in (GENERATED_HOST, RENDERED_HOST) for source in self.sources)
+
+    @property
+    def licences(self) -> list[tuple[str, int]]:
+        """The licences of what came from elsewhere, in their pools' words, and how often each stands."""
+        elsewhere = (each for each in self.sources if _host(each) not in (GENERATED_HOST, RENDERED_HOST))
+        return stated_licences(each.licence for each in elsewhere)
 
     @property
     def hosts(self) -> list[tuple[str, int]]:
@@ -124,13 +133,13 @@ def _histogram(similarities: Any, threshold: float | None, name: str) -> str:
 def _add_images(section: RegularizationSection, folder: Path, pictures: PictureBox) -> None:
     if not parts(folder):
         return
-    wanted = ["key", "image", "caption", "similarity", "url", "source", "sha256"]
+    wanted = ["key", "image", "caption", "similarity", "url", "source", "sha256", "licence", "attribution"]
     for table in read_parts(folder):
         for row in table.select([name for name in wanted if name in table.column_names]).to_pylist():
             caption = str(row.get("caption") or "")
             section.total += 1
-            key, url, source, sha256 = (str(row.get(name) or "") for name in ("key", "url", "source", "sha256"))
-            section.sources.append(Source(section.name, key, without_userinfo(url), source, caption, sha256))
+            key, url, source, *facts = (str(row.get(name) or "") for name in ("key", "url", "source", *_SOURCE_FACTS))
+            section.sources.append(Source(section.name, key, without_userinfo(url), source, caption, *facts))
             if len(section.images) < SHEET_IMAGES:
                 content = (row.get("image") or {}).get("bytes")
                 shown = pictures.content(content, SHEET_SIDE) if content else None

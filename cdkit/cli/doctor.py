@@ -48,6 +48,7 @@ EXTRAS = {
     "peft": "peft",
     "datasets": "datasets",
     "serve": "uvicorn",
+    "c2pa": "c2pa-python",
     "docs": "zensical",
     "test": "pytest",
 }

@@ -86,6 +86,7 @@ def inspect(content: Content, rules: InspectionRules, store: Path) -> Inspection
 
     Raises MemoryError, and OSError when the store cannot be written.
     """
+    from cdkit.pictures.content_credentials import forbidden_training
     from cdkit.pictures.decoding import Undecodable, decode, encode, is_blank
 
     try:
@@ -104,6 +105,9 @@ def inspect(content: Content, rules: InspectionRules, store: Path) -> Inspection
     inspection = Inspection(sha256, width=picture.width, height=picture.height, phash=perceptual_hash(picture))
     if inspection.phash in NearHashes(NEAR, listed.perceptual):
         return replace(inspection, reason=BLOCKLISTED, detail=f"sha256 {sha256}")
+    forbidden = forbidden_training(original)
+    if forbidden is not None:
+        return replace(inspection, reason="do_not_train", detail=forbidden)
     reason = _reason(picture, rules, is_blank(picture))
     if reason is not None:
         return replace(inspection, reason=reason, detail=f"{picture.width} × {picture.height}")
@@ -292,9 +296,11 @@ def _warm_up(sample: Content) -> None:
     from PIL import Image
 
     from cdkit.pictures import decoding, measures  # noqa: F401
+    from cdkit.pictures.content_credentials import can_read_credentials
     from cdkit.pictures.picture import perceptual_hash
 
     Image.init()
+    can_read_credentials()
     picture = Image.linear_gradient("L").convert("RGB")
     perceptual_hash(picture)
     decoding.encode(decoding.Decoded(picture, exact=False))

@@ -20,6 +20,7 @@ from cdkit.fetching.blocklist import Blocklist, read_blocklist
 from cdkit.fetching.job import FailedFetch, FetchedImage, FetchSettings
 from cdkit.fetching.urls import AllowedHosts
 from cdkit.index.caption_index import open_index
+from cdkit.pictures.content_credentials import can_read_credentials
 from cdkit.pictures.regularization_set import GENERATED, SetRow, set_shards, stored_rows
 from cdkit.retrieval.accept import Downloaded, Limits, select
 from cdkit.retrieval.candidates import (
@@ -251,6 +252,7 @@ class RetrievalRun:
             "rejected": dict(counted.rejected),
             "similarities": similarity_histogram(similarities, result.threshold),
             "filtered": result.candidates.rejected,
+            "content_credentials": can_read_credentials(),
             **({"matched": matched_images(result.photos, done, rows)} if result.photos is not None else {}),
         }
 

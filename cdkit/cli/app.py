@@ -193,6 +193,7 @@ ENTRIES = (
     Entry("sample", "sample", "Draw images: every prompt with every seed."),
     Entry("evaluate", "evaluate", "Score samples: alignment, KID, drift, overfitting, with intervals."),
     Entry("compare", "evaluate", "Put the scores of several methods in a table, the paper's beside them."),
+    Entry("preference", "preference", "Ask people which method's pictures they prefer, and count their answers."),
     Entry("report", "evaluate", "Make the report of a run: one self-contained HTML page."),
     Entry("delta", "delta", "Look into delta files, import other tools' files, and compress."),
     Entry("export", "delta", "Write a delta as files that diffusers, A1111, Forge or ComfyUI load."),

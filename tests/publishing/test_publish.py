@@ -22,10 +22,11 @@ from cdkit.encoders import load_text_encoder
 from cdkit.pictures.regularization_set import iterate_regularization_set
 from cdkit.retrieval.decisions import Decision, Decisions
 from tests.cli.running import ran
-from tests.support.fake_hub import TOKEN, FakeHub
+from tests.support.fake_hub import TOKEN, FakeHub, FakeRepository
 from tests.support.made_deltas import made_delta
 from tests.support.made_sets import made_set
 from tests.support.small_index import grammar_captions, make_index
+from tests.support.tiny_pipeline import tiny_pipeline
 
 
 def rated(folder: Path, rating: str | None = "unlikely", **columns: Sequence[object]) -> Path:
@@ -315,3 +316,16 @@ def _sha256(path: Path) -> str:
     import hashlib
 
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_base_model_on_the_hub(hub: FakeHub, tmp_path: Path) -> None:
+    folder = tmp_path / "tiny"
+    tiny_pipeline(folder)
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    hub.repositories["models/me/tiny"] = FakeRepository(commits=[files])
+    drawing = ["--prompt", "photo of a cat", "--seeds", 1, "--steps", 1, "--device", "cpu"]
+    here = ran(["sample", "--base", folder, *drawing, "--out", tmp_path / "here"])
+    there = ran(["sample", "--base", "hub:me/tiny", *drawing, "--out", tmp_path / "there"])
+    assert (here.code, there.code) == (0, 0), there.err
+    drawn = [next((tmp_path / name / "images").iterdir()).read_bytes() for name in ("here", "there")]
+    assert drawn[0] == drawn[1]

@@ -36,6 +36,7 @@ class Shown:
 class PictureBox:
     """Encodes pictures until the page would be too large; `left_out` counts those that found no room."""
 
+    limit: int = LIMIT_BYTES
     used: int = 0
     left_out: int = 0
     unreadable: int = 0
@@ -73,7 +74,7 @@ class PictureBox:
         else:
             upright.save(buffer, format="JPEG", quality=82, optimize=True)
         content = buffer.getvalue()
-        if self.used + len(content) > LIMIT_BYTES:
+        if self.used + len(content) > self.limit:
             self.left_out += 1
             return None
         self.used += len(content)

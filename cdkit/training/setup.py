@@ -18,6 +18,7 @@ from cdkit.deltas.text_features import text_towers
 from cdkit.sampling.drawing import too_long
 from cdkit.training.augmentation import ALL_WORDS, with_words
 from cdkit.training.batches import Batches
+from cdkit.training.cpu_products import use_fast_products
 from cdkit.training.denoising import Conditioning, Denoising
 from cdkit.training.latents import PictureEncoder
 from cdkit.training.orthogonal import select_factors
@@ -78,6 +79,9 @@ def set_up(
     if device.type == "cpu" and family.denoiser == "unet":
         # On a GPU every group norm would turn the layout round.
         denoiser.to(memory_format=torch.channels_last)
+    if device.type == "cpu" and dtype == torch.float32:
+        for part in (denoiser, pipeline.vae, *(tower.model for tower in text_towers(pipeline))):
+            use_fast_products(part)
     encoder = PictureEncoder(pipeline.vae, family, device=device, dtype=dtype)
     conditioning = Conditioning(family, text_towers(pipeline), rows)
     cells = plan.resolution // encoder.factor

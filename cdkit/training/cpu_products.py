@@ -10,6 +10,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
+
+# Below so many multiplications, calling oneDNN takes longer than it saves.
+LEAST_PRODUCT = 3_500_000
 
 
 def _has_products() -> bool:
@@ -44,6 +48,8 @@ class _Product(torch.autograd.Function):
 
 class _Linear(nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if input.numel() * self.out_features < LEAST_PRODUCT:
+            return functional.linear(input, self.weight, self.bias)
         rows: torch.Tensor = _Product.apply(input.reshape(-1, self.in_features), self.weight, self.bias)
         return rows.view(*input.shape[:-1], self.out_features)
 
@@ -59,7 +65,7 @@ class _Pointwise(nn.Conv2d):
 
 
 def use_fast_products(model: nn.Module) -> None:
-    """Let a model on a CPU, in fp32 and for good, multiply through oneDNN; where PyTorch has none it stays as it is."""
+    """Let a model on a CPU, in fp32 and for good, multiply through oneDNN, where PyTorch has it."""
     if not _has_products():
         return
     for module in model.modules():

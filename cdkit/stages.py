@@ -118,7 +118,7 @@ STAGES: dict[str, Stage] = {
             summary="teach a base model concepts from a few photos each; makes a delta",
             config="cdkit.training.config:TrainConfig",
             function="cdkit.training.stage:train",
-            version=5,
+            version=6,
             owns=(
                 *("delta.safetensors", "metrics.csv", "live.html", "checkpoints", "samples", "tensorboard"),
                 "class-images",

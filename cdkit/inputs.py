@@ -20,6 +20,8 @@ from cdkit.core.manifest import STARTED_NAME, read_manifest
 from cdkit.core.storage import SourceFile, atomic_path, find_files
 from cdkit.core.text import is_text
 from cdkit.fetching.hub import HUB, Repository, RepositoryKind
+from cdkit.pictures.collection import COLLECTION_RULES, is_collection, write_collection
+from cdkit.pictures.folder import list_folder
 
 Config = TypeVar("Config", bound=StageConfig)
 # The kinds of input that `hub:USER/NAME` may stand for, and what kind of repository it names then.
@@ -172,12 +174,32 @@ def _location(spec: str) -> str:
 def _resolve(name: str, kind: InputKind, value: Any, planned: Mapping[Path, str]) -> Input:
     if kind == "files":
         patterns = [str(_embedded_pool()) if item == EMBEDDED else str(item) for item in value]
-        files = tuple(find_files(patterns, POOL_SUFFIXES))
+        found = [_collection(pattern) or find_files([pattern], POOL_SUFFIXES) for pattern in patterns]
+        files = tuple({source.url: source for sources in found for source in sources}.values())
         marks = [(source.name, content_fingerprint(source)) for source in files]
         return Input(name, kind, value, _digest(marks), files)
     on_the_hub = dict.fromkeys(text for text in _values(value) if text.startswith(HUB))
     commits = {text: _repository(kind, text).commit() for text in on_the_hub}
     return Input(name, kind, value, _mark(kind, value, planned, commits), commits=commits)
+
+
+def _collection(pattern: str) -> list[SourceFile] | None:
+    """The table of a folder of pictures, made when it is not there yet; None for anything else.
+
+    It counts by the names and contents of the folder's files, and by where the folder lies.
+    """
+    folder = Path(pattern)
+    if "://" in pattern or not folder.is_dir():
+        return None
+    listing = list_folder(folder)
+    tables = [name for name in listing.others if name.lower().endswith(POOL_SUFFIXES)]
+    if not is_collection(listing, tables):
+        return None
+    marks = [("collection", str(folder.absolute())), ("rules", COLLECTION_RULES), *_listing(folder)]
+    path = cache_folder() / "collections" / f"{_digest(marks)}.parquet"
+    if not path.exists():
+        write_collection(folder, path)
+    return [SourceFile(str(path), folder.absolute().name, path.stat().st_size, collection=True)]
 
 
 def _mark(kind: InputKind, value: Any, planned: Mapping[Path, str], commits: Mapping[str, str]) -> str:

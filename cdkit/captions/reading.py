@@ -49,7 +49,7 @@ class SourceTable:
 
     types: the Arrow type of each column as text, empty for text formats; keys: what is known of a jsonl file's first
     lines; empty: no rows and no columns; by_row: DuckDB cannot read it as it is; repaired: a copy of the needed
-    columns in which rows that are none say why.
+    columns in which rows that are none say why; collection: made of a folder of pictures, by addresses of files.
     """
 
     name: str
@@ -68,6 +68,7 @@ class SourceTable:
     empty: bool = False
     by_row: bool = False
     repaired: bool = False
+    collection: bool = False
 
     def problem(self, what: str, *, hint: str) -> InputError:
         """An InputError that names this file."""
@@ -140,7 +141,7 @@ def _format_of(source: SourceFile, path: Path) -> SourceTable:
             "not a kind of file that can be imported",
             hint="Give parquet, csv, tsv or jsonl; text may be compressed as .gz or .zst.",
         )
-    table = SourceTable(source.name, path, kind, compression=compression_of(head))
+    table = SourceTable(source.name, path, kind, compression=compression_of(head), collection=source.collection)
     if kind == "parquet":
         return table
     with open_bytes(path, table.compression) as plain:

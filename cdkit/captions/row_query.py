@@ -125,6 +125,8 @@ MAX_CHARACTERS = 4000
 MAX_SIDE = 65_535
 MAX_STATED = 500
 VALUE_CHARACTERS = 200
+# Addresses that a pool may have: a table from elsewhere must not name files of this machine.
+_OF_WEB, _OF_FILES = "https?://[^/?#\\s]", "file:///"
 # Values that may be impossible, one bit each in the `impossible` column.
 CHECKED = ("width", "height", "similarity", "punsafe", "pwatermark", "nsfw", "md5")
 _BOUNDS = {"width": (1, MAX_SIDE), "height": (1, MAX_SIDE), "similarity": (-1, 1)}
@@ -191,7 +193,7 @@ def _reason(table: SourceTable, config: ImportConfig, *, rated: bool) -> str:
             "CASE WHEN caption < '!' THEN NOT regexp_matches(caption, '[^ \\t\\n\\r]') ELSE caption IS NULL END",
         ),
         (f"'{TOO_LONG}'", f"strlen(caption) > {MAX_CHARACTERS} AND length(caption) > {MAX_CHARACTERS}"),
-        ("'bad_url'", "NOT regexp_matches(url, '^(?i)https?://[^/?#\\s]')"),
+        ("'bad_url'", f"NOT regexp_matches(url, '^(?i){_OF_FILES if table.collection else _OF_WEB}')"),
     ]
     if table.repaired:
         rules.insert(0, (FAULT, f"{FAULT} IS NOT NULL"))

@@ -24,6 +24,7 @@ _ADDRESS = re.compile(
     rf"(?:https?://)?(?:www\.)?creativecommons\.org/(?:licenses/(?P<code>{_CODES})|publicdomain/(?P<tool>zero|mark))"
     r"(?:/\d\.\d)?(?:/[a-z]{2,4})?(?:/(?:deed|legalcode)[^/]*)?/?"
 )
+_NAME_AND_ADDRESS = re.compile(r"(?P<name>[^:/]*\w)[\s,:(<]+(?P<address>https?://[^\s)>]+)[)>]?")
 _FLICKR_COMMONS = re.compile(r"(?:https?://)?(?:www\.)?flickr\.com/commons/usage/?")
 _CODE = re.compile(rf"(?:cc-)?(?P<code>by-(?:nc|sa|nd)(?:-(?:sa|nd))?)(?:{_END})|cc-(?P<plain>by){_END}")
 _WORDS = re.compile(
@@ -44,6 +45,9 @@ _NAMES = {
 def licence_code(text: str | None) -> str | None:
     """The short name (of LICENCES) of a licence in a pool's words; None for one that is unknown, or not stated."""
     words = (text or "").strip().lower()
+    if both := _NAME_AND_ADDRESS.fullmatch(words):
+        codes = {licence_code(both["name"]), licence_code(both["address"])}
+        return codes.pop() if len(codes) == 1 else None
     if match := _ADDRESS.fullmatch(words):
         tools = {"zero": CC0, "mark": PUBLIC_DOMAIN}
         return tools[match["tool"]] if match["tool"] else f"cc-{match['code']}"

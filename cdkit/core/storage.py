@@ -170,11 +170,15 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]])
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One input file: an fsspec URL (plain paths for local files), its name and its size in bytes."""
+    """One input file: an fsspec URL (plain paths for local files), its name and its size in bytes.
+
+    collection: a table that cdkit made of a folder of pictures, whose URLs may lead to files of this machine.
+    """
 
     url: str
     name: str
     size: int
+    collection: bool = False
 
     @property
     def is_local(self) -> bool:
@@ -223,7 +227,7 @@ def _expand(pattern: str, suffixes: Sequence[str]) -> list[SourceFile]:
     if not sources:
         raise InputError(
             f"{pattern} matches no input file.",
-            hint=f"Give a file, a folder or a glob with files ending in {', '.join(suffixes)}.",
+            hint=f"Give files, folders or globs of files ending in {', '.join(suffixes)}, or a folder of pictures.",
         )
     return sources
 

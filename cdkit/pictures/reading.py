@@ -206,6 +206,27 @@ def _read_shard(path: Path) -> tuple[str | None, Mapping[str, Content], dict[str
     return "files", {item.stem: FileContent(item) for item in pictures if item.is_file()}, rows
 
 
+def has_picture_column(path: Path) -> bool:
+    """Whether a shard of img2dataset's output holds the pictures themselves; raises InputError when it is damaged."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return any(name in _column_names(path, pq.ParquetFile(path)) for name in _FORMATS)
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{printable(path)} is damaged: {error}", hint="Get this shard again.") from error
+
+
+def archived_pictures(path: Path) -> Iterator[tuple[str, Content]]:
+    """The pictures in a tar file, by the whole of their keys and by the last part, or in a shard of img2dataset."""
+    if path.suffix.lower() != ".tar":
+        yield from _read_shard(path)[1].items()
+        return
+    pictures = [(_key(name), content) for name, content in _members(path) if is_picture_name(name)]
+    yield from ((PurePosixPath(key).name, content) for key, content in pictures)
+    yield from pictures
+
+
 def _column_names(path: Path, table: pq.ParquetFile) -> dict[str, str]:
     """The columns of a shard's table as it spells them, by what img2dataset calls them."""
     names = ColumnNames(tuple(table.schema_arrow.names), where=printable(path))

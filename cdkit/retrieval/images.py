@@ -13,6 +13,7 @@ from cdkit.fetching.failures import FetchFailure
 from cdkit.fetching.job import FailedFetch, FetchedImage
 from cdkit.fetching.urls import spellings, split_url
 from cdkit.index.search import Match, encode_queries
+from cdkit.pictures.collection import iterate_addresses
 from cdkit.pictures.picture import Picture
 from cdkit.pictures.reading import PictureFolder, read_pictures
 from cdkit.retrieval.candidates import Candidate, CandidateSet, CandidateSettings, ordered_candidates
@@ -84,6 +85,19 @@ def match_candidates(candidates: Sequence[Candidate], stored: Sequence[Picture])
             used.add(free.key)
             images[place] = FetchedImage(candidate.url, free.content)
     return images
+
+
+def files_at_hand(candidates: Sequence[Candidate]) -> dict[int, FetchedImage | FailedFetch] | None:
+    """The files of candidates whose pool is a folder of pictures, by place; None where no candidate is of one."""
+    contents = dict(iterate_addresses([candidate.url for candidate in candidates]))
+    if not contents:
+        return None
+    return {
+        place: FetchedImage(candidates[place].url, content)
+        if content is not None
+        else FailedFetch(candidates[place].url, "missing", detail="the file is not there any more")
+        for place, content in contents.items()
+    }
 
 
 def _same(url: str) -> str:

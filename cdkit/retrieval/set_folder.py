@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from cdkit.core.errors import ConfigError
 from cdkit.core.formatting import markdown_text
 from cdkit.core.shards import part_name, schema, write_shard
 from cdkit.core.storage import Folder, write_text
 from cdkit.fetching.blocklist import BLOCKLISTED
+from cdkit.pictures.collection import is_address
 from cdkit.pictures.grid import write_contact_sheet
 from cdkit.pictures.layouts import write_layouts
 from cdkit.pictures.regularization_set import GENERATED, IMAGES, SetRow, stated_licences, write_images
@@ -128,12 +130,12 @@ def set_rows(done: Downloaded, curator: Curator) -> list[SetRow]:
                 path=curator.store / inspection.name,
                 caption=candidate.caption,
                 similarity=candidate.similarity,
-                url=candidate.url,
+                url=None if is_address(candidate.url) else candidate.url,
                 width=inspection.width,
                 height=inspection.height,
                 sha256=inspection.sha256,
                 phash=f"{inspection.phash:016x}",
-                source=candidate.source,
+                source=_source(candidate),
                 query=candidate.query,
                 nsfw=candidate.nsfw,
                 punsafe=candidate.punsafe,
@@ -161,6 +163,13 @@ def matched_images(photos: MatchedPhotos, done: Downloaded, rows: Sequence[SetRo
             entry |= {"nearest": nearest.caption, "nearest_similarity": nearest.photo_similarity}
         matched.append(entry)
     return matched
+
+
+def _source(candidate: Candidate) -> str | None:
+    """Where an image came from: its pool file, or the folder and the file of a collection, not where that lies."""
+    if not is_address(candidate.url):
+        return candidate.source
+    return f"{candidate.source}/{unquote(str(candidate.url).rpartition('/')[2])}"
 
 
 def write_rejects(out: Folder, done: Downloaded, curator: Curator, fingerprint: str, facts: Mapping[str, Any]) -> None:

@@ -38,7 +38,14 @@ from cdkit.retrieval.curate import CurationRules, Curator, target_hashes
 from cdkit.retrieval.decisions import read_all_decisions
 from cdkit.retrieval.download import download
 from cdkit.retrieval.funnel import Funnel, count_funnel, nearest_captions, similarity_histogram
-from cdkit.retrieval.images import is_embedded_pool, local_candidates, match_candidates, read_images, rendered
+from cdkit.retrieval.images import (
+    files_at_hand,
+    is_embedded_pool,
+    local_candidates,
+    match_candidates,
+    read_images,
+    rendered,
+)
 from cdkit.retrieval.inspect import InspectionRules, Inspectors
 from cdkit.retrieval.matching import MatchedPhotos, find_matching, read_matched_photos
 from cdkit.retrieval.picture_checks import load_picture_checks
@@ -140,6 +147,9 @@ class RetrievalRun:
             require_licences(candidates)
             write_candidates(folder, candidates, self.context.fingerprint)
         result = SearchResult(candidates, threshold, index.encoder, search, photos=photos)
+        files = files_at_hand(candidates.candidates) if config.images is None else None
+        if files is not None:
+            return replace(result, images=files)
         if config.images is None or config.images == EMBEDDED:
             return replace(result, images=self.embedded_images(candidates))
 

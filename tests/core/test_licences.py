@@ -37,6 +37,8 @@ from cdkit.core.licences import FREE, LICENCES, licence_code
         ("Attribution-NonCommercial License", "cc-by-nc"),
         ("Attribution-NonCommercial-ShareAlike License", "cc-by-nc-sa"),
         ("Attribution-NonCommercial-NoDerivs License", "cc-by-nc-nd"),
+        ("Attribution License http://creativecommons.org/licenses/by/2.0/", "cc-by"),
+        ("CC BY-SA 4.0 (https://creativecommons.org/licenses/by-sa/4.0/)", "cc-by-sa"),
     ],
 )
 def test_wordings_of_pools(text: str, expected: str) -> None:
@@ -46,9 +48,14 @@ def test_wordings_of_pools(text: str, expected: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
+        "CC BY http://creativecommons.org/licenses/by-nc/2.0/",
         *(None, "", "?", "4", "free", "by", "not public domain", "CC0 except the logo", "All rights reserved"),
         *("cc-by-sa-nd", "https://example.org/creativecommons.org/publicdomain/zero/1.0/", "attribution required"),
-        *("https://creativecommons.org.evil.test/publicdomain/zero/1.0/", "CC BY, see terms", "editorial use only"),
+        *(
+            "https://creativecommons.org.evil.test/publicdomain/zero/1.0/",
+            "CC BY, see terms",
+            "editorial use only",
+        ),
     ],
 )
 def test_what_is_not_known_in_full_is_unknown(text: str | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from cdkit.core.manifest import (
     run_record,
 )
 from cdkit.core.protocols import Context, Engine, Progress, SilentProgress
-from cdkit.core.storage import TEMPORARY_PREFIX, Folder
+from cdkit.core.storage import TEMPORARY_PREFIX, Folder, flush_names
 from cdkit.engines import create_engine
 from cdkit.engines.local import refuse_in_worker
 from cdkit.inputs import check_apart, resolve_inputs, with_local_copies
@@ -98,7 +99,7 @@ def execute(
         with target.folder.lock(), threads(config.thread_count()):
             target.check(may_replace=force or replace_other)
             if force or not target.continues():
-                target.folder.remove([*stage.owns, MANIFEST_NAME, STARTED_NAME])
+                target.discard()
             target.folder.remove_temporaries()
             try:
                 return target.make(engine, progress or SilentProgress())
@@ -172,6 +173,18 @@ class Target:
         paths = [path for name in self.stage.owns for path in (self.folder / name, *(self.folder / name).rglob("*"))]
         kept = [path for path in paths if path.is_file() and not path.name.startswith(TEMPORARY_PREFIX)]
         return bool(kept) or (self.folder / MANIFEST_NAME).exists()
+
+    def discard(self) -> None:
+        """Throw away what the folder holds; killed in between, it says that it holds a part of what it held."""
+        if not self.folder.entries():
+            return
+        if (self.folder / MANIFEST_NAME).exists() and not (self.folder / STARTED_NAME).exists():
+            os.replace(self.folder / MANIFEST_NAME, self.folder / STARTED_NAME)
+        self.folder.remove([MANIFEST_NAME])
+        flush_names(self.folder.path)
+        self.folder.remove(self.stage.owns)
+        flush_names(self.folder.path)
+        self.folder.remove([STARTED_NAME])
 
     def make(self, engine: Engine, progress: Progress) -> Result:
         """Run the stage's function and write the manifest last."""

@@ -19,7 +19,7 @@ import cdkit
 from cdkit.core.errors import InputError, pip_install
 from cdkit.core.formatting import json_text
 from cdkit.core.machine import thread_count
-from cdkit.core.storage import read_json, write_json
+from cdkit.core.storage import flush_names, read_json, write_json
 
 MANIFEST_NAME = "manifest.json"
 STARTED_NAME = "started.json"
@@ -85,8 +85,11 @@ class Manifest:
         return Identity(self.stage, self.version, self.config, self.inputs)
 
     def write(self, folder: Path, name: str = MANIFEST_NAME) -> None:
-        """Write the manifest atomically."""
+        """Write the manifest atomically: a power loss after it takes nothing of what it stands for."""
+        if name == MANIFEST_NAME:
+            flush_names(folder)
         write_json(folder / name, asdict(self))
+        flush_names(folder)
 
 
 class _RunRecord(BaseModel):

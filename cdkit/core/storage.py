@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import fcntl
 import hashlib
 import json
@@ -119,11 +120,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = path.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{short}"
     try:
         yield temporary
-        descriptor = os.open(temporary, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        flush(temporary)
         os.replace(temporary, path)
     except BaseException:
         if temporary.is_dir():
@@ -131,6 +128,39 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def flush(path: Path) -> None:
+    """Have a file, or a folder with all that is in it, on the disk: a power loss takes none of it any more."""
+    if path.is_dir():
+        for entry in path.iterdir():
+            if not entry.is_symlink():
+                flush(entry)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def flush_names(folder: Path, *, below: bool = True) -> None:
+    """Have the names in a folder on the disk, `below` those in its folders too, and its own in the folders above.
+
+    A power loss then undoes no renaming or deletion from before, and keeps none from after it without these.
+    """
+    inside = [Path(place) for place, _, _ in os.walk(folder)] if below else [folder]
+    # From above: what is renamed into a new folder must not be on the disk before the folder's own name is.
+    for place in (folder.parent.parent, folder.parent, *inside):
+        # Folders above need not be ours to read, and some file systems flush no folders.
+        with suppress(PermissionError, FileNotFoundError):
+            descriptor = os.open(place, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+                    raise
+            finally:
+                os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

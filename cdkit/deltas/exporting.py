@@ -15,7 +15,7 @@ from cdkit.core.fingerprints import EMBEDDED
 from cdkit.core.formatting import command_line
 from cdkit.core.machine import choose_device
 from cdkit.core.protocols import Context
-from cdkit.core.storage import TEMPORARY_PREFIX, Folder
+from cdkit.core.storage import TEMPORARY_PREFIX, Folder, flush
 from cdkit.deltas.apply import apply_deltas
 from cdkit.deltas.base_model import in_hub_cache, load_base_model
 from cdkit.deltas.config import DEFAULT_ERROR, ExportConfig
@@ -63,6 +63,7 @@ def all_or_nothing(out: Folder) -> Iterator[Folder]:
     temporary = out.sub(f"{TEMPORARY_PREFIX}export")
     try:
         yield temporary
+        flush(temporary.path)
         # A pipeline folder is one from the moment that its index is there.
         for name in sorted(os.listdir(temporary.path), key=lambda entry: entry == MODEL_INDEX):
             out.remove([name])  # a killed export may have moved it already

@@ -9,7 +9,7 @@ import torch
 
 from cdkit.core.errors import shortage
 from cdkit.core.protocols import Context
-from cdkit.core.storage import Folder
+from cdkit.core.storage import Folder, flush
 from cdkit.training.checkpoint import CHECKPOINTS, Checkpoints
 from cdkit.training.feasibility import out_of_memory
 from cdkit.training.live_page import LivePage
@@ -56,6 +56,8 @@ class Loop:
             lambda step: self.batches.names(step - 1),
         )
         self.page = LivePage(out.path, self.recipe.steps, SAMPLES)
+        # Whether the weights are those of a whole number of steps.
+        self._whole = True
         self._rates = [float(group["lr"]) for group in self.optimizer.param_groups]
 
     def _passes(self, note: Callable[[str], None]) -> EagerPass | GraphedPass:
@@ -84,8 +86,13 @@ class Loop:
         trained = list(parameters.values())
         with context.progress.task("training", self.recipe.steps - start, unit="steps") as task:
             for step in range(start, self.recipe.steps):
+                self._whole = True
                 try:
                     sums = self.step(step, optimizer, trained)
+                except KeyboardInterrupt:
+                    if self.accelerator.is_main_process and self._whole and step > start:
+                        self._keep(step)
+                    raise
                 except Exception as error:
                     if shortage(error) is None:
                         raise
@@ -116,6 +123,7 @@ class Loop:
             group["lr"] = rate * share
         if self.config.max_grad_norm:
             self.accelerator.clip_grad_norm_(trained, self.config.max_grad_norm)
+        self._whole = False
         optimizer.step()
         return total(sums)
 
@@ -124,6 +132,8 @@ class Loop:
         if not self.config.checkpoint_every:
             return False
         self.metrics.flush()
+        # A checkpoint that a power loss leaves must not stand for steps whose losses it took.
+        flush(self.metrics.path)
         check_whole()
         scaler = self.accelerator.scaler
         facts = {"scaler": scaler.state_dict()} if scaler is not None else {}

@@ -14,7 +14,7 @@ from cdkit.core.errors import InputError
 from cdkit.core.formatting import json_text
 from cdkit.core.manifest import MANIFEST_NAME, Counts, Manifest
 from cdkit.core.shards import merge_counts
-from cdkit.core.storage import Folder, read_json, write_json
+from cdkit.core.storage import Folder, flush_names, read_json, write_json
 
 PENDING_NAME = "pending"
 COMMIT_NAME = "commit.json"
@@ -54,7 +54,10 @@ class Change:
         sources = {str(path.relative_to(prepared)): path for path in sorted(prepared.rglob("*")) if path.is_file()}
         sources.update(moves or {})
         named = {name: str(path.relative_to(self.folder)) for name, path in sources.items()}
+        flush_names(self.folder)
         write_json(pending / COMMIT_NAME, {"moves": named, "deletes": sorted(set(deletes) - set(named))})
+        # A power loss must not keep some of the moves and lose what says that all are to be made.
+        flush_names(pending)
         finish_change_locked(self.folder)
 
 
@@ -79,6 +82,7 @@ def finish_change_locked(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
     if (pending / MANIFEST_NAME).exists():
         os.replace(pending / MANIFEST_NAME, folder / MANIFEST_NAME)
+    flush_names(folder)
     # The marker goes first: a half-deleted pending folder without it is only litter.
     (pending / COMMIT_NAME).unlink()
     Folder(folder).remove([PENDING_NAME])

@@ -89,7 +89,7 @@ ROOT = -1
 
 
 def power_loss_points(recording: Recording) -> Iterator[Point]:
-    """Folders after a power loss at every effect: what was not flushed is gone, or some of it is there out of order."""
+    """Folders after a power loss at every effect: what was not flushed is gone, or there out of order."""
     disk, known = Disk(), dict[int, str]()
     start = recording.trees[0]
     for name, entry in start.items():

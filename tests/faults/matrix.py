@@ -46,7 +46,7 @@ class Tally:
 
 
 def load_once() -> None:
-    """Keep what every run would load anew and none changes, and let nobody wait for a disk: what a kill leaves, and what
+    """Keep what every run loads anew and none changes, and let nobody wait for a disk: what a kill leaves, and what
     a power loss leaves, is known from the recording."""
     from cdkit import encoders
 

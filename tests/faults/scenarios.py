@@ -151,7 +151,7 @@ def manifest_of(out: Path) -> Facts:
 
 
 def index_facts(out: Path) -> Facts:
-    """What an index says and finds: its readers' rows, its counts; how often a change was said again does not count."""
+    """What an index says and finds: its readers' rows, its counts; how often a change was said does not count."""
     from cdkit.index.caption_index import open_index
     from cdkit.index.records import iterate_captions, iterate_image_rows, read_tombstones
     from cdkit.index.search import search

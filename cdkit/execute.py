@@ -204,6 +204,8 @@ class Target:
         with PeakMemory() as peak:
             config = with_local_copies(self.config, self.inputs)
             dataset = self.stage.run()(config, self.inputs, self.folder, context)
+        # What a worker that died left half-written; another one has made it.
+        self.folder.remove_temporaries()
         seconds = time.monotonic() - clock
         manifest = replace(
             draft,

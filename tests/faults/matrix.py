@@ -23,10 +23,11 @@ from itertools import chain
 from pathlib import Path
 
 from tests.faults.crash_points import Point, distinct, kill_points, power_loss_points
-from tests.faults.recorder import Contents, Effect, Recording
+from tests.faults.recorder import FOLDER, Contents, Effect, Recording
 from tests.faults.scenarios import Facts, Material, Scenario, scenarios
 
-# Files that grow line by line under their own name; every other one is renamed into place when it is whole.
+# Files that grow line by line under their own name, and those of work in progress that a journal or a size tells to be
+# whole; every other one is renamed into place.
 JOURNALS = ("metrics.csv", "inspected.jsonl", ".lock")
 
 
@@ -62,6 +63,7 @@ class Matrix:
         work.mkdir(parents=True, exist_ok=True)
         self.scenarios = scenarios(material)
         self.tries = 0
+        self._recorded: dict[str, tuple[Recording, Facts]] = {}
 
     def folder(self) -> Path:
         self.tries += 1
@@ -69,13 +71,22 @@ class Matrix:
 
     def record(self, name: str) -> tuple[Recording, Facts]:
         """The effects of a run that nothing befalls, and what it leaves."""
+        if name in self._recorded:
+            return self._recorded[name]
         scenario, root, recording = self.scenarios[name], self.folder(), Recording()
         root.mkdir()
         scenario.prepare(root / "out")
         recording.record(root, lambda: scenario.run(root / "out"))
         facts = scenario.result(root / "out")
         shutil.rmtree(root)
+        self._recorded[name] = recording, facts
         return recording, facts
+
+    def whole(self, name: str) -> Facts:
+        return self.record(name)[1]
+
+    def effects(self, name: str) -> list[Effect]:
+        return self.record(name)[0].effects
 
     def try_points(self, name: str, sample: int | None = None) -> Tally:
         """Go on from all points of a command, or from some, chosen at random."""
@@ -112,18 +123,18 @@ def written_around(recording: Recording) -> list[str]:
     around = set()
     before = recording.trees[0]
     for tree in recording.trees[1:]:
-        numbers = {entry.number for entry in before.values()}
+        contents = {entry.number: entry.content for entry in before.values()}
         for name, entry in tree.items():
-            whole = ".tmp-" in name or name.endswith(JOURNALS) or entry.content == "folder"
-            grown = entry.number not in numbers or (name in before and before[name] != entry)
-            if not whole and grown and entry.content != before.get(name, entry).content:
+            allowed = (
+                ".tmp-" in name
+                or name.endswith(JOURNALS)
+                or name.startswith("out/building/")
+                or entry.content == FOLDER
+            )
+            if not allowed and contents.get(entry.number) != entry.content:
                 around.add(name)
         before = tree
     return sorted(around)
-
-
-def effects_of_kind(recording: Recording, kind: str) -> list[Effect]:
-    return [effect for effect in recording.effects if effect.kind == kind]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,7 +6,8 @@ import csv
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from cdkit.core.storage import LOCK_NAME
 from cdkit.embedded.pool import write_pool
 from cdkit.engines.local import LocalEngine
 from cdkit.execute import execute
+from cdkit.index import layout
 from cdkit.index.caption_index import INDEX_NAME
 from cdkit.stages import STAGES
 
@@ -26,7 +28,8 @@ Facts = dict[str, Any]
 CLOCKS = frozenset({"run", "seconds", "started", "ended", "seconds_per_step", "peak_process_bytes", "clocks"})
 # What holds times and places beside what it tells: it must be there.
 PRESENT = (".html", ".md", ".svg")
-ROWS = 60
+ROWS, MANY_ROWS = 60, 1000
+COMPRESSED = {"exact_below": 1, "bytes_per_caption": 4}
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,27 @@ def stage(name: str, **values: Any) -> Scenario:
     return Scenario(lambda out: execute(name, config, out))
 
 
+@contextmanager
+def few_training_points() -> Iterator[None]:
+    """Let an index of some hundred captions be a compressed one."""
+    least = layout.LEAST_POINTS_PER_LIST
+    layout.LEAST_POINTS_PER_LIST = 1
+    try:
+        yield
+    finally:
+        layout.LEAST_POINTS_PER_LIST = least
+
+
+def compressed_index(**values: Any) -> Scenario:
+    built = stage("index", **values)
+
+    def build(out: Path) -> None:
+        with few_training_points():
+            built.run(out)
+
+    return Scenario(build)
+
+
 def context() -> Context:
     return Context(LocalEngine(1), SilentProgress())
 
@@ -109,12 +133,16 @@ class Material:
         (self.root / "gone.txt").write_text("a photo of a red star number 4\n")
         shared = {"workers": 1, "threads": 1}
         _made("index", self.root / "exact", captions=[captions], keep_embeddings=True, **shared)
-        _made("index", self.root / "compressed", captions=[captions], exact_below=1, bytes_per_caption=4, **shared)
+        many = write_captions(self.root / "many.csv", 0, MANY_ROWS)
+        with few_training_points():
+            _made("index", self.root / "compressed", captions=[many], **COMPRESSED, **shared)
         _made("retrieve", self.root / "set", **self.retrieved())
         for name, word in (("striped-star", "star"), ("pink-heart", "heart")):
             _made("train", self.root / f"{word}-tuned", **self.trained(word, name))
         _made("sample", self.root / "samples", **self.sampled())
-        _made("class-images", self.root / "drawn", prompts=["a photo of a star"], count=2, steps=1, threads=1)
+        scored = {"concepts": {"star": "embedded:striped-star"}, "resamples": 100, "device": "cpu", "threads": 1}
+        _made("evaluate", self.root / "scores", samples=self.path("samples"), **scored)
+        _made("export", self.root / "foreign", delta=self.path("star-tuned"), to="kohya-lora", threads=1)
 
     def retrieved(self) -> Mapping[str, Any]:
         return {
@@ -184,7 +212,7 @@ def scenarios(material: Material) -> dict[str, Scenario]:
         "import": stage("import", captions=captions, **shared),
         "embed": stage("embed", captions=captions, **shared),
         "index, exact": stage("index", captions=captions, **shared),
-        "index, compressed": stage("index", captions=captions, exact_below=1, bytes_per_caption=4, **shared),
+        "index, compressed": compressed_index(captions=[material.path("many.csv")], **COMPRESSED, **shared),
         "retrieve": stage("retrieve", **material.retrieved()),
         "class-images": stage("class-images", prompts=["a photo of a star"], count=2, steps=1, batch_size=1, **model),
         "token-counts": stage("token-counts", index=material.path("index"), **shared),
@@ -196,6 +224,9 @@ def scenarios(material: Material) -> dict[str, Scenario]:
         "weight-change": stage("weight-change", tuned=star, device="cpu"),
         "attention": stage("attention", deltas=[star], prompt="a photo of a <new1> star", steps=1, **model),
         "delta-compress": stage("delta-compress", delta=star, rank=1, threads=1),
+        "delta-import": stage("delta-import", files=[material.path("foreign")], base="embedded"),
+        "compare": stage("compare", single={"ours": [material.path("scores")]}, resamples=100),
+        "dataset": stage("dataset", folder=material.path("set"), to=["imagefolder", "webdataset", "diffusers"]),
         "report": stage("report", run_folder=material.path("")),
     }
     for kind in ("diffusers-lora", "kohya-lora", "webui-diff", "textual-inversion", "diffusers-pipeline"):

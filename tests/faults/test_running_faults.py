@@ -29,13 +29,8 @@ from tests.faults.scenarios import Material, stage
 # What needs space, and what needs a free descriptor.
 GROWING = ("open", "os.mkdir", "os.rename", "fsync")
 KINDS = {errno.ENOSPC: GROWING, errno.EIO: ("open", "fsync", "os.rename"), errno.EMFILE: ("open",)}
-QUICK = ("import", "token-counts", "sample", "remove, exact", "delta-compress", "export, webui-diff", "review decisions")
-    "import",
-    "token-counts",
-    "sample",
-    "remove, exact",
-    "delta-compress",
-    "export, webui-diff",
+QUICK = (
+    *("import", "token-counts", "sample", "remove, exact", "delta-compress", "export, webui-diff"),
     "review decisions",
 )
 

@@ -206,6 +206,7 @@ STAGES: dict[str, Stage] = {
                 *("pytorch_lora_weights.safetensors", "loras", "embeddings"),
                 *("model_index.json", "unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
                 *("scheduler", "feature_extractor", "image_encoder", "safety_checker"),
+                *("pipeline.py", "gated_changes.safetensors"),
             ),
         ),
     )

@@ -58,7 +58,8 @@ def register(root: typer.Typer) -> None:
 def _inspect(
     output: Output, delta: Path = typer.Argument(..., help="The delta: a folder or file.", show_default=False)
 ) -> None:
-    from cdkit.deltas.delta import delta_path, describe, load_delta
+    from cdkit.deltas.delta import delta_path, load_delta
+    from cdkit.deltas.description import describe
 
     file = delta_path(local_copy("delta", str(delta)))
     description = {"delta": str(delta), "bytes": file.stat().st_size, **describe(load_delta(file))}
@@ -81,6 +82,9 @@ def _draw(description: Mapping[str, Any]) -> None:
     ]
     if layers:
         console.print(table(["layer", "norm of the change", "rank", "shape"], layers))
+    gates = {", ".join(layer["words"]): None for layer in description["layers"] if "words" in layer}
+    for words in gates:
+        console.print(f"acts only where these words stand: {words}", markup=False)
     console.print(f"norm of all changes {description['norm']:.4g}")
 
 

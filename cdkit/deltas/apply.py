@@ -13,6 +13,7 @@ from cdkit.core.text import same_word
 from cdkit.deltas.base_model import base_hash, refuse_earlier_edition
 from cdkit.deltas.delta import Delta, ModifierToken
 from cdkit.deltas.families.table import denoiser_of
+from cdkit.deltas.gating import check_gated, open_gates
 from cdkit.deltas.low_rank import matrix
 from cdkit.deltas.text_features import TextTower, text_towers, tokenizer_name
 
@@ -60,6 +61,8 @@ def apply_deltas(
 ) -> AppliedDeltas:
     """Add the deltas' changes, times `scale`, to the pipeline's denoiser, and their tokens to its text towers.
 
+    Gated changes stand beside the weights, which stay as they are.
+
     A delta made on other weights than those it is put on (another checkpoint, half precision) is noted and applied.
     Raises ConfigError, and changes nothing, when a delta does not fit the model or two bring the same token.
     """
@@ -71,6 +74,9 @@ def apply_deltas(
         _add_changes(applied, deltas, scale, note)
         for tower in text_towers(pipeline) if tokens else []:
             applied._undo.append(add_tokens(pipeline, tower, tokens))
+        for delta in deltas:
+            gates = open_gates(pipeline, text_towers(pipeline)[0], delta.gated, scale)
+            applied._undo += [gate.remove for gate in gates]
     except BaseException:
         applied.remove()
         raise
@@ -101,7 +107,9 @@ def check_fit(pipeline: DiffusionPipeline, delta: Delta) -> None:
     """Raise ConfigError unless every change and every token row has the place and shape the pipeline gives it."""
     parameters = dict(denoiser_of(pipeline).named_parameters())
     problems = []
-    for name, change in delta.changes.items():
+    if delta.gated:
+        check_gated(pipeline)
+    for name, change in (entry for changes in delta.all_changes for entry in changes.items()):
         if name not in parameters:
             problems.append(f"the model has no parameter {name}")
         elif tuple(parameters[name].shape) != tuple(change.shape):

@@ -16,7 +16,8 @@ from cdkit.core.errors import InputError, pip_install
 from cdkit.core.file_kinds import require_file
 from cdkit.core.formatting import json_text
 from cdkit.core.shards import read_tensor_header, read_tensors, write_tensors
-from cdkit.deltas.low_rank import LowRank, norm
+from cdkit.deltas.gating import GatedChange, words_of_gates
+from cdkit.deltas.low_rank import LowRank
 from cdkit.deltas.text_features import TOWERS
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 DELTA_NAME = "delta.safetensors"
 DELTA_FORMATS = "cdkit-delta-"
 DELTA_FORMAT = f"{DELTA_FORMATS}1"
-UP, DOWN = ".up", ".down"
+UP, DOWN, GATED = ".up", ".down", "gated"
 # A few bytes of factors can stand for any number of values. SDXL's whole U-Net has 2.6 thousand million.
 LARGEST_CHANGE = 3 << 30
 MOST_TOKENS = 1000
@@ -54,7 +55,8 @@ class Delta:
     """What a training, a merge or an import produced.
 
     changes: by the denoiser's parameter name. base_hash: `base_model.base_hash` of the model it was made on. settings:
-    the config it was made with, as JSON values. part: what they are changes of, `unet` or `transformer`.
+    the config it was made with, as JSON values. part: what they are changes of, `unet` or `transformer`. gated:
+    changes that act where a concept's words stand, and nowhere else.
     """
 
     method: str
@@ -66,6 +68,12 @@ class Delta:
     settings: Mapping[str, Any] = field(default_factory=dict)
     made_by: str = cdkit.__version__
     part: str = "unet"
+    gated: tuple[GatedChange, ...] = ()
+
+    @property
+    def all_changes(self) -> list[Mapping[str, torch.Tensor | LowRank]]:
+        """The changes that act everywhere, and those of every gate, each by parameter name."""
+        return [self.changes, *(gate.changes for gate in self.gated)]
 
 
 def check_changes(changes: Mapping[str, torch.Tensor | LowRank]) -> None:
@@ -100,11 +108,13 @@ def save_delta(delta: Delta, path: Path) -> None:
 
 def _tensors(delta: Delta) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
-    for name, change in delta.changes.items():
-        if isinstance(change, LowRank):
-            tensors[f"{delta.part}.{name}{UP}"], tensors[f"{delta.part}.{name}{DOWN}"] = change.up, change.down
-        else:
-            tensors[f"{delta.part}.{name}"] = change
+    parts = [delta.part, *(f"{GATED}.{number}" for number in range(len(delta.gated)))]
+    for part, changes in zip(parts, delta.all_changes, strict=True):
+        for name, change in changes.items():
+            if isinstance(change, LowRank):
+                tensors[f"{part}.{name}{UP}"], tensors[f"{part}.{name}{DOWN}"] = change.up, change.down
+            else:
+                tensors[f"{part}.{name}"] = change
     for position, token in enumerate(delta.tokens):
         tensors |= {f"token.{position}.{tower}": rows for tower, rows in token.rows.items()}
     return tensors
@@ -121,6 +131,7 @@ def _header(delta: Delta) -> dict[str, str]:
         "prompts": json_text(list(delta.prompts)),
         "settings": json_text(dict(delta.settings), sort_keys=True),
         "made_by": delta.made_by,
+        **({"gates": json_text([gate.words for gate in delta.gated])} if delta.gated else {}),
     }
 
 
@@ -160,8 +171,10 @@ def load_delta(path: Path | str) -> Delta:
             settings=dict(_json(header, "settings")),
             made_by=_line(header, "made_by") if "made_by" in header else "",
             part=part,
+            gated=_gated(header, parts.pop(GATED, {})),
         )
-        check_changes(delta.changes)
+        for changes in delta.all_changes:
+            check_changes(changes)
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{file} is damaged: {error}", hint="Make it again.") from error
     unknown = [f"{part}.{name}"[:80] for part, entries in parts.items() for name in entries]
@@ -271,6 +284,18 @@ def _changes(entries: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor | Lo
     return dict(sorted(changes.items()))
 
 
+def _gated(header: Mapping[str, str], entries: Mapping[str, torch.Tensor]) -> tuple[GatedChange, ...]:
+    """The gated changes, `<number>.<parameter>` each, with the words that the header names."""
+    words = words_of_gates(header["gates"]) if "gates" in header else []
+    by_number: list[dict[str, torch.Tensor]] = [{} for _ in words]
+    for key, tensor in entries.items():
+        number, _, name = key.partition(".")
+        if not number.isdecimal() or int(number) >= len(words):
+            raise ValueError(f"it names no words for gated.{key[:80]}")
+        by_number[int(number)][name] = tensor
+    return tuple(GatedChange(word, _changes(some)) for word, some in zip(words, by_number, strict=True))
+
+
 def _tokens(entries: Sequence[Mapping[str, str]], tensors: Mapping[str, torch.Tensor]) -> list[ModifierToken]:
     """The tokens with their rows, `<number>.<text encoder>` each; every row belongs to one of them."""
     rows: dict[str, dict[str, torch.Tensor]] = {}
@@ -295,37 +320,3 @@ def _token(entry: Mapping[str, str], rows: Mapping[str, torch.Tensor]) -> Modifi
     if not initializer.isprintable():
         raise ValueError(f"{initializer[:80]!r} cannot be an initializer")
     return ModifierToken(str(entry["text"]), initializer, rows)
-
-
-def describe(delta: Delta) -> dict[str, Any]:
-    """Method, base, tokens, prompts, settings, and of every changed parameter ‖ΔW‖, shape and rank as stored."""
-    norms = {name: norm(change) for name, change in delta.changes.items()}
-    layers = [
-        {
-            "layer": name,
-            "norm": norms[name],
-            "rank": change.rank if isinstance(change, LowRank) else min(change.shape, default=0),
-            "stored": "product" if isinstance(change, LowRank) else "whole",
-            "shape": list(change.shape),
-        }
-        for name, change in delta.changes.items()
-    ]
-    return {
-        "method": delta.method,
-        "base": delta.base,
-        "base_hash": delta.base_hash,
-        "made_by": delta.made_by,
-        "tokens": [
-            {
-                "token": token.text,
-                "initializer": token.initializer,
-                "rows": {name: len(rows) for name, rows in token.rows.items()},
-                "norms": {name: [float(row.norm()) for row in rows] for name, rows in token.rows.items()},
-            }
-            for token in delta.tokens
-        ],
-        "prompts": list(delta.prompts),
-        "settings": dict(delta.settings),
-        "norm": sum(norm**2 for norm in norms.values()) ** 0.5,
-        "layers": layers,
-    }

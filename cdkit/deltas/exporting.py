@@ -22,9 +22,10 @@ from cdkit.deltas.config import DEFAULT_ERROR, ExportConfig
 from cdkit.deltas.delta import Delta
 from cdkit.deltas.formats.lora import DIFFUSERS_LORA_NAME, write_diffusers_lora, write_full_matrices, write_kohya_lora
 from cdkit.deltas.formats.textual_inversion import file_stems, spellings, write_embeddings
+from cdkit.deltas.gating import PIPELINE_CODE, write_gates
 from cdkit.deltas.low_rank import LowRank, approximate, matrix, norm, relative_error, stored_numbers
 from cdkit.deltas.pipeline_folder import MODEL_INDEX
-from cdkit.deltas.text_features import TOWERS
+from cdkit.deltas.text_features import TOWERS, text_towers
 
 # Products that stand for more than this, 2 GB, are written as whole matrices only when a base model shows that such
 # matrices exist.
@@ -86,6 +87,12 @@ def scaled(delta: Delta, scale: float) -> Delta:
 def write_format(config: ExportConfig, delta: Delta, out: Folder, name: str, context: Context) -> dict[str, Any]:
     """Write the files of a format but diffusers-pipeline; returns their measured error and where embeddings lie."""
     details: dict[str, Any] = {}
+    if delta.gated and config.to != "textual-inversion":
+        raise ConfigError(
+            f"This delta acts at the words {', '.join(word for gate in delta.gated for word in gate.words)} alone; "
+            f"{config.to} can only change a model for every word.",
+            hint="Use --to diffusers-pipeline, whose folder brings the code for it; or train custom-diffusion.",
+        )
     if config.to == "textual-inversion":
         if not delta.tokens:
             raise ConfigError("This delta has no modifier token to export.", hint="Its weights go to a LoRA.")
@@ -188,6 +195,8 @@ def write_pipeline(
             if not value.isfinite().all():
                 raise InputError(f"{component}.{name} does not fit into fp16.", hint="Leave out --precision fp16.")
     pipeline.save_pretrained(folder, safe_serialization=True)
+    if delta.gated:
+        write_gates(folder, text_towers(pipeline)[0], delta.gated, scale=scale, half=half)
 
 
 def lora_name(out: Path) -> str:
@@ -202,6 +211,9 @@ def loading_hints(to: str, out: Path, tokens: Sequence[str]) -> list[str]:
     if to == "diffusers-pipeline":
         sample = command_line("cdkit", "sample", "--base", out, "--prompt", "a photo", "--out", "samples")
         hints = [f"DiffusionPipeline.from_pretrained({str(out)!r}), or {sample}"]
+        if (out / PIPELINE_CODE).exists():
+            loaded = f"DiffusionPipeline.from_pretrained({str(out)!r}, trust_remote_code=True)"
+            hints = [f"{loaded}; its {PIPELINE_CODE} puts the changes where the words stand"]
         return [*hints, *(f"type in prompts: {word.token}, whatever loads it" for word in words)]
     if to == "diffusers-lora":
         hints = [

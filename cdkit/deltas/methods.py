@@ -17,6 +17,7 @@ NOTHING = r"(?!)"
 MethodName = Literal[
     "custom-diffusion",
     "custom-diffusion-orthogonal",
+    "custom-diffusion-gated",
     "custom-diffusion-attention",
     "fine-tune-all",
     "dreambooth",
@@ -50,7 +51,8 @@ class Method:
     word: what stands before the category in prompts: `modifier`, a new token whose embedding trains, or `rare`, an
     existing word that does not. detaches_first_token: no gradient passes the keys and values of the start token.
     change: `whole`, every value of a matrix trains; `orthogonal`, a matrix changes only along directions of the text's
-    features that are the concept's own, and stay as they are.
+    features that are the concept's own, and stay as they are; `gated`, what trains acts where the concept's words
+    stand, and nowhere else.
     """
 
     name: MethodName
@@ -58,7 +60,7 @@ class Method:
     unet: str
     word: Literal["modifier", "rare"] = "modifier"
     detaches_first_token: bool = False
-    change: Literal["whole", "orthogonal"] = "whole"
+    change: Literal["whole", "orthogonal", "gated"] = "whole"
     recipe: Recipe = Recipe()
 
 
@@ -80,6 +82,13 @@ METHODS: dict[str, Method] = {
             detaches_first_token=True,
             change="orthogonal",
             recipe=Recipe(learning_rate=2e-4, token_learning_rate=8e-5),
+        ),
+        # Prompts without the concept's word stay the base model's bit for bit: nothing else has to keep them.
+        Method(
+            "custom-diffusion-gated",
+            "cross-attention keys and values where the concept's words stand, and the modifier tokens",
+            unet=KEYS_AND_VALUES,
+            change="gated",
         ),
         Method(
             "custom-diffusion-attention",

@@ -72,6 +72,11 @@ def read_classes(folder: Path, base: str) -> dict[str, str]:
         for name, entry in index.items()
         if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str)
     }
+    if isinstance(index.get("_class_name"), list):
+        raise ConfigError(
+            f"{base} draws with code of its own (pipeline.py), which is never run here.",
+            hint="A folder that cdkit export made of a gated delta: give the base model, and the delta with --delta.",
+        )
     family = family_named(str(index.get("_class_name", "")), base)
     check_family(base, family, classes)
     for name in (family.denoiser, "vae", *TOWERS):

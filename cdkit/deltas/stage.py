@@ -38,24 +38,37 @@ if TYPE_CHECKING:
 def compress(config: CompressConfig, inputs: Mapping[str, Input], out: Folder, context: Context) -> Dataset:
     """Write the compressed delta; a matrix whose factors would be no smaller stays whole."""
     delta = load_delta(config.delta)
-    matrices = {name: change for name, change in delta.changes.items() if len(change.shape) == 2}
-    with context.progress.task("low-rank factors", len(matrices), unit="matrices") as task:
-        products = approximate(matrices, rank=config.rank, max_error=config.max_error, advance=lambda: task.advance(1))
-    kept: dict[str, torch.Tensor | LowRank] = {
-        name: product for name, product in products.items() if stored_numbers(product) < stored_numbers(matrices[name])
-    }
-    changes = {**delta.changes, **kept}
+    parts = [_compressed(changes, config, context) for changes in delta.all_changes]
+    gated = tuple(replace(gate, changes=part) for gate, part in zip(delta.gated, parts[1:], strict=True))
     settings = {**delta.settings, "compressed": {"rank": config.rank, "max_error": config.max_error}}
-    save_delta(replace(delta, changes=changes, settings=settings), out / DELTA_NAME)
-    stored = load_delta(out.path).changes
+    save_delta(replace(delta, changes=parts[0], gated=gated, settings=settings), out / DELTA_NAME)
+    pairs = [
+        (name, change, stored[name])
+        for before, stored in zip(delta.all_changes, load_delta(out.path).all_changes, strict=True)
+        for name, change in before.items()
+        if len(change.shape) == 2
+    ]
     details = {
-        "error": max((relative_error(change, stored[name]) for name, change in matrices.items()), default=0.0),
-        "rank": max((change.rank for change in stored.values() if isinstance(change, LowRank)), default=0),
-        "whole": sorted(set(matrices) - set(kept)),
+        "error": max((relative_error(change, stored) for _, change, stored in pairs), default=0.0),
+        "rank": max((stored.rank for _, _, stored in pairs if isinstance(stored, LowRank)), default=0),
+        "whole": sorted(name for name, _, stored in pairs if not isinstance(stored, LowRank)),
         "bytes_before": delta_path(config.delta).stat().st_size,
         "bytes": (out / DELTA_NAME).stat().st_size,
     }
-    return Dataset("delta", out.path, Counts(len(matrices), len(matrices)), details)
+    return Dataset("delta", out.path, Counts(len(pairs), len(pairs)), details)
+
+
+def _compressed(
+    changes: Mapping[str, torch.Tensor | LowRank], config: CompressConfig, context: Context
+) -> dict[str, torch.Tensor | LowRank]:
+    """The changes with every matrix whose factors are smaller as a product."""
+    matrices = {name: change for name, change in changes.items() if len(change.shape) == 2}
+    with context.progress.task("low-rank factors", len(matrices), unit="matrices") as task:
+        products = approximate(matrices, rank=config.rank, max_error=config.max_error, advance=lambda: task.advance(1))
+    smaller = {
+        name: product for name, product in products.items() if stored_numbers(product) < stored_numbers(matrices[name])
+    }
+    return {**changes, **smaller}
 
 
 def export(config: ExportConfig, inputs: Mapping[str, Input], out: Folder, context: Context) -> Dataset:

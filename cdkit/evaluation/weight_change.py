@@ -72,6 +72,11 @@ def load_checkpoint(
             loaded[spec] = {part: _parameters(getattr(pipeline, part, None)) for part in ("unet", "text_encoder")}
         return loaded[spec]
     delta = load_delta(spec)
+    if delta.gated:
+        raise ConfigError(
+            f"The delta {spec} is gated: it changes no weight, it adds to keys and values where its words stand.",
+            hint="cdkit delta inspect shows the size of what it adds.",
+        )
     base = default_base if not _is_delta(default_base) else load_delta(default_base).base
     weights = dict(load_checkpoint(base, "embedded", device, progress, loaded)["unet"])
     for name, change in delta.changes.items():

@@ -214,4 +214,5 @@ def _renamed(delta: Delta, names: dict[str, str]) -> Delta:
         delta,
         tokens=tuple(replace(token, text=names[token.text]) for token in delta.tokens),
         prompts=tuple(change(prompt) for prompt in delta.prompts),
+        gated=tuple(gate.renamed(change) for gate in delta.gated),
     )

@@ -96,7 +96,8 @@ class Batch:
 
     sizes (n, 6), for SDXL: height and width of the picture, top and left of its crop, height and width trained at.
     distilled: the places of the samples that the base model's own prediction is wanted of. wanted (n, C, h, w): the
-    predictions to train towards, where the base model was asked; None: they follow from latents and noise.
+    predictions to train towards, where the base model was asked; None: they follow from latents and noise. gated
+    (n, positions): where the concepts' words stand, for a method that changes something there alone.
     """
 
     latents: torch.Tensor
@@ -109,6 +110,7 @@ class Batch:
     prompts: list[str]
     distilled: tuple[int, ...] = ()
     wanted: torch.Tensor | None = None
+    gated: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         ANY: {"augmentation": False, "schedule": "linear", "prior_weight": 2.0},
         "custom-diffusion": {"steps": 120, "learning_rate": 3e-4, "token_learning_rate": 5e-2},
         "custom-diffusion-orthogonal": {"steps": 120, "learning_rate": 1e-3, "token_learning_rate": 5e-2},
+        "custom-diffusion-gated": {"steps": 120, "learning_rate": 3e-4, "token_learning_rate": 5e-2},
         "custom-diffusion-attention": {"steps": 120, "learning_rate": 3e-4, "token_learning_rate": 5e-2},
         "fine-tune-all": {"steps": 250, "learning_rate": 1e-4, "token_learning_rate": 1e-1},
         "dreambooth": {"steps": 250, "learning_rate": 2e-4},
@@ -59,10 +60,10 @@ def fill_in(values: Mapping[str, Any], *, base: str) -> dict[str, Any]:
         recipe["token_learning_rate"] = chosen["learning_rate"]
     if "fit" in chosen and chosen.get("device") != "cpu":
         recipe["precision"] = "bf16"
-    kept = {"keep": "images" if chosen.get("regularization") else "none"}
+    keeps = "images" if chosen.get("regularization") and method.change != "gated" else "none"
     written = chosen.get("template")
     templates = {"template": [written]} if isinstance(written, str) else {}
-    return {**recipe, **kept, **chosen, **templates}
+    return {**recipe, "keep": keeps, **chosen, **templates}
 
 
 class TrainConfig(ModelConfig):
@@ -155,7 +156,7 @@ class TrainConfig(ModelConfig):
         if self.no_token and (self.token or self.tokens):
             raise ValueError("no_token trains without modifier tokens; leave token and tokens out")
         method = METHODS[self.method]
-        if self.no_token and (method.word == "rare" or self.method == "textual-inversion"):
+        if self.no_token and (method.word == "rare" or method.change == "gated" or self.method == "textual-inversion"):
             raise ValueError(f"the method {self.method} needs a token; leave no_token out")
         for template in self.template or ():
             if "{}" not in template:
@@ -164,6 +165,8 @@ class TrainConfig(ModelConfig):
         return self
 
     def _check_keep(self) -> None:
+        if METHODS[self.method].change == "gated" and self.keep != "none":
+            raise ValueError(f"keep {self.keep}: prompts without the token stay as they are with {self.method} anyway")
         if self.keep in ("images", "both") and not self.regularization:
             raise ValueError(f"keep {self.keep} needs a regularization set: give --regularization NAME=DIR")
         if self.keep not in ("distil", "both"):

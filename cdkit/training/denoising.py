@@ -20,6 +20,8 @@ from cdkit.training.trainables import RowsBesideTable, Trainables
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
+    from cdkit.deltas.formats.gated_pipeline import Gate
+
 
 ENCODED_AT_ONCE = 64
 
@@ -28,7 +30,8 @@ ENCODED_AT_ONCE = 64
 class Denoising:
     """A denoiser that computes in `dtype`, with its noise schedule, both on one device.
 
-    distilled: what trains of the denoiser, where the base model's own predictions are asked for.
+    distilled: what trains of the denoiser, where the base model's own predictions are asked for. gate: what changes
+    keys and values where the concepts' words stand alone.
     """
 
     denoiser: Any
@@ -36,6 +39,7 @@ class Denoising:
     schedule: Schedule
     dtype: torch.dtype = torch.float32
     distilled: Trainables | None = None
+    gate: Gate | None = None
 
     @classmethod
     def of(
@@ -45,27 +49,32 @@ class Denoising:
         cells: int,
         dtype: torch.dtype,
         distilled: Trainables | None = None,
+        gate: Gate | None = None,
     ) -> Denoising:
         """With the noise schedule that the pipeline's own scheduler was made for. cells: latent cells per side."""
         denoiser = denoiser_of(pipeline)
         device = next(denoiser.parameters()).device
         schedule = schedule_of(pipeline.scheduler, conditioning.family, cells, device)
-        return cls(denoiser, conditioning, schedule, dtype, distilled)
+        return cls(denoiser, conditioning, schedule, dtype, distilled, gate)
 
-    def asked_of_base(self, batch: Batch) -> Batch:
-        """The batch with what the base model itself predicts for the samples that are distilled.
+    def completed(self, batch: Batch) -> Batch:
+        """The batch with what only the model can say: where words stand, what the base model itself predicts."""
+        if self.gate is not None:
+            batch = replace(batch, gated=self.gate.places(self.conditioning.ids(batch.prompts)))
+        return batch if self.distilled is None else self._asked_of_base(batch, self.distilled)
+
+    def _asked_of_base(self, batch: Batch, distilled: Trainables) -> Batch:
+        """The batch with the base model's predictions of what is distilled.
 
         Every batch of a run that distils has its wanted predictions, so that all are recorded alike.
         """
-        if self.distilled is None:
-            return batch
         noisy, wanted = self.schedule.noised(batch.latents, batch.noise, batch.timesteps)
         wanted = wanted.clone()
         if batch.distilled:
             places = send(torch.tensor(batch.distilled), wanted.device)
             features = self.conditioning.features([batch.prompts[place] for place in batch.distilled])
             asked = noisy[places], batch.timesteps[places], features, batch.sizes[places]
-            with torch.no_grad(), self.distilled.as_before():
+            with torch.no_grad(), distilled.as_before():
                 wanted[places] = self._predict(*asked).float()
         return replace(batch, wanted=wanted)
 
@@ -76,6 +85,8 @@ class Denoising:
     def losses_given(self, features: TextFeatures, batch: Batch) -> torch.Tensor:
         """The same with the features of the batch's prompts given: from here on all is tensors of fixed shapes."""
         noisy, wanted = self.schedule.noised(batch.latents, batch.noise, batch.timesteps)
+        if self.gate is not None:
+            self.gate.mask = batch.gated
         prediction = self._predict(noisy, batch.timesteps, features, batch.sizes)
         return masked_error(prediction, wanted if batch.wanted is None else batch.wanted, batch.mask)
 
@@ -136,6 +147,10 @@ class Conditioning:
             parts.append(self._encode(live))
         order = {prompt: index for index, prompt in enumerate([*kept, *live])}
         return _picked(_joined(parts), [order[prompt] for prompt in prompts])
+
+    def ids(self, prompts: Sequence[str]) -> torch.Tensor:
+        """The first tower's ids (n, positions) of prepared prompts."""
+        return torch.stack([self._ids[prompt][0] for prompt in prompts])
 
     def _encode(self, prompts: Sequence[str]) -> TextFeatures:
         columns = zip(*(self._ids[prompt] for prompt in prompts), strict=True)

@@ -113,7 +113,7 @@ class Loop:
         optimizer.zero_grad(set_to_none=False)
         for begin in range(first, first + self.number, self.recipe.batch_size):
             samples = range(begin, begin + self.recipe.batch_size)
-            batch = self.denoising.asked_of_base(self.batches.make(step, samples))
+            batch = self.denoising.completed(self.batches.make(step, samples))
             losses = self.add_gradients(batch)
             sums += _sums(losses, losses * batch.weights, batch.is_regularization)
         average_gradients(trained)

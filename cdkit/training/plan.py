@@ -63,6 +63,11 @@ class Plan:
         captions = (forms for planned in self.concepts for forms in planned.captions)
         return list(dict.fromkeys(caption for forms in captions for caption in forms))
 
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        """What prompts call the concepts: `<new1> dog`."""
+        return tuple(planned.concept.subject for planned in self.concepts)
+
     def words_as_json(self) -> list[dict[str, Any]]:
         """The concepts' words for the manifest: text, initializer, category."""
         return [
@@ -132,7 +137,7 @@ def _planned(
         note(f"The regularization set of {concept.name!r} is not used: --keep {config.keep}.")
     elif concept.regularization:
         images = _regularization(concept.regularization, stand_in, note)
-    elif config.keep != "generated" and not config.distils:
+    elif config.keep == "none" and METHODS[config.method].change != "gated":
         draw = command_line("cdkit", "class-images", f"photo of a {concept.category}", "--base", config.base)
         note(
             f"No regularization images for {concept.name!r}: what the model draws for {concept.category!r} will "

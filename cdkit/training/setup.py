@@ -8,11 +8,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from cdkit.core.protocols import Context
 from cdkit.deltas.base_model import compute_type
 from cdkit.deltas.families.table import denoiser_of, family_of
+from cdkit.deltas.gating import check_gated, word_ids
 from cdkit.deltas.methods import selected_names
 from cdkit.deltas.text_features import text_towers
 from cdkit.sampling.drawing import too_long
@@ -34,6 +36,7 @@ from cdkit.training.trainables import (
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
+    from cdkit.deltas.formats.gated_pipeline import Gate
     from cdkit.training.config import TrainConfig
 
 
@@ -45,6 +48,7 @@ class Setup:
     trainables: Trainables
     denoising: Denoising
     batches: Batches
+    gate: Gate | None = None
 
 
 def set_up(
@@ -85,14 +89,15 @@ def set_up(
     encoder = PictureEncoder(pipeline.vae, family, device=device, dtype=dtype)
     conditioning = Conditioning(family, text_towers(pipeline), rows)
     cells = plan.resolution // encoder.factor
-    denoising = Denoising.of(pipeline, conditioning, cells, dtype, trainables if config.distils else None)
+    gate = _gate(plan, pipeline, trainables)
+    denoising = Denoising.of(pipeline, conditioning, cells, dtype, trainables if config.distils else None, gate)
     batches = _batches(config, plan, encoder, len(denoising.schedule.table), context)
     conditioning.prepare(_all_prompts(plan, augmented=config.recipe().augmentation))
     for prompt in too_long(plan.prompts, family.words_of(text_towers(pipeline)).tokenizer):
         context.progress.note(f"Longer than the text encoder's context, its end is not seen: {prompt[:60]}…")
     if config.compile:
         denoiser.compile()
-    return Setup(pipeline, trainables, denoising, batches)
+    return Setup(pipeline, trainables, denoising, batches, gate)
 
 
 def _trainables(
@@ -104,6 +109,11 @@ def _trainables(
     dtype: torch.dtype,
 ) -> Trainables:
     """Freeze the denoiser and move it to the device; what the plan's method trains of it, with the rows beside."""
+    if plan.method.change == "gated":
+        shapes = {name: value.shape for name, value in denoiser.named_parameters() if name in set(names)}
+        nn.Module.to(denoiser.requires_grad_(False).eval(), device=device, dtype=dtype)
+        added = {name: nn.Parameter(torch.zeros(shape, device=device)) for name, shape in shapes.items()}
+        return Trainables(added, {name: torch.zeros(shape) for name, shape in shapes.items()}, rows)
     if plan.method.change == "orthogonal":
         photos = [[square.pixels for square in planned.squares] for planned in plan.concepts]
         factors, directions = select_factors(denoiser, names, photos, device=device, dtype=dtype)
@@ -111,6 +121,18 @@ def _trainables(
         return Trainables(factors, base, rows, directions)
     weights, base = select_weights(denoiser, names, device=device, dtype=dtype)
     return Trainables(weights, base, rows)
+
+
+def _gate(plan: Plan, pipeline: DiffusionPipeline, trainables: Trainables) -> Gate | None:
+    """What adds the trained changes where the concepts' words stand; None for a method that changes weights."""
+    if plan.method.change != "gated":
+        return None
+    from cdkit.deltas.formats.gated_pipeline import Gate
+
+    check_gated(pipeline)
+    gate = Gate(word_ids(text_towers(pipeline)[0], plan.subjects), trainables.weights)
+    gate.attach(pipeline.unet)
+    return gate
 
 
 def _all_prompts(plan: Plan, *, augmented: bool) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cdkit.core.config import canonical
+from cdkit.core.errors import ConfigError
 from cdkit.core.fingerprints import Input
 from cdkit.core.formatting import command_line
 from cdkit.core.machine import set_threads
@@ -14,6 +15,7 @@ from cdkit.core.protocols import Context, SilentProgress
 from cdkit.core.shards import Dataset
 from cdkit.core.storage import Folder
 from cdkit.deltas.delta import DELTA_NAME, ON_TOP_OF, Delta, load_delta, save_delta
+from cdkit.deltas.gating import GatedChange
 from cdkit.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -92,6 +94,11 @@ def _train(config: TrainConfig, sets: Mapping[str, str], out: Folder, context: C
     if device.type == "cpu":
         _settle_threads(config, out, context, team)
     earlier = [load_delta(path) for path in config.delta]
+    if any(delta.gated for delta in earlier):
+        raise ConfigError(
+            "Nothing trains on top of a gated delta: it changes no weight.",
+            hint="Train on the base model, and sample with both deltas, or merge them if both are gated.",
+        )
     base = read_base(config.base)
     plan = make_plan(config.model_copy(update={"regularization": sets}), base, note)
     config = fitted(config, plan, base, device, note if team.rank == 0 else lambda message: None)
@@ -108,7 +115,11 @@ def _train(config: TrainConfig, sets: Mapping[str, str], out: Folder, context: C
 
         def draw(step: int) -> None:
             target = out.sub(SAMPLES) / f"step-{step:06d}.png"
+            if setup.gate is not None:
+                setup.gate.follow(pipeline)
             draw_progress(plan, recipe.template[0], pipeline, accelerator, target)
+            if setup.gate is not None:
+                setup.gate.stop_following()
             note(f"Samples of step {step}: {target}")
 
         loop.run(context, draw)
@@ -155,12 +166,14 @@ def _save(
 ) -> None:
     from cdkit.training.trainables import trained_tokens
 
+    gated = plan.method.change == "gated"
     on_top_of = {ON_TOP_OF: [delta.base_hash for delta in earlier]} if earlier else {}
     delta = Delta(
         method=config.method,
         base=config.base,
         base_hash=made_on,
-        changes=trainables.changes(),
+        changes={} if gated else trainables.changes(),
+        gated=(GatedChange(plan.subjects, trainables.changes()),) if gated else (),
         tokens=trained_tokens(plan.tokens, trainables.rows),
         prompts=tuple(plan.prompts),
         settings=canonical(config) | on_top_of,

@@ -29,7 +29,7 @@ def _setup(material: Material, **values: object) -> Setup:
 @pytest.mark.parametrize("method", ["custom-diffusion", "custom-diffusion-orthogonal", "fine-tune-all"])
 def test_the_base_itself_is_asked_whatever_was_trained(material: Material, method: str) -> None:
     setup = _setup(material, method=method)
-    asked = setup.denoising.asked_of_base(setup.batches.make(0, range(4)))
+    asked = setup.denoising.completed(setup.batches.make(0, range(4)))
     assert asked.distilled == (1, 3)
     # Before training the class prompt's prediction is the base's, and its loss nothing.
     assert setup.denoising.losses(asked)[[1, 3]].max() < 1e-12
@@ -37,7 +37,7 @@ def test_the_base_itself_is_asked_whatever_was_trained(material: Material, metho
     with torch.no_grad():
         for weight in setup.trainables.weights.values():
             weight.add_(0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
-    again = setup.denoising.asked_of_base(setup.batches.make(0, range(4)))
+    again = setup.denoising.completed(setup.batches.make(0, range(4)))
     assert again.wanted is not None
     assert asked.wanted is not None
     assert again.wanted.equal(asked.wanted)
@@ -61,7 +61,7 @@ def test_a_recorded_pass_distils_as_one_kernel_by_kernel(material: Material, tmp
         for step in range(2):
             with torch.no_grad():
                 weights[0] += 0.01
-            batch = setup.denoising.asked_of_base(setup.batches.make(step, range(4)))
+            batch = setup.denoising.completed(setup.batches.make(step, range(4)))
             found = []
             for kind in (eager, graphed):
                 for weight in weights:

@@ -56,7 +56,10 @@ def _run(output: Output, config: StageConfig, further: Mapping[str, Any]) -> Non
 
 def _data(result: Result) -> dict[str, Any]:
     details = result.manifest.details
-    return {**{name: details[name] for name in ("steps", "seconds", "final_loss")}, "out": str(result.out)}
+    return {
+        **{name: details[name] for name in ("steps", "seconds", "final_loss", "bytes", "bytes_per_concept")},
+        "out": str(result.out),
+    }
 
 
 def _dry_run(output: Output, config: StageConfig) -> None:
@@ -85,7 +88,7 @@ def _human(output: Output, result: Result) -> None:
     words = ", ".join(f"{token['text']} {token['category']}" for token in details["tokens"])
     data_console().print(
         f"{details['steps']} steps in {duration_text(details['seconds'])}, loss {details['final_loss']:.4f}: "
-        f"{result.out / 'delta.safetensors'}",
+        f"{result.out / 'delta.safetensors'}, {size_text(details['bytes_per_concept'])} a concept",
         markup=False,
     )
     base = result.manifest.details["base"]

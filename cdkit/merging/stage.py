@@ -43,6 +43,8 @@ def merge(config: MergeConfig, inputs: Mapping[str, Input], out: Folder, context
     names = [Path(path).name for path in config.deltas]
     concepts = tuple(rename_tokens(deltas))
     _check_families(deltas, names)
+    if any(delta.gated for delta in deltas):
+        return _side_by_side(config, concepts, names, out, context)
     sample = _captions(config, inputs, out, context)
     pipeline = load_base_model(config.base, device=choose_device(config.device))
     _check_changes(pipeline, deltas, names, context)
@@ -65,15 +67,50 @@ def merge(config: MergeConfig, inputs: Mapping[str, Input], out: Folder, context
         "conflicts": [conflict.as_json() for conflict in conflicts],
         "constraints": len(problem.constraints.places),
         "rank": max((change.rank for change in changes.values()), default=0),
-        "tokens": [
-            {"token": token.text, "was": concept.former[token.text], "delta": name}
-            for concept, name in zip(concepts, names, strict=True)
-            for token in concept.delta.tokens
-        ],
+        "tokens": _tokens_as_json(concepts, names),
         "prompts": list(merged.prompts),
         "captions": len(sample.captions),
         "base": config.base,
         "seconds": round(seconds, 3),
+    }
+    return Dataset("delta", out.path, Counts(len(deltas), len(deltas)), details)
+
+
+def _tokens_as_json(concepts: Sequence[Renamed], names: Sequence[str]) -> list[dict[str, str]]:
+    """Which token came from which delta, and what it was called there."""
+    return [
+        {"token": token.text, "was": concept.former[token.text], "delta": name}
+        for concept, name in zip(concepts, names, strict=True)
+        for token in concept.delta.tokens
+    ]
+
+
+def _side_by_side(
+    config: MergeConfig, concepts: Sequence[Renamed], names: Sequence[str], out: Folder, context: Context
+) -> Dataset:
+    """Put gated deltas side by side: each acts at its own words alone, so that no captions are needed to solve it.
+
+    Raises ConfigError when one of them is not gated.
+    """
+    deltas = [concept.delta for concept in concepts]
+    others = [name for name, delta in zip(names, deltas, strict=True) if not delta.gated]
+    if others:
+        raise ConfigError(
+            f"{others[0]} changes keys and values for every word, another of the deltas at its own words alone.",
+            hint="Sample with both (--delta twice), or train both with the same --method, and merge.",
+        )
+    clock = time.monotonic()
+    pipeline = load_base_model(config.base, device=choose_device(config.device))
+    _check_changes(pipeline, deltas, names, context)
+    merged = _merged_delta(config, pipeline, concepts, names, {})
+    merged = replace(merged, gated=tuple(gate for delta in deltas for gate in delta.gated))
+    save_delta(merged, out / DELTA_NAME)
+    details: dict[str, Any] = {
+        **dict.fromkeys(("constraint_residual", "drift", "growth"), 0.0),
+        **{"condition": None, "conflicts": [], "constraints": 0, "rank": 0, "captions": 0, "base": config.base},
+        "tokens": _tokens_as_json(concepts, names),
+        "prompts": list(merged.prompts),
+        "seconds": round(time.monotonic() - clock, 3),
     }
     return Dataset("delta", out.path, Counts(len(deltas), len(deltas)), details)
 

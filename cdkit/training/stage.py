@@ -123,8 +123,9 @@ def _train(config: TrainConfig, sets: Mapping[str, str], out: Folder, context: C
             note(f"Samples of step {step}: {target}")
 
         loop.run(context, draw)
+    size = 0
     if team.rank == 0:
-        _save(config, plan, setup.trainables, made_on, earlier, out, context)
+        size = _save(config, plan, setup.trainables, made_on, earlier, out, context)
     photos = sum(len(planned.squares) for planned in plan.concepts)
     others = sum(planned.left_out for planned in plan.concepts)
     details: dict[str, Any] = {
@@ -135,6 +136,8 @@ def _train(config: TrainConfig, sets: Mapping[str, str], out: Folder, context: C
         "method": config.method,
         "tokens": plan.words_as_json(),
         "prompts": plan.prompts,
+        "bytes": size,
+        "bytes_per_concept": size // len(plan.concepts),
         "parameters": sum(parameter.numel() for parameter in setup.trainables.named().values()),
     }
     counts = Counts(photos + others, photos, {"not_an_image": others} if others else {})
@@ -163,7 +166,8 @@ def _save(
     earlier: Sequence[Delta],
     out: Folder,
     context: Context,
-) -> None:
+) -> int:
+    """Write the delta's file; returns its size in bytes."""
     from cdkit.training.trainables import trained_tokens
 
     gated = plan.method.change == "gated"
@@ -185,3 +189,4 @@ def _save(
             f"{DELTA_NAME} has {size / 1e9:.1f} GB. As products of low rank it takes a fraction: "
             f"{command_line('cdkit', 'delta', 'compress', out.path)} --max-error 0.1 --out DIR"
         )
+    return size

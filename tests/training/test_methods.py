@@ -60,7 +60,9 @@ def test_every_method_from_a_command_and_from_yaml(tmp_path: Path, capsys: pytes
         with apply_deltas(base, [delta]):
             after = base.unet.state_dict()
             changed = {name for name, value in after.items() if not value.equal(before[name])}
-        assert changed == selected
+        gated = {name for gate in delta.gated for name in gate.changes}
+        assert changed | gated == selected
+        assert not (changed and gated)
         assert [token.text for token in delta.tokens] == (["<new1>"] if row.word == "modifier" else [])
         (prompt,) = delta.prompts
         assert prompt.endswith(" a <new1> star" if row.word == "modifier" else " a sks star")

@@ -43,8 +43,9 @@ def test_exactly_the_selected_parameters_differ(material: Material, tmp_path: Pa
     selected = set(selected_names(base.unet, METHODS[method]))
     tensors = delta_tensors(tmp_path / "out")
     delta = load_delta(tmp_path / "out")
-    assert {name for name, change in delta.changes.items() if matrix(change).any()} == selected
-    assert set(delta.changes) == selected
+    changes = {name: change for part in delta.all_changes for name, change in part.items()}
+    assert {name for name, change in changes.items() if matrix(change).any()} == selected
+    assert set(changes) == selected
     has_tokens = METHODS[method].word == "modifier"
     assert ("token.0.text_encoder" in tensors) == has_tokens
     fixed = METHODS[method].change == "orthogonal"

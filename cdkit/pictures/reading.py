@@ -24,7 +24,12 @@ from cdkit.core.shards import parts
 from cdkit.pictures.captions import read_captions
 from cdkit.pictures.folder import LeftOut, foreign_kind, is_of_another_kind, is_picture_name, list_folder, shown
 from cdkit.pictures.picture import BytesContent, CellContent, Content, FileContent, Picture
-from cdkit.pictures.regularization_set import IMAGES, iterate_regularization_set, refuse_unfinished
+from cdkit.pictures.regularization_set import (
+    IMAGES,
+    iterate_regularization_set,
+    refuse_unfinished,
+    refuse_without_pictures,
+)
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -93,6 +98,7 @@ def read_pictures(source: str | Path, wanted: Callable[[Mapping[str, Any]], bool
         what = "is neither a folder nor a file" if path.exists() else "is no folder: it does not exist"
         raise InputError(f"{name} {what}.", hint="Give a folder of images.")
     refuse_unfinished(path)
+    refuse_without_pictures(path)
     for folder in (path, path.parent) if path.name == IMAGES else (path,):
         if parts(folder / IMAGES):
             return PictureFolder(name, "regularization set", _stored(folder))

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     pass
 
 IMAGES = "images"
+# Where a set that was published without its pictures has its rows.
+PUBLISHED_CAPTIONS = "captions"
 SHARD_IMAGES = 500
 # The stages that make one: of images found, and of images drawn.
 MAKERS = ("retrieve", "class-images")
@@ -67,6 +69,7 @@ def set_shards(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise InputError(f"{folder} does not exist.", hint="Give the folder that cdkit retrieve made.")
     refuse_unfinished(folder)
+    refuse_without_pictures(folder)
     manifest, shards = read_manifest(folder), parts(folder / IMAGES)
     # A set that was passed on may have come without its manifest.
     if manifest.stage not in MAKERS if manifest is not None else not shards:
@@ -83,6 +86,16 @@ def refuse_unfinished(folder: Path) -> None:
     if read_manifest(folder) is None and (folder / STARTED_NAME).exists():
         raise InputError(
             f"{folder} is not finished: its stage was interrupted.", hint="Run the same command again to finish it."
+        )
+
+
+def refuse_without_pictures(folder: Path) -> None:
+    """Raise InputError for a set that was published without its pictures."""
+    if parts(folder / PUBLISHED_CAPTIONS) and not parts(folder / IMAGES) and read_manifest(folder) is None:
+        raise InputError(
+            f"{folder} is a set that was published without its pictures: captions, addresses and hashes alone.",
+            hint="Retrieve a set of your own (cdkit retrieve), or fetch the pictures with img2dataset from the `url` "
+            f"and `caption` of {PUBLISHED_CAPTIONS}/*.parquet.",
         )
 
 

@@ -15,7 +15,15 @@ from cdkit.core.manifest import MANIFEST_NAME, Manifest
 from cdkit.core.shards import parts, read_parts
 from cdkit.index.caption_index import INDEX_NAME, settled_manifest
 from cdkit.index.records import REMOVED_NAME
-from cdkit.publishing.publication import CARD_NAME, MARK_NAME, Publication, front_matter, mark, render_card
+from cdkit.publishing.publication import (
+    CARD_NAME,
+    MARK_NAME,
+    Publication,
+    front_matter,
+    licence_entry,
+    mark,
+    render_card,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -84,7 +92,7 @@ def public_manifest(manifest: Manifest, scratch: Path) -> Path:
 def _card(manifest: Manifest, name: str, licence: str, rows: int) -> bytes:
     details = manifest.details
     head = {
-        "license": licence,
+        **licence_entry(licence, "see-the-pools"),
         "task_categories": ["text-retrieval"],
         "tags": ["cdkit", "caption-index", "faiss"],
         "configs": [{"config_name": "default", "data_files": "captions/*.parquet"}],

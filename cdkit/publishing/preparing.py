@@ -13,10 +13,8 @@ from cdkit.index.caption_index import INDEX_NAME
 from cdkit.pictures.regularization_set import IMAGES, MAKERS, refuse_unfinished
 from cdkit.publishing.deltas import delta_publication
 from cdkit.publishing.indexes import index_publication
-from cdkit.publishing.publication import Kind, Publication
+from cdkit.publishing.publication import OTHER, Kind, Publication
 from cdkit.publishing.sets import set_publication
-
-OTHER = "other"
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,7 @@ CARD_NAME = "README.md"
 # By this file a later publication knows that the repository is cdkit's, and what it holds.
 MARK_NAME = "cdkit.json"
 TEMPLATES = Path(__file__).parent / "templates"
-# Licences that let anybody pass a picture on, some with the author's name; none that forbids uses or changes.
-_FREE = re.compile(r"(cc-?0|cc-?zero|public-?domain|pdm?|cc-by|cc-by-sa)(-?\d+(\.\d+)*(-(?!nc|nd)[a-z]{2})?)?")
+OTHER = "other"
 
 
 @dataclass(frozen=True)
@@ -58,10 +57,9 @@ def mark(kind: Kind, **facts: Any) -> bytes:
     return (json_text({"kind": kind, "cdkit": cdkit.__version__, **facts}, indent=2) + "\n").encode()
 
 
-def is_free(licence: object) -> bool:
-    """Whether a picture with this licence may be passed on: public domain, CC0, CC BY, CC BY-SA; unknown is not."""
-    word = re.sub(r"[\s_/]+", "-", str(licence or "").strip().lower())
-    return _FREE.fullmatch(word) is not None
+def licence_entry(licence: str, name: str) -> dict[str, str]:
+    """The licence in a card's front matter; the hub asks for a name where it is none that it knows."""
+    return {"license": licence} if licence != OTHER else {"license": licence, "license_name": name}
 
 
 def front_matter(values: Mapping[str, Any]) -> str:

@@ -11,21 +11,34 @@ from typing import TYPE_CHECKING, Any
 from cdkit.captions.pools import safety
 from cdkit.core.errors import ConfigError, InputError
 from cdkit.core.formatting import without_userinfo
+from cdkit.core.licences import FREE, licence_code
 from cdkit.core.manifest import read_manifest
 from cdkit.core.shards import part_name, read_shard, write_shard
 from cdkit.fetching.urls import host_of
-from cdkit.pictures.regularization_set import GENERATED, IMAGES, set_shards
-from cdkit.publishing.publication import CARD_NAME, MARK_NAME, Publication, front_matter, is_free, mark, render_card
+from cdkit.pictures.regularization_set import (
+    GENERATED,
+    IMAGES,
+    NOT_STATED,
+    PUBLISHED_CAPTIONS,
+    set_shards,
+    stated_licences,
+)
+from cdkit.publishing.publication import (
+    CARD_NAME,
+    MARK_NAME,
+    Publication,
+    front_matter,
+    licence_entry,
+    mark,
+    render_card,
+)
 from cdkit.retrieval.decisions import BY_HAND, DECISIONS_NAME, Decisions, read_decisions
 from cdkit.retrieval.set_folder import CONTACT_SHEET
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-CAPTIONS = "captions"
-LICENCE_COLUMNS = ("licence", "license")
 HOSTS_SHOWN = 10
-UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
@@ -42,14 +55,14 @@ class SetContents:
         return all(row["source"] == GENERATED for row in self.rows)
 
     @property
-    def licences(self) -> Mapping[str, int]:
-        """How many of the pictures from elsewhere have each licence."""
-        return Counter(licence_of(row) or UNKNOWN for row in self.rows if row["source"] != GENERATED)
+    def licences(self) -> list[tuple[str, int]]:
+        """Licences of the pictures from elsewhere, in their pools' words, and how many have each."""
+        return stated_licences(row.get("licence") for row in self.rows if row["source"] != GENERATED)
 
-
-def licence_of(row: Mapping[str, Any]) -> str:
-    """A row's licence as its pool words it; empty when nothing is known."""
-    return next((str(row[name]).strip() for name in LICENCE_COLUMNS if row.get(name)), "")
+    @property
+    def closed(self) -> int:
+        """How many pictures from elsewhere have no licence that lets them be passed on; not stated is none."""
+        return sum(number for licence, number in self.licences if licence_code(licence) not in FREE)
 
 
 def set_publication(folder: Path, name: str, *, with_images: bool, licence: str, scratch: Path) -> Publication:
@@ -64,16 +77,15 @@ def set_publication(folder: Path, name: str, *, with_images: bool, licence: str,
             f"{folder} holds no image that may be published: {_reasons(contents.refused)}.",
             hint="Retrieve the set again, from an index of rated rows.",
         )
-    closed = sum(number for licence, number in contents.licences.items() if not is_free(licence))
-    if with_images and closed:
+    if with_images and contents.closed:
         raise ConfigError(
-            f"{closed:,} of {len(contents.rows):,} pictures have no licence that lets them be passed on "
-            f"({_reasons(contents.licences)}).",
+            f"{contents.closed:,} of {len(contents.rows):,} pictures have no licence that lets them be passed on "
+            f"({_reasons(dict(contents.licences))}).",
             hint="Leave --with-images out: captions, URLs and hashes are published, from which others can fetch them.",
         )
     pictures = with_images or contents.drawn
     files: dict[str, Path | bytes] = {}
-    kind = IMAGES if pictures else CAPTIONS
+    kind = IMAGES if pictures else PUBLISHED_CAPTIONS
     for number, table in enumerate(contents.shards):
         path = scratch / kind / part_name(number)
         write_shard(path, table if pictures else table.drop_columns(["image"]), fingerprint="published")
@@ -136,15 +148,12 @@ def _card(
 ) -> bytes:
     manifest = read_manifest(folder)
     details = manifest.details if manifest is not None else {}
-    licences = contents.licences
-    stated = next(iter(licences)) if len(licences) == 1 and UNKNOWN not in licences else licence
-    hosts = Counter(host_of(row["url"]) if row["url"] else str(row["source"] or UNKNOWN) for row in contents.rows)
-    folder_name = IMAGES if pictures else CAPTIONS
+    hosts = Counter(host_of(row["url"]) if row["url"] else str(row["source"] or NOT_STATED) for row in contents.rows)
+    folder_name = IMAGES if pictures else PUBLISHED_CAPTIONS
     head = {
-        "license": stated,
+        **licence_entry(licence, "see-each-row"),
         "task_categories": ["text-to-image"],
         "tags": ["cdkit", "custom-diffusion", "regularization-set"],
-        "size_categories": ["n<1K" if len(contents.rows) < 1000 else "1K<n<10K"],
         "configs": [{"config_name": "default", "data_files": f"{folder_name}/*.parquet"}],
     }
     return render_card(
@@ -156,7 +165,7 @@ def _card(
         base=details.get("base"),
         rows=len(contents.rows),
         refused=contents.refused,
-        licences=licences,
+        licences=contents.licences,
         hosts=hosts.most_common(HOSTS_SHOWN),
         columns=[column for column in contents.shards[0].column_names if pictures or column != "image"],
         pictures=pictures,

@@ -19,8 +19,10 @@ from cdkit.core.shards import parts, write_shard
 from cdkit.deltas.delta import save_delta
 from cdkit.embedded import load_pipeline
 from cdkit.encoders import load_text_encoder
+from cdkit.inputs import resolve_inputs, with_local_copies
 from cdkit.pictures.regularization_set import iterate_regularization_set
 from cdkit.retrieval.decisions import Decision, Decisions
+from cdkit.sampling.config import SampleConfig
 from tests.cli.running import ran
 from tests.support.fake_hub import TOKEN, FakeHub, FakeRepository
 from tests.support.made_deltas import made_delta
@@ -80,8 +82,11 @@ def test_a_set_is_published_without_its_pictures(hub: FakeHub, star_set: Path) -
     assert "image" not in table.column_names
     assert {"caption", "url", "sha256", "phash"} <= set(table.column_names)
     card = files["README.md"].decode()
-    assert card.startswith("---\nlicense: other\n")
+    assert card.startswith("---\nlicense: other\nlicense_name: see-each-row\n")
     assert "The pictures themselves are not here" in card
+    training = ["train", "--concept", "star=embedded:striped-star", "--regularization", "star=hub:me/stars"]
+    trained = ran([*training, "--out", star_set.parent / "tuned"])
+    assert (trained.code, "published without its pictures" in trained.err) == (3, True), trained.err
     assert TOKEN not in done.out + done.err + card + json.dumps(hub.requests)
 
 
@@ -278,14 +283,7 @@ def test_a_repository_of_something_else_is_left_alone(hub: FakeHub, delta: Path,
 
 
 def test_killed_in_the_middle_it_ends_the_same(hub: FakeHub, index: Path, tmp_path: Path) -> None:
-    environment = os.environ | {
-        "HF_ENDPOINT": hub.url,
-        "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_TOKEN": TOKEN,
-        "HF_HOME": str(tmp_path / "home"),
-        "TMPDIR": str(tmp_path),
-    }
+    environment = own_environment(hub, tmp_path)
     command = [sys.executable, "-m", "cdkit", "publish", str(index), "--repo", "me/captions"]
     largest = max(parts(index / "captions"), key=lambda path: path.stat().st_size)
     hub.hold(f"PUT /lfs/{_sha256(largest)}")
@@ -318,14 +316,35 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_a_base_model_on_the_hub(hub: FakeHub, tmp_path: Path) -> None:
+def test_a_base_model_on_the_hub_counts_by_its_commit(hub: FakeHub) -> None:
+    repository = hub.repositories["models/me/tiny"] = FakeRepository()
+    config = SampleConfig(base="hub:me/tiny", prompts=["a cat"])
+    first = resolve_inputs(config)
+    assert with_local_copies(config, first).base == "me/tiny"
+    assert resolve_inputs(config) == first
+    repository.commits.append({"model_index.json": b"{}"})
+    assert resolve_inputs(config)["base"].fingerprint != first["base"].fingerprint
+
+
+@pytest.mark.slow
+def test_a_base_model_on_the_hub_draws(hub: FakeHub, tmp_path: Path) -> None:
     folder = tmp_path / "tiny"
     tiny_pipeline(folder)
     files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     hub.repositories["models/me/tiny"] = FakeRepository(commits=[files])
-    drawing = ["--prompt", "photo of a cat", "--seeds", 1, "--steps", 1, "--device", "cpu"]
-    here = ran(["sample", "--base", folder, *drawing, "--out", tmp_path / "here"])
-    there = ran(["sample", "--base", "hub:me/tiny", *drawing, "--out", tmp_path / "there"])
-    assert (here.code, there.code) == (0, 0), there.err
+    drawing = ["--prompt", "photo of a cat", "--seeds", "1", "--steps", "1", "--device", "cpu"]
+    assert ran(["sample", "--base", folder, *drawing, "--out", tmp_path / "here"]).code == 0
+    command = [sys.executable, "-m", "cdkit", "sample", "--base", "hub:me/tiny", *drawing]
+    environment = own_environment(hub, tmp_path)
+    there = subprocess.run(
+        [*command, "--out", str(tmp_path / "there")], env=environment, capture_output=True, check=False
+    )
+    assert there.returncode == 0, there.stderr
     drawn = [next((tmp_path / name / "images").iterdir()).read_bytes() for name in ("here", "there")]
     assert drawn[0] == drawn[1]
+
+
+def own_environment(hub: FakeHub, folder: Path) -> dict[str, str]:
+    """What a process of its own needs to know to talk to the hub."""
+    settings = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": TOKEN}
+    return {**os.environ, **settings, "HF_HOME": str(folder / "home"), "TMPDIR": str(folder)}

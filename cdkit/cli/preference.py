@@ -48,7 +48,7 @@ def register(root: typer.Typer) -> None:
     PAGE,
     help="Make a page of blinded pairs of two methods' samples, for people to choose from; it needs no server.",
     examples=[
-        "cdkit preference runs/paper-table --methods custom-diffusion dreambooth --out study",
+        "cdkit preference page runs/paper-table --methods custom-diffusion dreambooth --out study",
         "cdkit preference page runs/paper-table --methods joint merged --pairs 24 --out study",
     ],
 )

@@ -25,9 +25,8 @@ def register(app: typer.Typer) -> None:
         help="Find, download and curate images whose captions are like a prompt; ends with 5 when there are fewer.",
         examples=[
             'cdkit retrieve indexes/embedded "a photo of a star" --images embedded --out sets/star',
-            'cdkit retrieve indexes/laion400m "a photo of a dog" "a picture of a puppy" --exclude-like photos/dog '
+            'cdkit retrieve indexes/laion400m "a photo of a dog" --match photos/dog --exclude-like photos/dog '
             "--per-host 5 --also-write kohya --out sets/dog",
-            "cdkit retrieve indexes/mine --match photos/dog --exclude-like photos/dog --out sets/dog",
             'cdkit retrieve indexes/mine "a photo of a mug" --fill generated --base models/sd-v1-5 --out sets/mug',
         ],
         human=_human,

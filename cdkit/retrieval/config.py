@@ -158,7 +158,7 @@ class RetrieveConfig(ParallelConfig, TrainerSettings, PictureCheckSettings):
     )
     precision: Literal["no", "bf16", "fp16"] = setting("no", "Compute type of the base model; no is fp32.")
     device: str | None = setting(
-        None, "Device of the base model [default: the GPU when there is one].", execution=True
+        None, "Device of the base model and the image encoder [default: the GPU when there is one].", execution=True
     )
 
     @model_validator(mode="before")

@@ -133,7 +133,14 @@ def find_candidates(
     Raises ConfigError for impossible settings; an empty result is no error, its notes and counts say why.
     """
     settings = settings or CandidateSettings()
-    limit = settings.caption_limit(wanted)
+    matches, notes = search_prompts(index, prompts, settings, settings.caption_limit(wanted))
+    return ordered_candidates(matches, index.encoder, settings, notes)
+
+
+def search_prompts(
+    index: CaptionIndex, prompts: Sequence[str], settings: CandidateSettings, limit: int
+) -> tuple[list[tuple[str, Match]], list[str]]:
+    """Each prompt with its matches, at most `limit` of them, and what the user should know."""
     results = search(index, prompts, min_similarity=settings.min_similarity, limit=limit, encode_limit=2 * limit)
     notes = [index.outdated] if index.outdated else []
     notes += [f"{result.query!r}: {note}" for result in results for note in result.notes if note != index.outdated]
@@ -142,8 +149,7 @@ def find_candidates(
         for result in results
         if result.more
     ]
-    matches = ((result.query, match) for result in results for match in result.results)
-    return ordered_candidates(matches, index.encoder, settings, notes)
+    return [(result.query, match) for result in results for match in result.results], notes
 
 
 def ordered_candidates(

@@ -16,12 +16,20 @@ from typing import TYPE_CHECKING, Any
 from cdkit.core.errors import ConfigError, InputError
 from cdkit.core.protocols import Progress
 from cdkit.core.text import clean_caption
-from cdkit.index.search import Match, encode_queries, search, search_vector
+from cdkit.index.search import Match, encode_queries, search_vector
 from cdkit.pictures.embedding import embed_pictures
 from cdkit.pictures.folder import shown
 from cdkit.pictures.picture import Picture
 from cdkit.pictures.reading import read_pictures
-from cdkit.retrieval.candidates import DIGITS, CandidateSet, CandidateSettings, Likeness, best_matches, join_rows
+from cdkit.retrieval.candidates import (
+    DIGITS,
+    CandidateSet,
+    CandidateSettings,
+    Likeness,
+    best_matches,
+    join_rows,
+    search_prompts,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -149,17 +157,16 @@ def find_matching(
     if settings.max_captions is None:
         each = min(limit, max(LEAST_CAPTIONS, -(-ALL_PHOTOS * limit // len(distinct))))
     least = index.default_threshold if settings.min_similarity is None else settings.min_similarity
-    found: list[tuple[str, Match]] = []
+    matches: list[tuple[str, Match]] = []
+    notes = [index.outdated] if index.outdated else []
     if prompts:
-        for result in search(index, prompts, min_similarity=least, limit=limit, encode_limit=2 * limit):
-            found += [(result.query, match) for match in result.results]
+        matches, notes = search_prompts(index, prompts, settings, limit)
     for vector in distinct:
         floor = -1.0 if prompts else least
         near = search_vector(index, vector, min_similarity=floor, limit=each, encode_limit=2 * each)
-        found += [("", match) for match in near.results]
-    matches = [match for _, match in best_matches(found)]
-    notes = [index.outdated] if index.outdated else []
-    return matched_candidates(matches, index.encoder, photos, prompts, settings, notes)
+        matches += [("", match) for match in near.results]
+    captions = [match for _, match in best_matches(matches)]
+    return matched_candidates(captions, index.encoder, photos, prompts, settings, notes)
 
 
 def matched_candidates(

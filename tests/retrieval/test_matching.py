@@ -177,7 +177,7 @@ def test_photos_that_cannot_be_matched_are_named(
         (("--match", tmp_path / "empty"), 3, "is empty"),
         (("--match", tmp_path / "texts"), 3, "no photos to match"),
         (("--match", bare), 2, "2 of the photos"),
-        (("a dog", "--match", bare), 3, "0.jpg, 2.jpg), and the index's encoder 'hashing:64' reads no pictures"),
+        (("a dog", "--match", bare), 3, "0.jpg, 2.jpg. The encoder 'hashing:64' reads no pictures"),
         (("a dog", "--match", bare, "--select", "spread"), 2, "give one of them"),
         (("--match", bare, "--fill", "generated"), 2, "fill draws the prompts"),
     ):

@@ -164,11 +164,13 @@ def add_tokens(pipeline: DiffusionPipeline, tower: TextTower, tokens: Sequence[M
     # The new rows go where the tokenizer put them; a checkpoint's table may have spare rows behind its vocabulary.
     ids = tokenizer.convert_tokens_to_ids([text for token in tokens for text in row_texts(token)])
     size = max(old.weight.shape[0], max(ids) + 1)
-    table = torch.nn.Embedding(size, old.weight.shape[1], device=old.weight.device, dtype=old.weight.dtype)
-    table.weight.data.zero_()
-    table.weight.data[: old.weight.shape[0]] = old.weight.data
-    table.weight.data[torch.tensor(ids)] = rows
-    table.requires_grad_(old.weight.requires_grad)
+    values = old.weight.new_zeros(size, old.weight.shape[1])
+    values[: old.weight.shape[0]] = old.weight.data
+    values[torch.tensor(ids)] = rows
+    # A module of the same class: Gemma's scales what it gives.
+    table = copy.copy(old)
+    table._parameters = {"weight": torch.nn.Parameter(values, requires_grad=old.weight.requires_grad)}
+    table.num_embeddings = size
     undo_end = mend_legacy_end(tower.model, tokenizer.eos_token_id)
     _install(pipeline, tower, tokenizer, table)
 
@@ -219,4 +221,6 @@ def mend_legacy_end(model: Any, end_id: int) -> Callable[[], None]:
 def _install(pipeline: DiffusionPipeline, tower: TextTower, tokenizer: Any, table: Any) -> None:
     setattr(pipeline, tokenizer_name(tower.name), tokenizer)
     tower.model.set_input_embeddings(table)
-    tower.model.config.vocab_size = table.weight.shape[0]
+    for config in (tower.model.config, getattr(tower.model.config, "text_config", None)):
+        if config is not None and hasattr(config, "vocab_size"):
+            config.vocab_size = table.weight.shape[0]

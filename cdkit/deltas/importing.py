@@ -12,7 +12,7 @@ from cdkit.core.protocols import Context
 from cdkit.deltas.base_model import base_hash
 from cdkit.deltas.config import ImportDeltaConfig
 from cdkit.deltas.delta import DELTA_FORMAT, Delta, ModifierToken, check_changes
-from cdkit.deltas.families.table import denoiser_of
+from cdkit.deltas.families.table import denoiser_of, family_of
 from cdkit.deltas.formats import adobe, lora, textual_inversion
 from cdkit.deltas.formats.lora import SDXL_WIDTH, kohya_module, module_of, underscored
 from cdkit.deltas.formats.textual_inversion import stored_prompts
@@ -133,6 +133,7 @@ def imported_delta(
     return Delta(
         method=stated(source.header, "cdkit_method") or source.kind,
         base=config.base or stated(source.header, "cdkit_base"),
+        part=family_of(pipeline).denoiser if pipeline is not None else "unet",
         base_hash=base_hash(pipeline) if pipeline is not None else stated(source.header, "cdkit_base_hash"),
         changes=dict(changes),
         tokens=tuple(tokens),

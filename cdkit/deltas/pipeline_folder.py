@@ -203,7 +203,7 @@ def check_pipeline(pipeline: DiffusionPipeline, base: str) -> None:
     denoiser = denoiser_of(pipeline)
     check_channels(base, family, denoiser.config, pipeline.vae.config)
     takes, gives = family.taken_widths(denoiser.config), family.given_width(towers)
-    if takes != {gives}:
+    if gives is not None and takes != {gives}:
         raise InputError(
             f"{base}: the text encoders give a width of {gives}, the {part_name(family)} takes "
             f"{', '.join(map(str, takes))}.",

@@ -20,7 +20,7 @@ from cdkit.core.text import same_word
 from cdkit.deltas.apply import check_fit
 from cdkit.deltas.base_model import base_hash, cross_attention_names, load_base_model, refuse_earlier_edition
 from cdkit.deltas.delta import DELTA_NAME, ON_TOP_OF, Delta, ModifierToken, load_delta, save_delta
-from cdkit.deltas.families.table import denoiser_of
+from cdkit.deltas.families.table import denoiser_of, family_of
 from cdkit.deltas.low_rank import LowRank
 from cdkit.merging.config import MergeConfig
 from cdkit.merging.constraints import substitution
@@ -185,6 +185,7 @@ def _merged_delta(
         categories |= named if isinstance(named, dict) else {}
     return Delta(
         method="merge",
+        part=family_of(pipeline).denoiser,
         base=config.base,
         base_hash=base_hash(pipeline),
         changes=dict(changes),

@@ -18,6 +18,7 @@ from cdkit.core.text import same_word, whole_words
 from cdkit.deltas.apply import apply_deltas
 from cdkit.deltas.base_model import load_base_model, pipeline_resolution
 from cdkit.deltas.delta import delta_tokens, load_delta
+from cdkit.deltas.families.table import family_of
 from cdkit.deltas.pipeline_folder import library_errors
 from cdkit.deltas.text_features import text_towers
 from cdkit.pictures.grid import Block, Cell
@@ -176,10 +177,13 @@ def draw(
     import torch
 
     _, steps, guidance = config.drawn_with()
-    options: dict[str, Any] = {}
+    # SDXL has zeros, not the features of an empty text, where there is no negative prompt.
+    negative = [config.negative_prompt] * len(batch) if config.negative_prompt else None
+    options = family_of(pipeline).draw_options(guidance, negative)
+    taken = inspect.signature(pipeline.__call__).parameters
     if config.resolution is not None:
         options |= {"width": config.resolution, "height": config.resolution}
-    if "eta" in inspect.signature(pipeline.__call__).parameters:
+    if "eta" in taken:
         options["eta"] = config.eta
 
     stopped: list[Exception] = []
@@ -192,16 +196,16 @@ def draw(
             raise
         return values
 
+    if "callback_on_step_end" in taken:
+        options["callback_on_step_end"] = stepped
+    else:
+        options["callback"] = lambda step, timestep, latents: stepped(pipeline, step, timestep, {})
     with torch.inference_mode(), library_errors("The base model", "drawn with", passed=stopped):
         result = pipeline(
             prompt=[entry.prompt for entry in batch],
-            # SDXL has zeros, not the features of an empty text, where there is no negative prompt.
-            negative_prompt=[config.negative_prompt] * len(batch) if config.negative_prompt else None,
             num_inference_steps=steps,
-            guidance_scale=guidance,
             generator=[torch.Generator("cpu").manual_seed(entry.seed) for entry in batch],
             output_type="np",
-            callback_on_step_end=stepped,
             **options,
         )
     if not np.isfinite(result.images).all():

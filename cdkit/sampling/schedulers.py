@@ -31,9 +31,20 @@ SCHEDULERS: dict[SchedulerName, SchedulerChoice] = {
 }
 
 
+def is_flow(scheduler: SchedulerMixin) -> bool:
+    """Whether a scheduler is one of flow matching."""
+    return "FlowMatch" in type(scheduler).__name__ or bool(scheduler.config.get("use_flow_sigmas"))
+
+
 def make_scheduler(name: SchedulerName, current: SchedulerMixin) -> SchedulerMixin:
-    """The named scheduler with the noise schedule and prediction type of the base model's `current` one."""
+    """The named scheduler with the noise schedule and prediction type of the base model's `current` one.
+
+    A model of flow matching keeps its own: none of the named ones follows its path.
+    """
     import diffusers
+
+    if is_flow(current):
+        return current
 
     choice = SCHEDULERS[name]
     with library_errors("The base model's scheduler"):

@@ -14,6 +14,8 @@ from cdkit.tokens.vocabulary import END_OF_WORD, letters_of
 
 PICKS_NAME = "picks.json"
 PICKS_FORMAT = 1
+# What other vocabularies than CLIP's write before a word: SentencePiece's mark, and a byte's letter for a space.
+WORD_STARTS = ("▁", "Ġ")
 # The series of words that concepts get by default.
 NUMBERED = re.compile(r"<new([1-9][0-9]*)>")
 
@@ -113,7 +115,7 @@ def resolve_initializer(tokenizer: Any, initializer: Pick | str | int) -> int:
     """The vocabulary id of an initializer in a transformers tokenizer.
 
     A Pick counts by its exact entry, an int (or digits) is an id, `ktn`, `pll` and `ucd` are the paper's. Other text
-    is first the whole word (`cat</w>`), then an exact entry (a word piece such as `sch`), then whatever it tokenises
+    is first the whole word (`cat</w>`, `▁cat`, `Ġcat`), then an exact entry (a word piece such as `sch`), then whatever it tokenises
     to, which must be one id. (Scripts that look the bare text up take the piece `cat` for the word, and the
     end-of-text token for any unknown text.) Raises ConfigError when it is not one token.
     """
@@ -134,7 +136,7 @@ def resolve_initializer(tokenizer: Any, initializer: Pick | str | int) -> int:
         return int(initializer)
     text = initializer.strip()
     paper = {pick.surface: pick.token for pick in PAPER_INITIALIZERS}
-    for entry in (paper.get(text), f"{text}{END_OF_WORD}", text):
+    for entry in (paper.get(text), f"{text}{END_OF_WORD}", *(f"{mark}{text}" for mark in WORD_STARTS), text):
         if entry is not None and entry in entries:
             return entries[entry]
     ids = [int(index) for index in tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]]

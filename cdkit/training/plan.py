@@ -13,7 +13,7 @@ from cdkit.deltas.delta import delta_tokens
 from cdkit.deltas.methods import METHODS, Method, Recipe
 from cdkit.pictures.picture import Picture
 from cdkit.sampling.drawing import words_beyond
-from cdkit.tokens.modifiers import read_picks, resolve_initializer
+from cdkit.tokens.modifiers import Pick, read_picks, resolve_initializer
 from cdkit.training.augmentation import ALL_WORDS, with_words
 from cdkit.training.base_facts import BaseFacts
 from cdkit.training.concepts import Concept, check_rarity, check_word, describe_concepts, initializer_name
@@ -94,7 +94,7 @@ def make_plan(config: TrainConfig, facts: BaseFacts, note: Callable[[str], None]
     if method.word == "rare":
         for word in dict.fromkeys(concept.word for concept in concepts):
             check_rarity(word, next(iter(facts.tokenizers.values())), config.tokens, note)
-    tokens = _new_tokens(facts.tokenizers, concepts)
+    tokens = _new_tokens(facts, concepts, note)
     texts = [*delta_tokens(config.delta), *(token.text for token in tokens)]
     tokenizers = [extended_tokenizer(tokenizer, texts) for tokenizer in facts.tokenizers.values()]
     resolution = facts.resolution_or(config.resolution)
@@ -102,16 +102,32 @@ def make_plan(config: TrainConfig, facts: BaseFacts, note: Callable[[str], None]
     return Plan(method, planned, tokens, resolution)
 
 
-def _new_tokens(tokenizers: Mapping[str, Any], concepts: Sequence[Concept]) -> list[NewToken]:
+def _new_tokens(facts: BaseFacts, concepts: Sequence[Concept], note: Callable[[str], None]) -> list[NewToken]:
     tokens = []
     for concept in concepts:
         if concept.initializer is None:
             continue
-        for tokenizer in tokenizers.values():
+        ids = {}
+        for tower, tokenizer in facts.tokenizers.items():
             check_word(tokenizer, concept.word)
-        ids = {tower: resolve_initializer(tokenizer, concept.initializer) for tower, tokenizer in tokenizers.items()}
+            ids[tower] = _initializer_id(tokenizer, concept, f"{facts.family.name}'s {tower}", note)
         tokens.append(NewToken(concept.word, initializer_name(concept.initializer), ids))
     return tokens
+
+
+def _initializer_id(tokenizer: Any, concept: Concept, where: str, note: Callable[[str], None]) -> int:
+    """The id that a concept's row starts from in one vocabulary.
+
+    A pick was made for CLIP's; where another has no such entry, the row starts from the category's last token.
+    """
+    initializer = concept.initializer
+    assert initializer is not None, "only words with an initializer get a row"
+    if isinstance(initializer, Pick) and initializer.token not in tokenizer.get_vocab():
+        last = int(tokenizer(f" {concept.category}", add_special_tokens=False).input_ids[-1])
+        entry = tokenizer.convert_ids_to_tokens(last)
+        note(f"{where} has no token {initializer.surface!r}: {concept.word} starts from {entry!r} there.")
+        return last
+    return resolve_initializer(tokenizer, initializer)
 
 
 def _planned(

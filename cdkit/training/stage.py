@@ -125,7 +125,7 @@ def _train(config: TrainConfig, sets: Mapping[str, str], out: Folder, context: C
         loop.run(context, draw)
     size = 0
     if team.rank == 0:
-        size = _save(config, plan, setup.trainables, made_on, earlier, out, context)
+        size = _save(config, plan, setup.trainables, made_on, base.family.denoiser, earlier, out, context)
     photos = sum(len(planned.squares) for planned in plan.concepts)
     others = sum(planned.left_out for planned in plan.concepts)
     details: dict[str, Any] = {
@@ -163,6 +163,7 @@ def _save(
     plan: Plan,
     trainables: Trainables,
     made_on: str,
+    part: str,
     earlier: Sequence[Delta],
     out: Folder,
     context: Context,
@@ -181,6 +182,7 @@ def _save(
         tokens=trained_tokens(plan.tokens, trainables.rows),
         prompts=tuple(plan.prompts),
         settings=canonical(config) | on_top_of,
+        part=part,
     )
     save_delta(delta, out / DELTA_NAME)
     size = (out / DELTA_NAME).stat().st_size

@@ -45,7 +45,9 @@ class RowsBesideTable(nn.Module):
         matches = token_ids.unsqueeze(-1) == self.ids
         is_new = matches.any(dim=-1)
         old = self.table(token_ids.masked_fill(is_new, 0))
-        new = functional.embedding(matches.int().argmax(dim=-1), self.rows).to(old.dtype)
+        new = functional.embedding(matches.int().argmax(dim=-1), self.rows)
+        # Gemma's table scales what it gives, and so must what stands beside it.
+        new = (new * getattr(self.table, "embed_scale", 1.0)).to(old.dtype)
         return torch.where(is_new.unsqueeze(-1), new, old)
 
 

@@ -117,8 +117,8 @@ class Family:
         """Widths of the text features that the denoiser takes."""
         raise NotImplementedError
 
-    def given_width(self, towers: Sequence[TextTower]) -> int:
-        """The width of the text features that the text encoders give."""
+    def given_width(self, towers: Sequence[TextTower]) -> int | None:
+        """The width of the text features that the text encoders give; None where any would do."""
         return text_width(self.words_of(towers).model.config)
 
     def example_text(self, denoiser: Mapping[str, Any], positions: int) -> TextFeatures:

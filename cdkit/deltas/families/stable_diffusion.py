@@ -34,7 +34,7 @@ class StableDiffusion(Family):
         widths = denoiser["cross_attention_dim"]
         return {widths} if isinstance(widths, int) else set(widths or ())
 
-    def given_width(self, towers: Sequence[TextTower]) -> int:
+    def given_width(self, towers: Sequence[TextTower]) -> int | None:
         return sum(int(tower.model.config.hidden_size) for tower in towers)
 
     def example_text(self, denoiser: Mapping[str, Any], positions: int) -> TextFeatures:

@@ -1,0 +1,171 @@
+"""Sana and PixArt-Sigma: transformers whose cross-attention reads the projected caption, the same in every block."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cdkit.core.errors import InputError
+from cdkit.deltas.families.family import Family
+from cdkit.deltas.text_features import TextFeatures, TextTower
+
+if TYPE_CHECKING:
+    import torch
+
+# Positions of a caption, start and end among them.
+CONTEXT = 300
+KEYS_AND_VALUES = r"transformer_blocks\.\d+\.attn2\.to_[kv]\.weight$"
+CROSS_ATTENTION = r"transformer_blocks\.\d+\.attn2\."
+
+
+@dataclass(frozen=True)
+class CrossAttentionTransformer(Family):
+    """What both share: one text encoder whose padding is masked, and a caption that is projected before the blocks."""
+
+    def prefix(self) -> str:
+        """What the pipeline puts before every prompt."""
+        return ""
+
+    def ids(self, towers: Sequence[TextTower], prompts: Sequence[str]) -> tuple[list[torch.Tensor], list[int]]:
+        tokenizer, prefix = towers[0].tokenizer, self.prefix()
+        # Two of the prefix' tokens, start and end, are the whole text's.
+        longest = CONTEXT if not prefix else len(tokenizer(prefix, verbose=False).input_ids) + CONTEXT - 2
+        batch = tokenizer(
+            # The pipelines write prompts small.
+            [prefix + prompt.lower().strip() for prompt in prompts],
+            padding="max_length",
+            padding_side="right",
+            max_length=longest,
+            truncation=True,
+            return_tensors="pt",
+        )
+        read = self.seen(towers, [batch.input_ids])
+        return [batch.input_ids], (read != tokenizer.pad_token_id).sum(dim=1).tolist()
+
+    def seen(self, towers: Sequence[TextTower], ids: Sequence[torch.Tensor]) -> torch.Tensor:
+        return _read_positions(ids[0])
+
+    def encode(self, towers: Sequence[TextTower], ids: Sequence[torch.Tensor]) -> TextFeatures:
+        tower = towers[0]
+        rows = ids[0].to(next(tower.model.parameters()).device)
+        mask = (rows != tower.tokenizer.pad_token_id).long()
+        hidden = tower.model(rows, attention_mask=mask)[0]
+        return TextFeatures(_read_positions(hidden), mask=_read_positions(mask))
+
+    def taken_widths(self, denoiser: Mapping[str, Any]) -> set[int]:
+        return {int(denoiser["caption_channels"])}
+
+    def example_text(self, denoiser: Mapping[str, Any], positions: int) -> TextFeatures:
+        import torch
+
+        hidden = torch.empty(1, positions, int(denoiser["caption_channels"]), requires_grad=True)
+        return TextFeatures(hidden, mask=torch.ones(1, positions, dtype=torch.long))
+
+    def draw_options(self, guidance: float, negative: Sequence[str] | None) -> dict[str, Any]:
+        # Binned, pictures would be drawn at another size and scaled.
+        options = {"guidance_scale": guidance, "use_resolution_binning": False}
+        return options if negative is None else {**options, "negative_prompt": negative}
+
+
+def _read_positions(values: torch.Tensor) -> torch.Tensor:
+    """Of values (n, positions, …), those at the first position and at the last CONTEXT - 1: a prefix falls away."""
+    import torch
+
+    if values.shape[1] <= CONTEXT:
+        return values
+    return torch.cat([values[:, :1], values[:, 1 - CONTEXT :]], dim=1)
+
+
+@dataclass(frozen=True)
+class Sana(CrossAttentionTransformer):
+    """Sana: Gemma reads the prompt behind a long instruction; the autoencoder has no spread; flow matching."""
+
+    def prefix(self) -> str:
+        import inspect
+
+        from diffusers import SanaPipeline
+
+        lines = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
+        return "\n".join(lines or ())
+
+    def read(self, denoiser: Any, features: TextFeatures) -> torch.Tensor:
+        read: torch.Tensor = denoiser.caption_norm(denoiser.caption_projection(features.hidden))
+        return read
+
+    def predict(
+        self, denoiser: Any, noisy: torch.Tensor, times: torch.Tensor, features: TextFeatures, sizes: torch.Tensor
+    ) -> torch.Tensor:
+        predicted: torch.Tensor = denoiser(
+            noisy,
+            encoder_hidden_states=features.hidden.to(noisy.dtype),
+            encoder_attention_mask=features.mask,
+            timestep=times * 1000 * denoiser.config.timestep_scale,
+            return_dict=False,
+        )[0]
+        return predicted[:, : noisy.shape[1]]
+
+    def moments(self, vae: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        latent = vae.encode(pixels).latent.float() * vae.config.scaling_factor
+        return latent, latent.new_zeros(()).expand_as(latent)
+
+    def factor(self, vae: Mapping[str, Any]) -> int:
+        blocks = vae.get("encoder_block_out_channels")
+        if not isinstance(blocks, list | tuple) or not blocks:
+            raise InputError(
+                "The autoencoder's config.json has no encoder_block_out_channels.", hint="Copy the model again."
+            )
+        return int(2 ** (len(blocks) - 1))
+
+
+@dataclass(frozen=True)
+class PixArt(CrossAttentionTransformer):
+    """PixArt-Sigma: T5 reads the prompt; half of what is predicted is a variance that nothing here uses."""
+
+    def read(self, denoiser: Any, features: TextFeatures) -> torch.Tensor:
+        read: torch.Tensor = denoiser.caption_projection(features.hidden)
+        return read
+
+    def predict(
+        self, denoiser: Any, noisy: torch.Tensor, times: torch.Tensor, features: TextFeatures, sizes: torch.Tensor
+    ) -> torch.Tensor:
+        predicted: torch.Tensor = denoiser(
+            noisy,
+            encoder_hidden_states=features.hidden.to(noisy.dtype),
+            encoder_attention_mask=features.mask,
+            timestep=times,
+            added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+            return_dict=False,
+        )[0]
+        return predicted[:, : noisy.shape[1]]
+
+
+ROWS = (
+    Sana(
+        name="Sana",
+        pipeline="SanaPipeline",
+        index=r"SanaPipeline",
+        denoiser="transformer",
+        denoiser_class="SanaTransformer2DModel",
+        autoencoder="AutoencoderDC",
+        texts={"text_encoder": ("Gemma2Model", "Gemma2ForCausalLM")},
+        context={"text_encoder": CONTEXT},
+        keys_and_values=KEYS_AND_VALUES,
+        cross_attention=CROSS_ATTENTION,
+        flow=True,
+        starts_alike=True,
+    ),
+    PixArt(
+        name="PixArt-Sigma",
+        pipeline="PixArtSigmaPipeline",
+        index=r"PixArtSigmaPipeline",
+        denoiser="transformer",
+        denoiser_class="PixArtTransformer2DModel",
+        autoencoder="AutoencoderKL",
+        texts={"text_encoder": ("T5EncoderModel",)},
+        context={"text_encoder": CONTEXT},
+        keys_and_values=KEYS_AND_VALUES,
+        cross_attention=CROSS_ATTENTION,
+        patch=2,
+    ),
+)

@@ -20,6 +20,7 @@ from cdkit.deltas.apply import apply_deltas
 from cdkit.deltas.base_model import in_hub_cache, load_base_model
 from cdkit.deltas.config import DEFAULT_ERROR, ExportConfig
 from cdkit.deltas.delta import Delta
+from cdkit.deltas.families.table import family_by_name, family_of
 from cdkit.deltas.formats.lora import DIFFUSERS_LORA_NAME, write_diffusers_lora, write_full_matrices, write_kohya_lora
 from cdkit.deltas.formats.textual_inversion import file_stems, spellings, write_embeddings
 from cdkit.deltas.gating import PIPELINE_CODE, write_gates
@@ -34,6 +35,12 @@ LARGEST_UNCHECKED = 1 << 29
 DIFFUSERS_ALONE = (
     "This LoRA is for diffusers: ComfyUI, A1111 and Forge do nothing with it. For them use --to webui-diff or "
     "kohya-lora."
+)
+ROWS_BY_HAND = (
+    "No pipeline of diffusers loads the words' rows of this family by itself. For each text encoder of the embeddings "
+    "file: tokenizer.add_tokens([word]), text_encoder.resize_token_embeddings(len(tokenizer)), and the row goes to "
+    "text_encoder.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids(word)]; --to diffusers-pipeline has "
+    "all of that done."
 )
 SDXL_POOLING = (
     "SDXL's second text encoder takes the prompt's summary at the largest token id, which a new token has. After "
@@ -93,6 +100,8 @@ def write_format(config: ExportConfig, delta: Delta, out: Folder, name: str, con
             f"{config.to} can only change a model for every word.",
             hint="Use --to diffusers-pipeline, whose folder brings the code for it; or train custom-diffusion.",
         )
+    if delta.part == "transformer":
+        _check_transformer(config, delta)
     if config.to == "textual-inversion":
         if not delta.tokens:
             raise ConfigError("This delta has no modifier token to export.", hint="Its weights go to a LoRA.")
@@ -113,9 +122,22 @@ def write_format(config: ExportConfig, delta: Delta, out: Folder, name: str, con
     if delta.tokens:
         files = write_embeddings(delta, out / EMBEDDINGS, half=config.half)
         details["embeddings"] = {text: f"{EMBEDDINGS}/{path.name}" for text, path in files.items()}
-        if any("text_encoder_2" in token.rows for token in delta.tokens):
+        if delta.part == "transformer":
+            context.progress.note(ROWS_BY_HAND)
+        elif any("text_encoder_2" in token.rows for token in delta.tokens):
             context.progress.note(SDXL_POOLING)
     return details
+
+
+def _check_transformer(config: ExportConfig, delta: Delta) -> None:
+    """Raise ConfigError for formats that cannot hold a transformer's delta, or that nothing would load."""
+    family = family_by_name(str(delta.settings.get("family", "")))
+    if config.to not in ("diffusers-lora", "textual-inversion") or (family and not family.reads_lora):
+        raise ConfigError(
+            f"{config.to} cannot hold a delta of {family.name if family else 'a transformer'}: nothing would load it.",
+            hint="Use --to diffusers-pipeline"
+            + ("." if family and not family.reads_lora else ", or --to diffusers-lora."),
+        )
 
 
 def _write_lora(config: ExportConfig, delta: Delta, out: Folder, name: str, context: Context) -> dict[str, Any]:
@@ -189,7 +211,7 @@ def write_pipeline(
     apply_deltas(pipeline, [delta], scale=scale, note=note)
     if half:
         pipeline.to(dtype=torch.float16)
-    for component in ("unet", *TOWERS):
+    for component in (family_of(pipeline).denoiser, *TOWERS):
         model = getattr(pipeline, component, None)
         for name, value in model.named_parameters() if model is not None else ():
             if not value.isfinite().all():

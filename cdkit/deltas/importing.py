@@ -133,7 +133,7 @@ def imported_delta(
     return Delta(
         method=stated(source.header, "cdkit_method") or source.kind,
         base=config.base or stated(source.header, "cdkit_base"),
-        part=family_of(pipeline).denoiser if pipeline is not None else "unet",
+        part=family_of(pipeline).denoiser if pipeline is not None else source.part,
         base_hash=base_hash(pipeline) if pipeline is not None else stated(source.header, "cdkit_base_hash"),
         changes=dict(changes),
         tokens=tuple(tokens),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from cdkit.core.errors import ConfigError
+from cdkit.deltas.families.family import TRANSFORMER_BLOCK
 from cdkit.deltas.families.table import family_of_denoiser
 
 # What of a denoiser is meant; which parameters that is stands in its family.
@@ -123,10 +124,11 @@ METHODS: dict[str, Method] = {
 }
 
 
-def selected_names(denoiser: Any, method: Method) -> list[str]:
+def selected_names(denoiser: Any, method: Method, blocks: str | None = None) -> list[str]:
     """The denoiser's parameters that train, in the model's order.
 
-    Raises ConfigError when the method looks for some and the model has none.
+    blocks: which of a transformer's blocks, as `chosen_blocks` takes them. Raises ConfigError when the method looks
+    for some and the model has none.
     """
     if method.unet == NOTHING:
         return []
@@ -135,9 +137,43 @@ def selected_names(denoiser: Any, method: Method) -> list[str]:
         method.unet, method.unet
     )
     names = [name for name, _ in denoiser.named_parameters() if re.search(pattern, name)]
+    of_block = {name: match for name in names if (match := re.match(TRANSFORMER_BLOCK, name))}
+    if method.unet in (KEYS_AND_VALUES, CROSS_ATTENTION) and of_block:
+        number = len(denoiser.transformer_blocks)
+        taken = chosen_blocks(blocks or ("middle" if family.merge == "sampled" else "all"), number)
+        names = [name for name in names if int(of_block[name][1]) in taken]
+    elif blocks is not None:
+        raise ConfigError(
+            f"--blocks does not fit: {method.name} does not choose among a transformer's blocks here.",
+            hint="Leave it out.",
+        )
     if not names:
         raise ConfigError(
             f"The method {method.name} does not fit this base model: nothing in its denoiser reads text.",
             hint="Use a Stable Diffusion 1, 2 or XL model, or another --method.",
         )
     return names
+
+
+def chosen_blocks(text: str, number: int) -> set[int]:
+    """The blocks that `all`, `middle` (the middle half) or numbers from 0 (`4-11,15`) name, of so many.
+
+    Raises ConfigError for what names none.
+    """
+    if text == "all":
+        return set(range(number))
+    if text == "middle":
+        quarter = number // 4
+        return set(range(quarter, number - quarter))
+    chosen: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if match is None:
+            raise ConfigError(f"--blocks {text!r} names no blocks.", hint="Give all, middle, or numbers: 4-11,15.")
+        chosen |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
+    if not chosen or max(chosen) >= number:
+        raise ConfigError(
+            f"--blocks {text!r}: this model has blocks 0 to {number - 1}.",
+            hint="Give all, middle, or numbers: 4-11,15.",
+        )
+    return chosen

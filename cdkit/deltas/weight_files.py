@@ -167,7 +167,7 @@ class ForeignFile:
     """What a file of another tool turned out to hold.
 
     full: whole weights by parameter name; changes: differences; named: differences by kohya's module names and
-    `weight` or `bias`, which only the base model can resolve.
+    `weight` or `bias`, which only the base model can resolve. part: what they are weights of, `unet` or `transformer`.
     """
 
     kind: str
@@ -177,6 +177,7 @@ class ForeignFile:
     named: Mapping[tuple[str, str], torch.Tensor | LowRank] = field(default_factory=dict)
     tokens: tuple[ModifierToken, ...] = ()
     header: Mapping[str, str] = field(default_factory=dict)
+    part: str = "unet"
 
 
 def require_tensor(path: Path, name: str, value: Any) -> None:

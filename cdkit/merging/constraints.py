@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,7 +13,12 @@ from cdkit.core.errors import ConfigError
 from cdkit.core.text import same_word, whole_words
 from cdkit.deltas.apply import row_texts
 from cdkit.deltas.delta import Delta
-from cdkit.deltas.text_features import TextTower, encode_ids, ids_and_lengths
+from cdkit.deltas.families.family import Family
+from cdkit.deltas.families.table import denoiser_of, family_of
+from cdkit.deltas.text_features import TextTower, text_towers
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 BATCH = 64
 
@@ -76,23 +81,44 @@ class _Reading:
 
 
 @dataclass(frozen=True)
-class _Reader:
-    """Reads prompts with text towers; words go by the first one's tokenizer."""
+class PromptReader:
+    """Reads prompts as the keys and values of a denoiser do; words go by the tower whose words stand there."""
 
+    family: Family
     towers: Sequence[TextTower]
+    denoiser: Any
+
+    @classmethod
+    def of(cls, pipeline: DiffusionPipeline) -> PromptReader:
+        """A reader of a pipeline's text towers as they are now."""
+        return cls(family_of(pipeline), text_towers(pipeline), denoiser_of(pipeline))
 
     @property
     def tokenizer(self) -> Any:
-        return self.towers[0].tokenizer
+        return self.family.words_of(self.towers).tokenizer
 
     def words(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+        """The ids of words within a prompt, where a space stands before them; a modifier takes none."""
+        starts_new = any(text.startswith(word) for word in self.tokenizer.get_added_vocab())
+        return list(self.tokenizer(text if starts_new else f" {text}", add_special_tokens=False).input_ids)
+
+    def features(self, ids: Sequence[torch.Tensor], longest: int) -> torch.Tensor:
+        """What is read of prompts' ids (n, positions, width), fp32 on the CPU; at least of `longest` positions."""
+        if self.family.causal and not self.family.masks_padding:
+            # What stands behind what is asked for cannot change it.
+            ids = [row[:, :longest] for row in ids]
+        with torch.no_grad():
+            read = self.family.read(self.denoiser, self.family.encode(self.towers, ids))
+        return read.float().cpu()
 
     def read(self, prompt: str) -> _Reading:
-        ids, (length,) = ids_and_lengths(self.towers, [prompt])
-        with torch.no_grad():
-            hidden = encode_ids(self.towers, [row[:, :length] for row in ids]).hidden[0].float().cpu()
-        return _Reading(prompt, ids[0][0].tolist()[:length], hidden)
+        ids, (length,) = self.family.ids(self.towers, [prompt])
+        row = self.family.seen(self.towers, ids)[0].tolist()[:length]
+        return _Reading(prompt, row, self.features(ids, length)[0, :length])
+
+    def end(self, reading: _Reading) -> int:
+        """Where the end of the text stands, or would stand, in a prompt's ids."""
+        return len(reading.ids) - int(reading.ids[-1] == self.tokenizer.eos_token_id)
 
     def places(self, subject: _Subject, reading: _Reading, positions: range) -> dict[int, Place]:
         """The words at some positions of a prompt, as places of a concept."""
@@ -105,18 +131,17 @@ class _Reader:
 
 
 def concept_constraints(
-    towers: Sequence[TextTower], deltas: Sequence[Delta], *, end_of_text: bool = True, apart: bool = True
+    reader: PromptReader, deltas: Sequence[Delta], *, end_of_text: bool = True, apart: bool = True
 ) -> Constraints:
     """The places of every concept: modifier, category words and end-of-text of its prompts, with features.
 
-    The towers hold all the deltas' tokens. A prompt is taken whole ("photo of a <new1> cat") and from the modifier on
-    ("<new1> cat"): V = W_k c of equation 5.
+    The reader's towers hold all the deltas' tokens. A prompt is taken whole ("photo of a <new1> cat") and from the
+    modifier on ("<new1> cat"): V = W_k c of equation 5.
     apart: also its words behind another delta's concept ("photo of a <new2> dog and a <new1> cat"). A causal text
     tower mixes <new2> into the features of all that follows, and the cat comes out looking like the dog; wanted there
     is the value of the same words behind the plain one ("photo of a dog and a <new1> cat"). Not in the paper.
     Raises ConfigError for a delta without a word of its own.
     """
-    reader = _Reader(towers)
     subjects = [subject for number, delta in enumerate(deltas) for subject in _subjects(number, delta)]
     places: list[Place] = []
     features, sources = [], []
@@ -129,7 +154,7 @@ def concept_constraints(
 
 
 def caption_rows(
-    towers: Sequence[TextTower],
+    reader: PromptReader,
     captions: Sequence[str],
     counts: Sequence[int],
     *,
@@ -139,47 +164,48 @@ def caption_rows(
     """Rows (n, width): features of every word and end-of-text of the captions, scaled by the roots of their weights.
 
     A caption weighs its count. The start token, the same in every caption, is one row, and the first padding after
-    every end-of-text another; they weigh edge_weight per caption.
+    every end-of-text another; they weigh edge_weight per caption. Where padding is masked, only the start is left.
     """
-    ids, lengths = ids_and_lengths(towers, captions)
+    ids, lengths = reader.family.ids(reader.towers, captions)
+    first = int(reader.family.starts_alike)
     order = sorted(range(len(captions)), key=lambda index: lengths[index])
     rows, start = [], None
-    with torch.no_grad():
-        for begin in range(0, len(order), BATCH):
-            batch = order[begin : begin + BATCH]
-            # Causal attention: what stands behind the padding that is asked for cannot change it.
-            longest = min(max(lengths[index] for index in batch) + 1, ids[0].shape[1])
-            hidden = encode_ids(towers, [rows_of_tower[batch, :longest] for rows_of_tower in ids]).hidden.float().cpu()
-            start = hidden[0, 0]
-            for index, features in zip(batch, hidden, strict=True):
-                end = lengths[index]
-                rows.append(features[1:end] * counts[index] ** 0.5)
-                if edge_weight and end < len(features):
-                    rows.append(features[end : end + 1] * (edge_weight * counts[index]) ** 0.5)
-            advance(len(batch))
-    if edge_weight and start is not None:
+    for begin in range(0, len(order), BATCH):
+        batch = order[begin : begin + BATCH]
+        longest = min(max(lengths[index] for index in batch) + 1, ids[0].shape[1])
+        hidden = reader.features([rows_of_tower[batch] for rows_of_tower in ids], longest)
+        start = hidden[0, 0]
+        for index, features in zip(batch, hidden, strict=True):
+            end = lengths[index]
+            rows.append(features[first:end] * counts[index] ** 0.5)
+            if edge_weight and end < len(features) and not reader.family.masks_padding:
+                rows.append(features[end : end + 1] * (edge_weight * counts[index]) ** 0.5)
+        advance(len(batch))
+    if edge_weight and first and start is not None:
         rows.append(start[None] * (edge_weight * sum(counts)) ** 0.5)
     return torch.cat(rows)
 
 
 def _in_own_prompts(
-    reader: _Reader, subjects: Sequence[_Subject], end_of_text: bool
+    reader: PromptReader, subjects: Sequence[_Subject], end_of_text: bool
 ) -> Iterator[tuple[Place, torch.Tensor, torch.Tensor]]:
     for subject in subjects:
         tails = [subject.tail(prompt) for prompt in subject.prompts] if subject.modifier else []
         for prompt in dict.fromkeys([*subject.prompts, *tails]):
             reading = reader.read(prompt)
-            end = len(reading.ids) - 1
+            end = reader.end(reading)
             first, last = _position(reading.ids, reader.words(subject.words), prompt)
-            places = reader.places(subject, reading, range(first, end if subject.modifier else last))
-            if end_of_text:
+            # Where words see what follows them, those before the concept's are its own, too.
+            begin = first if reader.family.causal else 0
+            places = reader.places(subject, reading, range(begin, end if subject.modifier else last))
+            if end_of_text and end < len(reading.ids):
                 places[end] = Place(subject.concept, prompt, "end of text")
             for position, place in places.items():
                 yield place, reading.features[position], reading.features[position]
 
 
 def _behind_others(
-    reader: _Reader, subjects: Sequence[_Subject]
+    reader: PromptReader, subjects: Sequence[_Subject]
 ) -> Iterator[tuple[Place, torch.Tensor, torch.Tensor]]:
     for subject in subjects:
         tail = subject.tail(subject.shortest)
@@ -191,8 +217,9 @@ def _behind_others(
             if other.concept == subject.concept or not other.modifier or not other.plain(other.tail(head)):
                 continue
             mixed, clean = (reader.read(f"{before} and a {tail}") for before in (head, other.plain(head)))
-            first = len(mixed.ids) - 1 - len(ids)
-            if mixed.ids[first:-1] != ids:
+            end = reader.end(mixed)
+            first = end - len(ids)
+            if mixed.ids[first:end] != ids:
                 continue  # Both do not fit into the context.
             for position, place in reader.places(subject, mixed, range(first, first + length)).items():
                 yield place, mixed.features[position], clean.features[position - len(mixed.ids)]
@@ -223,7 +250,7 @@ def _with(word: str, prompts: Sequence[str]) -> list[str]:
 def _position(row: Sequence[int], wanted: Sequence[int], prompt: str) -> tuple[int, int]:
     """Where the wanted ids stand in a row of ids, as first and one past the last."""
     size = len(wanted)
-    for start in range(1, len(row) - size):
+    for start in range(len(row) - size + 1):
         if list(row[start : start + size]) == list(wanted):
             return start, start + size
     raise ConfigError(

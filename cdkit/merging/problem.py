@@ -23,7 +23,7 @@ from cdkit.deltas.low_rank import LowRank, matrix, norm
 from cdkit.deltas.text_features import text_towers
 from cdkit.merging.closed_form import Factor, averaged, collapse, factorise, residual, solve
 from cdkit.merging.config import MergeConfig
-from cdkit.merging.constraints import Constraints, caption_rows, concept_constraints
+from cdkit.merging.constraints import Constraints, PromptReader, caption_rows, concept_constraints
 from cdkit.tokens.sample import SampledCaptions
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def prepare(
     weights = {name: parameters[name].detach().float().cpu() for name in cross_attention_names(denoiser)}
     with context.progress.task("text features of the captions", len(sample.captions), unit="captions") as task:
         rows = caption_rows(
-            text_towers(pipeline),
+            PromptReader.of(pipeline),
             sample.captions.to_pylist(),
             sample.rows.tolist(),
             edge_weight=config.edge_weight,
@@ -82,8 +82,8 @@ def prepare(
     # All tokens into one text tower; captions were read before, so that none of them can contain one.
     tokens = [token for delta in deltas for token in delta.tokens]
     undo = [add_tokens(pipeline, tower, tokens) for tower in text_towers(pipeline)] if tokens else []
-    towers = text_towers(pipeline)
-    constraints = concept_constraints(towers, deltas, end_of_text=config.end_of_text, apart=config.apart)
+    reader = PromptReader.of(pipeline)
+    constraints = concept_constraints(reader, deltas, end_of_text=config.end_of_text, apart=config.apart)
     for put_back in undo:
         put_back()
     # What no concept changed stays as it is, though a token of theirs may leak into other words there too.

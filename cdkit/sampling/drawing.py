@@ -19,7 +19,7 @@ from cdkit.deltas.apply import apply_deltas
 from cdkit.deltas.base_model import load_base_model, pipeline_resolution
 from cdkit.deltas.delta import delta_tokens, load_delta
 from cdkit.deltas.families.table import family_of
-from cdkit.deltas.pipeline_folder import library_errors
+from cdkit.deltas.pipeline_folder import library_errors, quiet
 from cdkit.deltas.text_features import text_towers
 from cdkit.pictures.grid import Block, Cell
 from cdkit.sampling.config import SampleConfig
@@ -200,7 +200,8 @@ def draw(
         options["callback_on_step_end"] = stepped
     else:
         options["callback"] = lambda step, timestep, latents: stepped(pipeline, step, timestep, {})
-    with torch.inference_mode(), library_errors("The base model", "drawn with", passed=stopped):
+    # Of a prompt that is cut, and of an instruction longer than a prompt, libraries warn; what matters is noted above.
+    with torch.inference_mode(), quiet(), library_errors("The base model", "drawn with", passed=stopped):
         result = pipeline(
             prompt=[entry.prompt for entry in batch],
             num_inference_steps=steps,

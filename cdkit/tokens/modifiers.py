@@ -115,9 +115,9 @@ def resolve_initializer(tokenizer: Any, initializer: Pick | str | int) -> int:
     """The vocabulary id of an initializer in a transformers tokenizer.
 
     A Pick counts by its exact entry, an int (or digits) is an id, `ktn`, `pll` and `ucd` are the paper's. Other text
-    is first the whole word (`cat</w>`, `▁cat`, `Ġcat`), then an exact entry (a word piece such as `sch`), then whatever it tokenises
-    to, which must be one id. (Scripts that look the bare text up take the piece `cat` for the word, and the
-    end-of-text token for any unknown text.) Raises ConfigError when it is not one token.
+    is first the whole word (`cat</w>`, `▁cat`, `Ġcat`), then an exact entry (a word piece such as `sch`), then
+    whatever it tokenises to, which must be one id. (Scripts that look the bare text up take the piece `cat` for the
+    word, and the end-of-text token for any unknown text.) Raises ConfigError when it is not one token.
     """
     entries: dict[str, int] = tokenizer.get_vocab()
     if isinstance(initializer, Pick):

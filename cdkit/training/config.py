@@ -96,6 +96,11 @@ class TrainConfig(ModelConfig):
         None, "Caption of photos without one; several are drawn by turns. Repeatable [default: 'photo of a {}']."
     )
     method: MethodName = setting("custom-diffusion", "What trains.")
+    blocks: str | None = setting(
+        None,
+        "Which of a transformer's blocks train: all, middle, or numbers from 0 such as 4-11,15 [default: all; middle "
+        "where text and picture share one attention].",
+    )
     preset: PresetName | None = setting(
         None, "Settings for faces, for styles or for the embedded model [default: that of the base, or paper]."
     )

@@ -233,15 +233,17 @@ class DenoiserRun:
 def _denoiser_run(config: TrainConfig, plan: Plan, facts: BaseFacts) -> DenoiserRun:
     settings = json_text(dict(facts.denoiser), sort_keys=True, default=list)
     family, cells = facts.family.pipeline, plan.resolution // facts.factor
-    run = run_denoiser(family, settings, config.method, cells)
+    run = run_denoiser(family, settings, config.method, cells, config.blocks)
     if not config.gradient_checkpointing:
         return run
-    less = run_denoiser(family, settings, config.method, cells, checkpointing=True)
+    less = run_denoiser(family, settings, config.method, cells, config.blocks, checkpointing=True)
     return replace(run, kept=less.kept + int(LARGEST_BLOCK * run.kept))
 
 
 @lru_cache(maxsize=16)
-def run_denoiser(pipeline: str, config: str, method: str, cells: int, *, checkpointing: bool = False) -> DenoiserRun:
+def run_denoiser(
+    pipeline: str, config: str, method: str, cells: int, blocks: str | None = None, *, checkpointing: bool = False
+) -> DenoiserRun:
     """Run the denoiser of a family's pipeline class and this configuration (JSON) without data.
 
     cells: latent cells per side.
@@ -252,7 +254,7 @@ def run_denoiser(pipeline: str, config: str, method: str, cells: int, *, checkpo
     family = family_named(pipeline, pipeline)
     denoiser = _on_meta(family.denoiser_class, settings)
     named = dict(denoiser.requires_grad_(False).named_parameters())
-    trained = [named[name].requires_grad_(True) for name in selected_names(denoiser, METHODS[method])]
+    trained = [named[name].requires_grad_(True) for name in selected_names(denoiser, METHODS[method], blocks)]
     if family.denoiser == "unet":
         denoiser.set_attn_processor(_FusedAttention())
     if checkpointing:

@@ -64,7 +64,7 @@ def set_up(
     """
     dtype = compute_type(config.precision)
     family, denoiser = family_of(pipeline), denoiser_of(pipeline)
-    names = selected_names(denoiser, plan.method)
+    names = selected_names(denoiser, plan.method, config.blocks)
     rows = install_tokens(pipeline, plan.tokens) if plan.tokens else {}
     trainables = _trainables(plan, denoiser, names, rows, device, dtype)
     starts = {tower: module.rows.detach().clone() for tower, module in rows.items()}

@@ -19,6 +19,7 @@ from cdkit.deltas.gating import GatedChange
 from cdkit.training.config import TrainConfig
 
 if TYPE_CHECKING:
+    from cdkit.deltas.families.family import Family
     from cdkit.training.plan import Plan
     from cdkit.training.processes import Team
     from cdkit.training.trainables import Trainables
@@ -125,7 +126,7 @@ def _train(config: TrainConfig, sets: Mapping[str, str], out: Folder, context: C
         loop.run(context, draw)
     size = 0
     if team.rank == 0:
-        size = _save(config, plan, setup.trainables, made_on, base.family.denoiser, earlier, out, context)
+        size = _save(config, plan, setup.trainables, made_on, base.family, earlier, out, context)
     photos = sum(len(planned.squares) for planned in plan.concepts)
     others = sum(planned.left_out for planned in plan.concepts)
     details: dict[str, Any] = {
@@ -163,7 +164,7 @@ def _save(
     plan: Plan,
     trainables: Trainables,
     made_on: str,
-    part: str,
+    family: Family,
     earlier: Sequence[Delta],
     out: Folder,
     context: Context,
@@ -172,6 +173,7 @@ def _save(
     from cdkit.training.trainables import trained_tokens
 
     gated = plan.method.change == "gated"
+    of_family = {"family": family.name} if family.denoiser == "transformer" else {}
     on_top_of = {ON_TOP_OF: [delta.base_hash for delta in earlier]} if earlier else {}
     delta = Delta(
         method=config.method,
@@ -181,8 +183,8 @@ def _save(
         gated=(GatedChange(plan.subjects, trainables.changes()),) if gated else (),
         tokens=trained_tokens(plan.tokens, trainables.rows),
         prompts=tuple(plan.prompts),
-        settings=canonical(config) | on_top_of,
-        part=part,
+        settings=canonical(config) | on_top_of | of_family,
+        part=family.denoiser,
     )
     save_delta(delta, out / DELTA_NAME)
     size = (out / DELTA_NAME).stat().st_size

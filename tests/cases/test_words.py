@@ -15,7 +15,7 @@ from cdkit.deltas.apply import apply_deltas, extended_tokenizer
 from cdkit.deltas.methods import METHODS
 from cdkit.deltas.text_features import text_towers, token_ids
 from cdkit.evaluation.samples import find_tokens, without_tokens
-from cdkit.merging.constraints import concept_constraints, substitution
+from cdkit.merging.constraints import PromptReader, concept_constraints, substitution
 from cdkit.merging.stage import rename_tokens
 from cdkit.sampling.drawing import notes_on_prompts, words_beyond
 from cdkit.training.concepts import Concept, describe_concepts
@@ -90,7 +90,7 @@ def test_a_category_inside_another_word_is_no_place_of_a_merge(tmp_path: Path) -
     pipeline = tiny_pipeline(tmp_path / "base")
     delta = made_delta(pipeline, tokens=(), category="cat")
     delta = type(delta)(**{**vars(delta), "prompts": ("photo of a caterpillar", "concat of a Cat")})
-    found = concept_constraints(text_towers(pipeline), [delta], end_of_text=False)
+    found = concept_constraints(PromptReader.of(pipeline), [delta], end_of_text=False)
     assert [(place.prompt, place.word) for place in found.places] == [("concat of a Cat", "cat"), ("cat", "cat")]
 
 
@@ -99,7 +99,7 @@ def test_a_token_inside_another_word_does_not_begin_a_concept(tmp_path: Path) ->
     delta = made_delta(pipeline, tokens=("qz",))
     delta = type(delta)(**{**vars(delta), "prompts": ("photo of a qz_2 qz cat",)})
     with apply_deltas(pipeline, [delta]):
-        found = concept_constraints(text_towers(pipeline), [delta], end_of_text=False)
+        found = concept_constraints(PromptReader.of(pipeline), [delta], end_of_text=False)
     assert "qz cat" in {place.prompt for place in found.places}
 
 

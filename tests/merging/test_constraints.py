@@ -12,8 +12,7 @@ import torch
 from cdkit.core.errors import ConfigError
 from cdkit.deltas.apply import apply_deltas
 from cdkit.deltas.delta import Delta
-from cdkit.deltas.text_features import text_towers
-from cdkit.merging.constraints import Constraints, caption_rows, concept_constraints
+from cdkit.merging.constraints import Constraints, PromptReader, caption_rows, concept_constraints
 from tests.merging.conftest import hidden_features, loaded
 from tests.support.made_deltas import made_delta
 
@@ -27,8 +26,8 @@ def _hidden(pipeline: Any, prompt: str) -> torch.Tensor:
 def _added(pipeline: Any, *deltas: Delta) -> Constraints:
     """The constraints that tell concepts apart, which come behind those of every concept alone."""
     with apply_deltas(pipeline, deltas):
-        alone = concept_constraints(text_towers(pipeline), deltas, apart=False)
-        both = concept_constraints(text_towers(pipeline), deltas)
+        alone = concept_constraints(PromptReader.of(pipeline), deltas, apart=False)
+        both = concept_constraints(PromptReader.of(pipeline), deltas)
     size = len(alone.places)
     assert both.places[:size] == alone.places
     assert both.features[:size].equal(alone.features)
@@ -42,19 +41,19 @@ def test_places_are_modifier_category_and_end_of_text(base: Path, rows: int) -> 
     delta = made_delta(pipeline, category="cat dog", rows=rows)
     words = [*["<new1>", "<new1>_1", "<new1>_2"][:rows], "cat", "dog", "end of text"]
     with apply_deltas(pipeline, [delta]):
-        found = concept_constraints(text_towers(pipeline), [delta])
+        found = concept_constraints(PromptReader.of(pipeline), [delta])
         assert [place.word for place in found.places] == 2 * words
         for start, prompt in ((0, "photo of a <new1> cat dog"), (len(words), "<new1> cat dog")):
             hidden = _hidden(pipeline, prompt)[-len(words) :]
             assert torch.allclose(found.features[start : start + len(words)], hidden, atol=1e-5)
-        shorter = concept_constraints(text_towers(pipeline), [delta], end_of_text=False)
+        shorter = concept_constraints(PromptReader.of(pipeline), [delta], end_of_text=False)
         assert [place.word for place in shorter.places] == 2 * words[:-1]
 
 
 def test_a_delta_without_a_token_goes_by_its_category(bases: dict[str, Path]) -> None:
     pipeline = loaded(bases["one"])
     delta = made_delta(pipeline, tokens=(), category="cat")
-    towers = text_towers(pipeline)
+    towers = PromptReader.of(pipeline)
     found = concept_constraints(towers, [delta])
     assert [(place.prompt, place.word) for place in found.places] == [
         ("photo of a cat", "cat"),
@@ -75,7 +74,7 @@ def test_a_token_without_prompts_stands_alone(bases: dict[str, Path]) -> None:
     pipeline = loaded(bases["one"])
     delta = replace(made_delta(pipeline), prompts=())
     with apply_deltas(pipeline, [delta]):
-        found = concept_constraints(text_towers(pipeline), [delta])
+        found = concept_constraints(PromptReader.of(pipeline), [delta])
     assert [(place.prompt, place.word) for place in found.places] == [
         ("photo of a <new1>", "<new1>"),
         ("photo of a <new1>", "end of text"),
@@ -132,7 +131,7 @@ CAPTIONS = ["photo of a cat", "dog", "a photo " * 60, "cat of dog"]
 def test_rows_are_the_pipelines_own_features_scaled_by_their_weights(base: Path) -> None:
     pipeline = loaded(base)
     counts = [1, 9, 1, 4]
-    rows = caption_rows(text_towers(pipeline), CAPTIONS, counts, edge_weight=0.25)
+    rows = caption_rows(PromptReader.of(pipeline), CAPTIONS, counts, edge_weight=0.25)
     lengths = [len(pipeline.tokenizer(caption, truncation=True).input_ids) for caption in CAPTIONS]
     # Words and end of text of each, one padding of those that have any, and the start token once.
     assert len(rows) == sum(length - 1 for length in lengths) + sum(length < 77 for length in lengths) + 1
@@ -144,5 +143,5 @@ def test_rows_are_the_pipelines_own_features_scaled_by_their_weights(base: Path)
     wanted.append(hidden_features(pipeline, "dog")[:1] * (0.25 * sum(counts)) ** 0.5)
     gram = torch.cat(wanted).T @ torch.cat(wanted)
     assert torch.allclose(rows.T @ rows, gram, rtol=1e-4, atol=1e-4)
-    without = caption_rows(text_towers(pipeline), CAPTIONS, counts, edge_weight=0.0)
+    without = caption_rows(PromptReader.of(pipeline), CAPTIONS, counts, edge_weight=0.0)
     assert len(without) == sum(length - 1 for length in lengths)

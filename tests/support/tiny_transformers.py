@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 WORDS = ("photo", "of", "a", "cat", "dog", "and", "the", "star", "very", "small", "far", "away", "large")
 LETTERS = "abcdefghijklmnopqrstuvwxyz<>0123456789.,:;|_'()-\"ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 WIDTH, SPARE = 16, 64
+# Keys and values read more dimensions than a merge of two concepts has words to keep.
+MERGED = 64
 
 
 def t5_tokenizer() -> Any:
@@ -143,10 +145,10 @@ def sana(folder: Path) -> DiffusionPipeline:
             out_channels=4,
             num_layers=2,
             num_attention_heads=2,
-            attention_head_dim=8,
+            attention_head_dim=MERGED // 2,
             num_cross_attention_heads=2,
-            cross_attention_head_dim=8,
-            cross_attention_dim=16,
+            cross_attention_head_dim=MERGED // 2,
+            cross_attention_dim=MERGED,
             caption_channels=WIDTH,
             sample_size=8,
         ),
@@ -166,11 +168,11 @@ def pixart(folder: Path) -> DiffusionPipeline:
             sample_size=8,
             num_layers=2,
             patch_size=2,
-            attention_head_dim=8,
+            attention_head_dim=MERGED // 2,
             num_attention_heads=2,
             caption_channels=WIDTH,
             in_channels=4,
-            cross_attention_dim=16,
+            cross_attention_dim=MERGED,
             out_channels=8,
             attention_bias=True,
             activation_fn="gelu-approximate",

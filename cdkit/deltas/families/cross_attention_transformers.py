@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 # Positions of a caption, start and end among them.
 CONTEXT = 300
+# What the sides of Sana's pictures must be multiples of.
+SANA_STEP = 32
 KEYS_AND_VALUES = r"transformer_blocks\.\d+\.attn2\.to_[kv]\.weight$"
 CROSS_ATTENTION = r"transformer_blocks\.\d+\.attn2\."
 
@@ -64,7 +67,7 @@ class CrossAttentionTransformer(Family):
 
     def draw_options(self, guidance: float, negative: Sequence[str] | None) -> dict[str, Any]:
         # Binned, pictures would be drawn at another size and scaled.
-        options = {"guidance_scale": guidance, "use_resolution_binning": False}
+        options = {"guidance_scale": guidance, "use_resolution_binning": False, "clean_caption": False}
         return options if negative is None else {**options, "negative_prompt": negative}
 
 
@@ -108,6 +111,9 @@ class Sana(CrossAttentionTransformer):
     def moments(self, vae: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         latent = vae.encode(pixels).latent.float() * vae.config.scaling_factor
         return latent, latent.new_zeros(()).expand_as(latent)
+
+    def step(self, vae: Mapping[str, Any]) -> int:
+        return math.lcm(SANA_STEP, self.factor(vae))
 
     def factor(self, vae: Mapping[str, Any]) -> int:
         blocks = vae.get("encoder_block_out_channels")
@@ -154,6 +160,7 @@ ROWS = (
         cross_attention=CROSS_ATTENTION,
         flow=True,
         starts_alike=True,
+        masks_padding=True,
     ),
     PixArt(
         name="PixArt-Sigma",
@@ -167,5 +174,8 @@ ROWS = (
         keys_and_values=KEYS_AND_VALUES,
         cross_attention=CROSS_ATTENTION,
         patch=2,
+        reads_lora=False,
+        causal=False,
+        masks_padding=True,
     ),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from cdkit.core.errors import InputError
@@ -29,7 +29,9 @@ class Family:
     alone feeds. merge: `exact` where what they read comes from the text alone, `sampled` where it is mixed with the
     picture. flow: whether it learns flow matching instead of noise. starts_alike: whether every prompt's first
     position holds the same. patch: latent cells that one position of the denoiser covers per side. packed: whether
-    the denoiser's channels are those of a patch of 2 x 2 cells.
+    the denoiser's channels are those of a patch of 2 x 2 cells. reads_lora: whether diffusers loads a LoRA
+    into such a pipeline. causal: whether a word's features depend on what stands before it alone. masks_padding:
+    whether nothing reads what stands behind a prompt.
     """
 
     name: str
@@ -48,7 +50,9 @@ class Family:
     starts_alike: bool = False
     patch: int = 1
     packed: bool = False
-    loader_prefix: str = field(default="transformer")
+    reads_lora: bool = True
+    causal: bool = True
+    masks_padding: bool = False
 
     def ids(self, towers: Sequence[TextTower], prompts: Sequence[str]) -> tuple[list[torch.Tensor], list[int]]:
         """Per tower the prompts' ids (prompts, positions), and each prompt's length in the tower of the words."""
@@ -65,6 +69,13 @@ class Family:
     def seen(self, towers: Sequence[TextTower], ids: Sequence[torch.Tensor]) -> torch.Tensor:
         """The ids (prompts, positions) at the positions of the features."""
         return ids[0]
+
+    def text_places(self, towers: Sequence[TextTower], ids: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Per prompt the positions of the features that hold its text, not what pads it."""
+        import torch
+
+        pad = self.words_of(towers).tokenizer.pad_token_id
+        return [torch.nonzero(row != pad)[:, 0] for row in self.seen(towers, ids)]
 
     def read(self, denoiser: Any, features: TextFeatures) -> torch.Tensor:
         """What keys and values read of the text (prompts, positions, width), where that is the text alone."""

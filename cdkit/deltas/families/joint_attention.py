@@ -45,6 +45,12 @@ def padded_ids(tower: TextTower, prompts: Sequence[str], length: int) -> torch.T
     return ids
 
 
+def text_length(tower: TextTower, ids: torch.Tensor) -> int:
+    """How many of a row's ids are text with its end; CLIP pads with its end token."""
+    ends = (ids == tower.tokenizer.eos_token_id).nonzero()
+    return int(ends[0]) + 1 if len(ends) else len(ids)
+
+
 def lengths(tower: TextTower, ids: torch.Tensor) -> list[int]:
     """How many of each row's ids (n, positions) are text."""
     return [int(number) for number in (ids != tower.tokenizer.pad_token_id).sum(dim=1)]
@@ -102,6 +108,18 @@ class StableDiffusion3(JointAttention):
             return_dict=False,
         )[0]
         return predicted
+
+    def text_places(self, towers: Sequence[TextTower], ids: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        import torch
+
+        long = self.context["text_encoder"]
+        places = []
+        for number in range(len(ids[0])):
+            parts = [torch.arange(text_length(towers[0], ids[0][number]))]
+            if len(towers) > 2:  # T5's features stand behind CLIP's.
+                parts.append(long + torch.arange(text_length(towers[2], ids[2][number])))
+            places.append(torch.cat(parts))
+        return places
 
     def given_width(self, towers: Sequence[TextTower]) -> int | None:
         # Without T5, zeros make up for what CLIP's features lack.

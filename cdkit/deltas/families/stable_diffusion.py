@@ -61,7 +61,6 @@ def _row(name: str, pipeline: str, index: str, *towers: str) -> StableDiffusion:
         keys_and_values=r"\.attn2\.to_[kv]\.weight$",
         cross_attention=r"\.attn2\.",
         starts_alike=True,
-        loader_prefix="unet",
     )
 
 

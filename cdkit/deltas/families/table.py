@@ -42,6 +42,11 @@ def family_named(pipeline_class: str, base: str) -> Family:
     )
 
 
+def family_by_name(name: str) -> Family | None:
+    """The family of that name, as deltas record it; None when there is none."""
+    return next((row for row in all_families() if row.name == name), None)
+
+
 def family_of(pipeline: DiffusionPipeline) -> Family:
     """The family of a loaded pipeline; raises ConfigError for one of none."""
     parts = {name: type(part).__name__ for name, part in pipeline.components.items() if part is not None}

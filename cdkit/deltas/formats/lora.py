@@ -24,13 +24,13 @@ DIFFUSERS_LORA_NAME = "pytorch_lora_weights.safetensors"
 
 
 def write_diffusers_lora(delta: Delta, products: Mapping[str, LowRank], path: Path, *, half: bool) -> None:
-    """A LoRA for `pipe.load_lora_weights`: `unet.<module>.lora_A.weight` (r, in) and `.lora_B.weight` (out, r)."""
+    """A LoRA for `pipe.load_lora_weights`: `<part>.<module>.lora_A.weight` (r, in) and `.lora_B.weight` (out, r)."""
     tensors: dict[str, torch.Tensor] = {}
     for name, product in products.items():
         module, _ = module_of(name)
         up, down = shaped(product, delta.changes[name].shape)
-        tensors[f"unet.{module}.lora_A.weight"] = down
-        tensors[f"unet.{module}.lora_B.weight"] = up
+        tensors[f"{delta.part}.{module}.lora_A.weight"] = down
+        tensors[f"{delta.part}.{module}.lora_B.weight"] = up
     write_tensors(path, tensors, export_header(delta), half=half)
 
 
@@ -100,17 +100,18 @@ def read_lora(contents: Contents, kind: str) -> ForeignFile:
             hint="Load it with pipe.load_lora_weights and save it again with save_lora_weights.",
         )
     if kind == "peft-lora":
-        return ForeignFile(kind, contents.path, changes=_peft(contents), header=contents.header)
+        part = "transformer" if any(key.startswith("transformer.") for key in contents.values) else "unet"
+        return ForeignFile(kind, contents.path, changes=_peft(contents, part), header=contents.header, part=part)
     return ForeignFile(kind, contents.path, named=_kohya(contents), header=contents.header)
 
 
-def _peft(contents: Contents) -> dict[str, torch.Tensor | LowRank]:
+def _peft(contents: Contents, part: str) -> dict[str, torch.Tensor | LowRank]:
     parts: dict[str, dict[str, Any]] = {}
     for key, value in contents.values.items():
         end = key[-len(_PEFT[0]) :]
-        if end not in _PEFT or not key.startswith("unet."):
+        if end not in _PEFT or not key.startswith(f"{part}."):
             _refuse(contents, key)
-        parts.setdefault(key.removeprefix("unet.").removesuffix(end), {})[end] = value
+        parts.setdefault(key.removeprefix(f"{part}.").removesuffix(end), {})[end] = value
     down, up = _PEFT
     return {
         f"{module}.weight": make_product(contents.path, module, factors.get(up), factors.get(down), _CONVOLUTION)

@@ -12,6 +12,7 @@ from typing import Any
 from cdkit.core.errors import InputError
 from cdkit.core.shards import write_tensors
 from cdkit.deltas.delta import Delta, export_header
+from cdkit.deltas.text_features import TOWERS
 from cdkit.deltas.weight_files import Contents, ForeignFile, make_token
 
 # Names that Windows keeps for devices, with any ending.
@@ -59,12 +60,17 @@ XL_KEYS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
 
 
 def write_embeddings(delta: Delta, folder: Path, *, half: bool) -> dict[str, Path]:
-    """Write `{token: rows (n, width)}`, for SDXL `{clip_l: …, clip_g: …}`; returns each token's file."""
+    """Write `{token: rows (n, width)}`, for SDXL `{clip_l: …, clip_g: …}`; returns each token's file.
+
+    A transformer's are by text encoder: no tool reads them yet, and their vocabularies differ.
+    """
     written: dict[str, Path] = {}
     stems = file_stems(token.text for token in delta.tokens)
     for token in delta.tokens:
         path = folder / f"{stems[token.text]}.safetensors"
-        if set(token.rows) == {"text_encoder"}:
+        if delta.part == "transformer":
+            tensors = dict(token.rows)
+        elif set(token.rows) == {"text_encoder"}:
             tensors = {token.text: token.rows["text_encoder"]}
         else:
             tensors = {XL_KEYS[name]: rows for name, rows in token.rows.items()}
@@ -95,7 +101,9 @@ def read_embedding(contents: Contents) -> ForeignFile:
     stated = values.get("name")
     name = header.get("cdkit_token") or (stated if isinstance(stated, str) else "") or path.stem
     start = header.get("cdkit_initializer", "")
-    if set(values) == set(XL_KEYS.values()):
+    if set(values) <= set(TOWERS):
+        tokens = [make_token(path, name, dict(values), start)]
+    elif set(values) == set(XL_KEYS.values()):
         tokens = [make_token(path, name, {tower: values[key] for tower, key in XL_KEYS.items()}, start)]
     elif "string_to_param" in values or "emb_params" in values:
         rows: Any = values.get("emb_params", values.get("string_to_param"))

@@ -1,0 +1,197 @@
+"""Every transformer family end to end on tiny pipelines of its own classes: train, kill, merge, export, sample."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+from cdkit.core.config import parse_config
+from cdkit.core.errors import ConfigError
+from cdkit.deltas.apply import apply_deltas
+from cdkit.deltas.base_model import load_base_model
+from cdkit.deltas.delta import load_delta
+from cdkit.deltas.families.table import all_families, denoiser_of, family_of
+from cdkit.deltas.low_rank import matrix
+from cdkit.deltas.methods import METHODS, selected_names
+from cdkit.deltas.text_features import text_towers
+from cdkit.execute import Result, execute
+from cdkit.stages import STAGES
+from tests.support.tiny_transformers import BUILDERS, tiny_transformer
+from tests.training.conftest import write_photos
+from tests.training.running import Interrupted, Material, StopAfter, delta_tensors, losses, run
+
+CPU = torch.device("cpu")
+CAPTIONS = [
+    f"photo of a {size} {animal} and the {other}, {number}"
+    for number, size in enumerate(("very small", "large", "small"))
+    for animal in ("cat", "dog", "star")
+    for other in ("dog", "star", "cat", "photo", "far away dog", "small cat")
+]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A family's tiny base, and two concepts trained on it."""
+
+    family: str
+    material: Material
+    first: Path
+    second: Path
+
+    @property
+    def base(self) -> str:
+        return str(self.material.root / "base")
+
+
+@pytest.fixture(scope="module", params=sorted(BUILDERS))
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    root = tmp_path_factory.mktemp("a family")
+    tiny_transformer(request.param, root / "base")
+    for seed, name in enumerate(("cat", "dog", "images")):
+        write_photos(root / name, 4, seed=seed)
+    material = Material(root)
+    for number, name in enumerate(("cat", "dog"), 1):
+        run(_config(material, name, f"<new{number}>"), root / f"tuned {name}")
+    return Made(request.param, material, root / "tuned cat", root / "tuned dog")
+
+
+def _config(material: Material, name: str, token: str, **values: Any) -> Any:
+    photos = {name: str(material.root / name)}
+    images = {name: str(material.root / "images")}
+    given = {"batch_size": 2, "resolution": 32, "learning_rate": 1e-2, "regularization_count": 4}
+    return material.config(concepts=photos, regularization=images, token={name: token}, **{**given, **values})
+
+
+def _stage(name: str, out: Path, values: Mapping[str, Any]) -> Result:
+    return execute(name, parse_config(STAGES[name].config_class(), values), out)
+
+
+def _drawn(pipeline: Any, prompt: str) -> torch.Tensor:
+    """Latents of one prompt after two steps."""
+    with torch.inference_mode():
+        drawn: torch.Tensor = pipeline(
+            prompt=[prompt],
+            num_inference_steps=2,
+            width=32,
+            height=32,
+            generator=[torch.Generator("cpu").manual_seed(0)],
+            output_type="latent",
+            **family_of(pipeline).draw_options(2.0, None),
+        )[0]
+    return drawn.clone()
+
+
+def _with(made: Made, delta: Path) -> Any:
+    pipeline = load_base_model(made.base, device=CPU)
+    apply_deltas(pipeline, [load_delta(delta)])
+    return pipeline
+
+
+def test_exactly_what_is_selected_trains(made: Made) -> None:
+    pipeline = load_base_model(made.base, device=CPU)
+    delta = load_delta(made.first)
+    assert delta.part == "transformer"
+    assert set(delta.changes) == set(selected_names(pipeline.transformer, METHODS["custom-diffusion"]))
+    assert all(matrix(change).any() for change in delta.changes.values())
+    (token,) = delta.tokens
+    assert set(token.rows) == {tower.name for tower in text_towers(pipeline)}
+    assert all(len(rows) == 1 for rows in token.rows.values())
+    blocks = {int(name.split(".")[1]) for name in delta.changes}
+    sampled = family_of(pipeline).merge == "sampled"
+    assert blocks == ({1, 2} if sampled else {0, 1})
+
+
+def test_a_killed_training_goes_on_bit_for_bit(made: Made, tmp_path: Path) -> None:
+    config = _config(made.material, "cat", "<new1>", checkpoint_every=1)
+    with pytest.raises(Interrupted):
+        run(config, tmp_path / "out", progress=StopAfter(2))
+    run(config, tmp_path / "out")
+    whole, again = delta_tensors(made.first), delta_tensors(tmp_path / "out")
+    assert whole.keys() == again.keys()
+    assert all(torch.equal(value, again[name]) for name, value in whole.items())
+    assert losses(made.first) == losses(tmp_path / "out")
+
+
+def test_a_delta_changes_what_is_drawn_and_comes_off_bit_for_bit(made: Made) -> None:
+    pipeline = load_base_model(made.base, device=CPU)
+    before = _drawn(pipeline, "photo of a cat")
+    weights = {name: value.clone() for name, value in pipeline.transformer.state_dict().items()}
+    with apply_deltas(pipeline, [load_delta(made.first)]):
+        assert not torch.equal(_drawn(pipeline, "photo of a <new1> cat"), before)
+    assert torch.equal(_drawn(pipeline, "photo of a cat"), before)
+    assert all(torch.equal(value, weights[name]) for name, value in pipeline.transformer.state_dict().items())
+
+
+def test_merged_exported_and_loaded_again_it_draws_the_same(made: Made, tmp_path: Path) -> None:
+    (tmp_path / "captions.csv").write_text("\n".join(["caption", *(f'"{each}"' for each in CAPTIONS)]))
+    deltas = [str(made.first), str(made.second)]
+    values = {"deltas": deltas, "base": made.base, "captions": [str(tmp_path / "captions.csv")], "resolution": 32}
+    merged = _stage("merge", tmp_path / "merged", values).manifest
+    if family_of(load_base_model(made.base, device=CPU)).merge == "exact":
+        assert merged.details["constraint_residual"] <= 1e-6
+    else:
+        assert merged.details["constraint_residual"] < merged.details["average_residual"]
+    _stage(
+        "export", tmp_path / "out", {"delta": str(tmp_path / "merged"), "to": "diffusers-pipeline", "base": made.base}
+    )
+    assert json.loads((tmp_path / "out" / "model_index.json").read_text())["transformer"]
+    prompt = "photo of a <new1> cat and a <new2> dog"
+    wanted = _drawn(_with(made, tmp_path / "merged"), prompt)
+    again = DiffusionPipeline.from_pretrained(str(tmp_path / "out"))
+    again.set_progress_bar_config(disable=True)
+    torch.testing.assert_close(_drawn(again, prompt), wanted, rtol=1e-4, atol=1e-5)
+    # And it is a base model again.
+    torch.testing.assert_close(
+        _drawn(load_base_model(str(tmp_path / "out"), device=CPU), prompt), wanted, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_a_lora_through_the_pipelines_own_loader(made: Made, tmp_path: Path) -> None:
+    values = {"delta": str(made.first), "to": "diffusers-lora", "rank": 64}
+    if not family_of(load_base_model(made.base, device=CPU)).reads_lora:
+        with pytest.raises(ConfigError, match="nothing would load it"):
+            _stage("export", tmp_path / "lora", values)
+        return
+    _stage("export", tmp_path / "lora", values)
+    loaded = load_base_model(made.base, device=CPU)
+    loaded.load_lora_weights(str(tmp_path / "lora"))
+    own = load_base_model(made.base, device=CPU)
+    changed = load_delta(made.first)
+    parameters = dict(denoiser_of(own).named_parameters())
+    for name, change in changed.changes.items():
+        parameters[name].data += matrix(change)
+    torch.testing.assert_close(_drawn(loaded, "photo of a cat"), _drawn(own, "photo of a cat"), rtol=1e-3, atol=1e-4)
+    for to in ("kohya-lora", "webui-diff"):
+        with pytest.raises(ConfigError, match="nothing would load it"):
+            _stage("export", tmp_path / to, {"delta": str(made.first), "to": to})
+
+
+def test_text_is_read_as_the_pipeline_reads_it(made: Made) -> None:
+    pipeline = load_base_model(made.base, device=CPU)
+    family, towers = family_of(pipeline), text_towers(pipeline)
+    prompts = ["photo of a cat", "a very small dog and the star"]
+    with torch.no_grad():
+        features = family.encode(towers, family.ids(towers, prompts)[0])
+        if family.name == "Stable Diffusion 3 and 3.5":
+            wanted = pipeline.encode_prompt(prompts, prompts, prompts, do_classifier_free_guidance=False)
+            assert torch.equal(features.pooled, wanted[2])
+        elif family.merge == "sampled":
+            wanted = pipeline.encode_prompt(prompts)
+        else:
+            instruction = {"complex_human_instruction": family.prefix().split("\n")} if family.name == "Sana" else {}
+            wanted = pipeline.encode_prompt(
+                prompts, do_classifier_free_guidance=False, max_sequence_length=300, **instruction
+            )
+            assert torch.equal(features.mask, wanted[1])
+    assert torch.equal(features.hidden, wanted[0])
+
+
+def test_every_family_has_a_tiny_pipeline_here() -> None:
+    assert {row.name for row in all_families() if row.denoiser == "transformer"} == set(BUILDERS)

@@ -29,10 +29,8 @@ def digests_of(digest: pa.Array, caption: pa.Array) -> tuple[np.ndarray, np.ndar
     left = (~in_sql | _has_control(caption)) & np.asarray(caption.is_valid())
     for position, text in zip(np.flatnonzero(left).tolist(), caption.filter(pa.array(left)).to_pylist(), strict=True):
         halves = _cleaned_halves(text)
-        if halves is None:
-            blank[position] = True
-        else:
-            ids[position], checks[position] = halves
+        blank[position] = halves is None
+        ids[position], checks[position] = halves or (0, 0)
     return ids, checks, blank
 
 

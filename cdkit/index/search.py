@@ -53,6 +53,8 @@ class SearchResult:
     """The answer to one query. more: whether further captions above the threshold exist.
 
     encoded: captions encoded again for this answer, of at most encode_limit; notes: what the user should know.
+    may_have_missed: whether this answer itself shows that captions above the threshold may have been missed: some were
+    not checked, or some that were found strayed further from their estimates than the margin. A note then says so.
     """
 
     query: str
@@ -62,6 +64,7 @@ class SearchResult:
     encoded: int
     encode_limit: int
     notes: list[str] = field(default_factory=list)
+    may_have_missed: bool = False
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -71,6 +74,7 @@ class SearchResult:
             "min_similarity": self.min_similarity,
             "encoded": self.encoded,
             "encode_limit": self.encode_limit,
+            "may_have_missed": self.may_have_missed,
             "notes": self.notes,
         }
 
@@ -215,6 +219,13 @@ def _ranked(ids: np.ndarray, similarities: np.ndarray, least: float) -> tuple[np
     return ids[order], similarities[order]
 
 
+def _strayed_note(strayed: int, found: int) -> str:
+    return (
+        f"{strayed:,} of the {found:,} captions found lie further above their estimates than this index's margin: "
+        "others near the threshold may have been missed. A lower --min-similarity looks further."
+    )
+
+
 @dataclass
 class _Search:
     """One query on its way: similarities by id, first approximate, then recomputed where it matters."""
@@ -247,7 +258,17 @@ class _Search:
         more = len(ranked) > self.limit or (len(ranked) >= self.limit and (cut or self.capped))
         if self.capped:
             notes = [*notes, f"Only {self.encode_limit} captions were encoded again; raise the limit to check more."]
-        return SearchResult(text, self.least, self._matches(chosen), more, len(self.exact), self.encode_limit, notes)
+        strayed = self._strayed(near, ranked)
+        if strayed:
+            notes = [*notes, _strayed_note(strayed, len(ranked))]
+        missed = self.capped or strayed > 0
+        matches = self._matches(chosen)
+        return SearchResult(text, self.least, matches, more, len(self.exact), self.encode_limit, notes, missed)
+
+    def _strayed(self, near: Candidates, ranked: Sequence[tuple[float, int]]) -> int:
+        """How many of the captions found are further above their estimates than the margin that candidates get."""
+        estimates = dict(zip(near.ids.tolist(), near.similarities.tolist(), strict=True))
+        return sum(-negative - estimates[number] > self.index.margin for negative, number in ranked)
 
     def _recompute(self, ids: np.ndarray, similarities: np.ndarray, slack: float) -> None:
         """Encode again, best first: rows that may be reported, and rows that lie close to the threshold."""

@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -163,3 +164,27 @@ def set_format(folder: Path, number: int) -> None:
     manifest = read_json(folder / "manifest.json")
     manifest["details"]["index"]["format"] = number
     write_json(folder / "manifest.json", manifest)
+
+
+def test_a_search_says_when_captions_may_have_been_missed(
+    compressed_folder: Path, encoder: HashingEncoder, captions: list[str]
+) -> None:
+    index = open_index(compressed_folder, encoder)
+    query = ["a small red dog near the beach"]
+    [sure] = search(index, query, min_similarity=0.7, limit=20_000)
+    truth = dict(brute_force(encoder, captions, sure.query, 0.7))
+    near = index.faiss.within(encoder.encode(query)[0], -1.0, nprobe=index.faiss.lists)
+    errors = [truth[number] - value for number, value in zip(near.ids.tolist(), near.similarities, strict=True)
+              if number in truth]  # fmt: skip
+    facts = {**index.facts, "margin": float(np.median(errors))}
+    manifest = replace(index.manifest, details={**index.manifest.details, "index": facts})
+    [unsure] = search(replace(index, manifest=manifest), query, min_similarity=0.7, limit=20_000)
+    assert len(unsure.results) < len(truth)
+    assert any("may have been missed" in note for note in unsure.notes)
+    assert unsure.as_json()["may_have_missed"] is True
+    assert sure.may_have_missed == any(error > index.margin for error in errors)
+
+
+def test_a_search_that_may_not_check_all_says_so(compressed_folder: Path, encoder: HashingEncoder) -> None:
+    [result] = search(compressed_folder, QUERIES[:1], min_similarity=0.6, limit=20, encode_limit=1, encoder=encoder)
+    assert result.may_have_missed == any("encoded again" in note for note in result.notes)

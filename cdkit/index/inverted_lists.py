@@ -98,7 +98,7 @@ class IndexLists:
     def _keep(self, ids: np.ndarray) -> np.ndarray:
         import numpy as np
 
-        return ~np.isin(ids, self.dropped)
+        return ~np.isin(ids, self.dropped) if len(self.dropped) else np.ones(len(ids), dtype=bool)
 
 
 def write_code_shard(

@@ -1,6 +1,6 @@
 """Benchmark of ways to code embeddings: how many captions have to be encoded again per caption that is wanted.
 
-    python -m tests.bench.bench_codes EMBEDDINGS --threshold 0.87 [--vectors 100000] [--queries 300]
+    python -m tests.bench.bench_codes EMBEDDINGS --threshold 0.87 [--vectors 100000] [--queries 300] [--only PQ64]
 
 EMBEDDINGS is a folder of embedding shards (`cdkit index build --keep-embeddings`). Every code is made behind the same
 number of lists and all lists are probed, so that only the codes differ. The margin below the threshold covers all but
@@ -114,7 +114,7 @@ def variants(dimension: int) -> dict[str, Callable[[np.ndarray], Any]]:
         made[f"OPQ, PQ{size}x8"] = lambda vectors, size=size: product_codes(vectors, size)
     for size in (40, 32):
         made[f"PQ{2 * size}x4 fast scan"] = lambda vectors, size=size: fast_scan(vectors, size)
-    for reduced, bits in ((256, 1), (128, 1), (128, 2), (96, 2), (64, 4)):
+    for reduced, bits in ((384, 1), (320, 1), (256, 1), (128, 1), (128, 2), (96, 2), (64, 4)):
         if reduced <= dimension:
             made[f"RaBitQ {reduced} x {bits} bit"] = lambda vectors, r=reduced, b=bits: rabitq(vectors, r, b)
     return made
@@ -127,6 +127,7 @@ def main() -> None:
     parser.add_argument("--vectors", type=int, default=100_000)
     parser.add_argument("--queries", type=int, default=300)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", nargs="+", default=[""], help="codes whose names hold one of these")
     arguments = parser.parse_args()
     folder = arguments.embeddings
     if folder.suffix == ".npy":
@@ -140,6 +141,8 @@ def main() -> None:
     figures: dict[str, Any] = {}
     with threads(arguments.threads):
         for name, make in variants(vectors.shape[1]).items():
+            if not any(part in name for part in arguments.only):
+                continue
             try:
                 clock = time.process_time()
                 index = make(vectors)

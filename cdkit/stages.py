@@ -43,7 +43,7 @@ class Stage:
 _IMPORTED = ("captions", "image_rows", "rejects", "buckets")
 _LAYOUTS = ("diffusers", "imagefolder", "webdataset", "kohya", "ai-toolkit", "onetrainer", "simpletuner")
 _SET = ("images", "contact_sheet.png", "README.md", "building", *_LAYOUTS)
-_COUNTS = ("token_counts", "token_counts_2", "sample")
+_COUNTS = ("token_counts", "token_counts_2", "token_counts_3", "token_counts_4", "sample")
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (

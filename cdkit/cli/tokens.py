@@ -108,7 +108,9 @@ config_command(
 def _explain(
     output: Output,
     words: list[str] = typer.Argument(..., metavar="WORD...", help="Words, or exact vocabulary entries."),
-    tokenizer: str = typer.Option("clip", "--tokenizer", help="clip, or a base model's folder or hub id."),
+    tokenizer: str = typer.Option(
+        "clip", "--tokenizer", help="clip, or a base model's folder or hub id, or transformers:FOLDER."
+    ),
     counts: Path | None = typer.Option(None, "--counts", help="A folder of cdkit tokens count: says how often."),
 ) -> None:
     from cdkit.tokens.explain import explain_words
@@ -125,6 +127,10 @@ def _explain(
 command(
     app,
     "explain",
-    help="Say whether a word is one token, how often it occurs, and which tokens contain it.",
-    examples=["cdkit tokens explain sks ktn", "cdkit tokens explain dog --counts counts/laion400m"],
+    help="Say whether a word is one token, how often it occurs, and which tokens contain it, in every text encoder.",
+    examples=[
+        "cdkit tokens explain sks ohwx ktn",
+        "cdkit tokens explain ohwx --tokenizer models/flux-dev",
+        "cdkit tokens explain dog --counts counts/laion400m",
+    ],
 )(_explain)

@@ -19,7 +19,9 @@ class CaptionSampleConfig(ParallelConfig):
     caption_column: str | None = setting(None, "The pools' caption column [default: by its name].")
     index: str | None = setting(None, "An index folder whose captions to count.", input="index")
     tokenizer: str = setting(
-        CLIP, "clip (ships with cdkit), or a base model's own: its folder or hub id.", input="model"
+        CLIP,
+        "clip (ships with cdkit), or a base model's own: its folder or hub id, or transformers:FOLDER.",
+        input="model",
     )
     sample: int = setting(200_000, "Caption rows to draw; all of them when there are fewer.", ge=1)
     seed: int = setting(0, "Which sample is drawn.")

@@ -13,10 +13,10 @@ from cdkit.core.errors import InputError, NetworkError
 from cdkit.core.file_kinds import check_weight_folder
 from cdkit.core.fingerprints import EMBEDDED
 from cdkit.core.formatting import first_line
-from cdkit.core.text import clean_caption
+from cdkit.core.text import clean_caption, one_line
 from cdkit.tokens.count import TokenCounts, read_counts
 from cdkit.tokens.modifiers import Neighbour, Pick
-from cdkit.tokens.vocabulary import END_OF_WORD, Tower, Vocabulary, load_towers
+from cdkit.tokens.vocabulary import Tower, Vocabulary, letters_of, load_towers
 
 NEIGHBOURS = 5
 _NAMED = 4
@@ -24,7 +24,11 @@ _NAMED = 4
 
 @dataclass(frozen=True)
 class Explanation:
-    """One word: its tokens in a prompt, every entry of that very form, and the tokens it is part of."""
+    """One word in one tokenizer: its tokens in a prompt, every entry of that very form, and the tokens it is part of.
+
+    shared: for a word of several tokens, each of them with the other tokens that its form is part of; towers: the text
+    towers whose tokenizer this is, "" for the only one.
+    """
 
     word: str
     ids: tuple[int, ...]
@@ -33,10 +37,14 @@ class Explanation:
     counts: tuple[int, ...] | None
     inside: tuple[str, ...]
     rows: int | None = None
+    shared: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    towers: str = ""
 
     def sentence(self) -> str:
         """The whole answer in one line."""
-        return f"{self.word}: {'; '.join([self._as_typed(), *self._as_piece(), *self._how_often(), self._where()])}."
+        parts = [self._as_typed(), *self._as_piece(), *self._how_often(), self._where(), *self._with_others()]
+        where = f"{self.towers}: " if self.towers else ""
+        return f"{where}{self.word}: {'; '.join(parts)}."
 
     def as_json(self) -> dict[str, Any]:
         entries: list[dict[str, Any]] = [{"token": token, "token_id": index} for token, index in self.entries]
@@ -44,11 +52,13 @@ class Explanation:
             entry["count"] = count
         return {
             "word": self.word,
+            "tokenizer": self.towers or None,
             "single_token": len(self.ids) == 1,
             "tokens": list(self.tokens),
             "token_ids": list(self.ids),
             "entries": entries,
             "inside": list(self.inside),
+            "shared": {token: list(others) for token, others in self.shared},
             "rows": self.rows,
             "sentence": self.sentence(),
         }
@@ -77,52 +87,71 @@ class Explanation:
         return [shown + over] if shown else []
 
     def _where(self) -> str:
-        if not self.inside:
-            return "part of no other token"
-        named = ", ".join(token.removesuffix(END_OF_WORD) for token in self.inside[:_NAMED])
-        more = f" and {len(self.inside) - _NAMED} more" if len(self.inside) > _NAMED else ""
-        return f"part of {len(self.inside)} other token{'' if len(self.inside) == 1 else 's'} ({named}{more})"
+        return f"part of {_named(self.inside)}" if self.inside else "part of no other token"
+
+    def _with_others(self) -> list[str]:
+        """What each token of a word of several brings with it."""
+        shown = [f"{letters_of(token)} with {_named(others)}" for token, others in self.shared if others]
+        return [f"shares {', '.join(shown)}"] if shown else []
+
+
+def _named(tokens: Sequence[str]) -> str:
+    """`3 other tokens (asks, masks, risks)`"""
+    named = ", ".join(letters_of(token) for token in tokens[:_NAMED])
+    more = f" and {len(tokens) - _NAMED} more" if len(tokens) > _NAMED else ""
+    return f"{len(tokens)} other token{'' if len(tokens) == 1 else 's'} ({named}{more})"
 
 
 def explain_words(words: Sequence[str], tokenizer: str, counts: Path | None = None) -> list[Explanation]:
-    """Explain every word with the first text tower of `tokenizer` (a spec); counts: a folder of `cdkit tokens count`.
+    """Explain every word in every tokenizer of a spec, alike ones once; counts: a folder of `cdkit tokens count`.
 
     Raises InputError for an empty word, an unusable tokenizer, or counts of another one.
     """
     towers = load_towers(tokenizer)
     tables = read_counts(counts, towers) if counts is not None else None
-    return [explain_word(word, towers[0], tables) for word in words]
+    groups: list[list[int]] = []
+    for place, tower in enumerate(towers):
+        alike = next((group for group in groups if tower.same_as(towers[group[0]])), None)
+        if alike is None:
+            groups.append([place])
+        else:
+            alike.append(place)
+    names = [", ".join(towers[place].name for place in group) if len(towers) > 1 else "" for group in groups]
+    return [
+        replace(explain_word(word, towers[group[0]], tables, place=group[0]), towers=name)
+        for word in words
+        for group, name in zip(groups, names, strict=True)
+    ]
 
 
-def explain_word(word: str, tower: Tower, counts: TokenCounts | None = None) -> Explanation:
-    """Explain one word; a vocabulary entry such as `ktn` or `ucd</w>` may be given by its own spelling."""
-    vocabulary = tower.vocabulary
-    exact = word if word in vocabulary.ids and word.endswith(END_OF_WORD) else ""
-    typed = exact.removesuffix(END_OF_WORD) or clean_caption(word)
+def explain_word(word: str, tower: Tower, counts: TokenCounts | None = None, *, place: int = 0) -> Explanation:
+    """Explain one word; a vocabulary entry such as `ktn` or `ucd</w>` may be given by its own spelling.
+
+    place: of the tower among those that were counted.
+    """
+    vocabulary, spelling = tower.vocabulary, tower.vocabulary.spelling
+    exact = word if word in vocabulary.ids and spelling is not None and spelling.is_word(word) else ""
+    # Only CLIP's tokenizer makes letters small.
+    folded = spelling is None or spelling.lower_case
+    typed = letters_of(exact) or (clean_caption(word) if folded else one_line(word))
     if not typed:
         raise InputError(f"There is nothing to explain in {word!r}.", hint="Give a word, such as sks.")
-    ids = tower.encode([typed])[0]
-    letters = _letters(typed, tower)
-    entries = [(entry, vocabulary.ids[entry]) for entry in (letters, letters + END_OF_WORD) if entry in vocabulary.ids]
+    ids = tower.encode_word(typed)
+    letters = vocabulary.spelt(typed)
+    forms = dict.fromkeys((letters,) if spelling is None else spelling.forms(letters))
+    entries = [(entry, vocabulary.ids[entry]) for entry in forms if entry in vocabulary.ids]
+    tokens = tuple(vocabulary.entries[index] for index in ids)
+    several = dict(zip(tokens, ids, strict=True)) if len(ids) > 1 else {}
     return Explanation(
         word=word,
         ids=tuple(ids),
-        tokens=tuple(vocabulary.entries[index] for index in ids),
+        tokens=tokens,
         entries=tuple(entries),
-        counts=None if counts is None else tuple(int(counts.counts[0][index]) for _, index in entries),
+        counts=None if counts is None else tuple(int(counts.counts[place][index]) for _, index in entries),
         inside=_containing(letters, tower),
         rows=counts.sampled if counts is not None else None,
+        shared=tuple((token, _containing(vocabulary.letters[index], tower)) for token, index in several.items()),
     )
-
-
-def _letters(text: str, tower: Tower) -> str:
-    """The text spelt in the vocabulary's own letters (one per byte for CLIP's kind)."""
-    if not tower.vocabulary.is_clip_like:
-        return text
-    from tokenizers import pre_tokenizers
-
-    pieces = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(text)
-    return "".join(piece for piece, _ in pieces)
 
 
 def _containing(letters: str, tower: Tower) -> tuple[str, ...]:

@@ -10,7 +10,8 @@ from typing import Any
 
 from cdkit.core.errors import ConfigError, InputError, pip_install
 from cdkit.core.storage import read_json
-from cdkit.tokens.vocabulary import END_OF_WORD, letters_of
+from cdkit.tokens.spelling import END_OF_WORD
+from cdkit.tokens.vocabulary import letters_of
 
 PICKS_NAME = "picks.json"
 PICKS_FORMAT = 1

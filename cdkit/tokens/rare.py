@@ -48,10 +48,11 @@ def find_rare(counts: TokenCounts, rule: RareRule) -> RareTokens:
     """Apply the rule: the rarest in the tokenizer's own training first (highest merge rank), one per surface form.
 
     A pick meets the rule in every text tower; id and count shown are the first tower's. Every vocabulary entry is
-    either a pick or counted under exactly one reason. Deterministic. Raises InputError for a tokenizer unlike CLIP's.
+    either a pick or counted under exactly one reason. Deterministic. Raises InputError for a kind of vocabulary that
+    the rule is not known for.
     """
     for tower in counts.towers:
-        tower.vocabulary.require_clip_like(tower.name)
+        tower.vocabulary.require_ranks(tower.name)
     search = _Search(counts, rule)
     vocabulary = counts.towers[0].vocabulary
     picks: dict[str, Pick] = {}
@@ -100,7 +101,7 @@ class _Search:
 
     def count_problem(self, index: int) -> str:
         for tower, counts in zip(self.towers, self.counts, strict=True):
-            here = tower.vocabulary.ids.get(self.vocabulary.entries[index])
+            here = tower.vocabulary.counterpart(self.vocabulary, index)
             if here is None or index in self.vocabulary.specials:
                 return "special_or_not_in_every_tower"
             if counts[here] < self.rule.min_count:
@@ -118,7 +119,12 @@ class _Search:
             return "a_word_of_these_captions"
         if self.rule.purpose == "prompt" and not self._is_prompt_word(index):
             return "not_a_whole_word"
-        inside = (next(tower.vocabulary.containing(letters), None) is not None for tower in self.towers)
+        read = self.vocabulary.text(index) or letters
+        spelt = [letters, *(tower.vocabulary.spelt(read) for tower in self.towers[1:])]
+        inside = (
+            next(tower.vocabulary.containing(form), None) is not None
+            for tower, form in zip(self.towers, spelt, strict=True)
+        )
         if not self.rule.inside_others and any(inside):
             return "inside_another_token"
         text = (self.vocabulary.text(index) or "").casefold()
@@ -149,7 +155,9 @@ class _Search:
 
     def _is_prompt_word(self, index: int) -> bool:
         """Whether typing the surface form into a prompt gives this one entry, in every tower."""
-        text, entry = self.vocabulary.text(index), self.vocabulary.entries[index]
+        text = self.vocabulary.text(index)
         if text is None or not self.vocabulary.is_word(index):
             return False
-        return all(tower.encode([text]) == [[tower.vocabulary.ids[entry]]] for tower in self.towers)
+        return all(
+            tower.encode_word(text) == [tower.vocabulary.counterpart(self.vocabulary, index)] for tower in self.towers
+        )

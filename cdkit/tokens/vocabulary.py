@@ -15,14 +15,16 @@ from cdkit.core.errors import InputError, NetworkError
 from cdkit.core.fingerprints import EMBEDDED
 from cdkit.core.formatting import first_line
 from cdkit.tokens.config import CLIP
+from cdkit.tokens.spelling import CLIP_SPELLING, CONTEXT, SPELLINGS, Spelling, spelling_of
 
-END_OF_WORD = "</w>"
 # CLIP's own way to split a text into words, as transformers writes it with and without the special tokens.
 _CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _CLIP_PATTERNS = {_CLIP_WORDS, r"<\|startoftext\|>|<\|endoftext\|>|" + _CLIP_WORDS}
 _LOCAL_NORMALIZERS = {"NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents"}
 _SPACES: tuple[dict[str, str], ...] = ({"Regex": r"\s+"}, {"String": " "})
-_FOLDERS = ("tokenizer", "tokenizer_2")
+_TRANSFORMERS = "transformers:"
+# SDXL has two of CLIP's, FLUX one of CLIP's and T5's, SD 3 both and T5's, HiDream a fourth.
+_FOLDERS = ("tokenizer", "tokenizer_2", "tokenizer_3", "tokenizer_4")
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer_config.json", "spiece.model", "vocab.txt")
 _HUB_PATTERNS = (
     *(f"{folder}/*" for folder in _FOLDERS),
@@ -34,18 +36,24 @@ _HUB_PATTERNS = (
 
 
 def letters_of(entry: str) -> str:
-    """A vocabulary entry without its end-of-word mark: the surface form, one letter per byte."""
-    return entry[: -len(END_OF_WORD)] if entry.endswith(END_OF_WORD) and entry != END_OF_WORD else entry
+    """A vocabulary entry without the mark of a word, of whichever kind of vocabulary it is: the surface form."""
+    spelling = next((spelling for spelling in SPELLINGS if spelling.is_word(entry)), None)
+    return entry if spelling is None else spelling.letters(entry)
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The entries of a tokenizer by id ("" for ids that stand for nothing), its merges in order, its special ids."""
+    """The entries of a tokenizer by id ("" for ids that stand for nothing), its merges in order, its special ids.
+
+    spelling: how it writes words, None where that is not known; commonest_first: the entries of one without merges in
+    the order of their probabilities.
+    """
 
     entries: tuple[str, ...] = field(repr=False)
     merges: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     specials: frozenset[int] = frozenset()
-    is_clip_like: bool = True
+    spelling: Spelling | None = CLIP_SPELLING
+    commonest_first: tuple[str, ...] = field(default=(), repr=False)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -57,13 +65,18 @@ class Vocabulary:
 
     @cached_property
     def letters(self) -> tuple[str, ...]:
-        """The surface form of every id, one letter per byte."""
-        return tuple(letters_of(entry) for entry in self.entries)
+        """The surface form of every id."""
+        if self.spelling is None:
+            return self.entries
+        return tuple(self.spelling.letters(entry) for entry in self.entries)
 
     @cached_property
     def merge_ranks(self) -> dict[str, int]:
-        """Entry to the rank of the merge that makes it: the higher, the rarer in the tokenizer's own training."""
-        ranks: dict[str, int] = {}
+        """Entry to the rank of the merge that makes it: the higher, the rarer in the tokenizer's own training.
+
+        Of a vocabulary without merges the place in the order of probabilities, which says the same.
+        """
+        ranks = {entry: rank for rank, entry in enumerate(self.commonest_first)}
         for rank, (first, second) in enumerate(self.merges):
             ranks.setdefault(first + second, rank)
         return ranks
@@ -87,25 +100,32 @@ class Vocabulary:
 
     def text(self, index: int) -> str | None:
         """The surface form as text; None for a piece of a character (not valid UTF-8 by itself)."""
-        if self.letters[index].isascii():
-            return self.letters[index]
-        from tokenizers import decoders
-
-        shown: str = decoders.ByteLevel().decode([self.letters[index]])
-        return None if "\ufffd" in shown else shown
+        return self.letters[index] if self.spelling is None else self.spelling.read(self.letters[index])
 
     def is_word(self, index: int) -> bool:
-        """Whether the id closes a word (carries the end-of-word mark)."""
-        return self.entries[index].endswith(END_OF_WORD)
+        """Whether the id is marked as a word, or as its beginning."""
+        return self.spelling is not None and self.spelling.is_word(self.entries[index])
 
-    def require_clip_like(self, where: str) -> None:
-        """Raise InputError unless this is a byte-pair vocabulary with merges and CLIP's end-of-word mark."""
-        hint = "The rare-token rule needs CLIP's kind of vocabulary: --tokenizer clip, or a CLIP tokenizer's folder."
-        if not self.is_clip_like:
-            raise InputError(
-                f"The tokenizer of {where} is not CLIP's: its entries carry no {END_OF_WORD} mark.", hint=hint
-            )
-        if not self.merges:
+    def spelt(self, text: str) -> str:
+        """A text in this vocabulary's letters."""
+        return text if self.spelling is None else self.spelling.spelt(text)
+
+    def counterpart(self, other: Vocabulary, index: int) -> int | None:
+        """The id here of what an id of another vocabulary is: the same form, a word or a piece; None without one."""
+        if self.spelling == other.spelling:
+            return self.ids.get(other.entries[index])
+        text = other.text(index)
+        if text is None or self.spelling is None:
+            return None
+        piece, word = self.spelling.forms(self.spelt(text))
+        return self.ids.get(word if other.is_word(index) else piece)
+
+    def require_ranks(self, where: str) -> None:
+        """Raise InputError unless this is a kind of vocabulary the rule is known for, in order of frequency."""
+        hint = "The rule is known for CLIP's kind of vocabulary, byte-level BPE (Qwen) and SentencePiece (T5, Gemma)."
+        if self.spelling is None:
+            raise InputError(f"The tokenizer of {where} does not mark where words begin or end.", hint=hint)
+        if not self.merges and not self.commonest_first:
             raise InputError(f"The tokenizer of {where} has a vocabulary but no merges.", hint=hint)
 
 
@@ -125,6 +145,11 @@ class Tower:
         encoded = self.tokenizer(list(texts), add_special_tokens=False, truncation=False, padding=False, verbose=False)
         return list(encoded["input_ids"])
 
+    def encode_word(self, word: str) -> list[int]:
+        """Token ids of a word as it stands within a prompt, behind a blank."""
+        before, both = self.encode([CONTEXT, f"{CONTEXT} {word}"])
+        return both[len(before) :] if both[: len(before)] == before else self.encode([word])[0]
+
     def same_as(self, other: Tower) -> bool:
         """Whether both towers turn every text into the same ids."""
         ours, theirs = self.tokenizer, other.tokenizer
@@ -137,7 +162,7 @@ def tower_of(name: str, tokenizer: Any) -> Tower:
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
     if not hasattr(backend, "to_str"):
         specials = frozenset(int(index) for index in tokenizer.all_special_ids)
-        return Tower(name, _vocabulary(tokenizer.get_vocab(), (), specials, clip_like=False), tokenizer)
+        return Tower(name, Vocabulary(_entries(tokenizer.get_vocab()), (), specials, spelling=None), tokenizer)
     from tokenizers import Tokenizer
 
     # A copy: a tokenizer.json may ask for truncation or padding, and the caller's tokenizer must stay as it is.
@@ -149,8 +174,11 @@ def tower_of(name: str, tokenizer: Any) -> Tower:
     pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model.get("merges") or ())
     merges = tuple((first, second) for first, second in pairs)
     specials = frozenset(token["id"] for token in facts.get("added_tokens") or () if token["special"])
-    clip_like = model["type"] == "BPE" and model.get("end_of_word_suffix") == END_OF_WORD
-    vocabulary = _vocabulary(copy.get_vocab(with_added_tokens=True), merges, specials, clip_like=clip_like)
+    ids = copy.get_vocab(with_added_tokens=True)
+    # Unigram vocabularies hold pairs of a piece and its logarithmic probability.
+    pieces = sorted(model["vocab"], key=lambda pair: -pair[1]) if model["type"] == "Unigram" else ()
+    ordered = tuple(piece for piece, _ in pieces)
+    vocabulary = Vocabulary(_entries(ids), merges, specials, spelling_of(facts, ids), ordered)
     return Tower(name, vocabulary, copy, splits_at_spaces(facts))
 
 
@@ -190,23 +218,24 @@ def _behaviour(tokenizer: Any) -> dict[str, Any]:
     return {key: value for key, value in facts.items() if key not in ("post_processor", "decoder", "version")}
 
 
-def _vocabulary(
-    ids: Mapping[str, int], merges: tuple[tuple[str, str], ...], specials: frozenset[int], *, clip_like: bool
-) -> Vocabulary:
+def _entries(ids: Mapping[str, int]) -> tuple[str, ...]:
     entries = [""] * (max(ids.values(), default=-1) + 1)
     for entry, index in ids.items():
         entries[index] = entry
-    return Vocabulary(tuple(entries), merges, specials, clip_like)
+    return tuple(entries)
 
 
 def load_towers(spec: str) -> list[Tower]:
     """The tokenizers of `spec`: `clip` (the vocabulary that ships with open_clip), `embedded`, a folder or a hub id.
 
-    A base model's folder gives one tower per text encoder (two for SDXL); a tokenizer's own folder gives one. Only a
-    hub id is ever downloaded. Raises InputError when there is no usable tokenizer, NetworkError when the hub fails.
+    A base model's folder gives one tower per text encoder (two for SDXL); a tokenizer's own folder gives one, also as
+    `transformers:FOLDER`. Only a hub id is ever downloaded.
+
+    Raises InputError when there is no usable tokenizer, NetworkError when the hub fails.
     """
     if spec in (CLIP, EMBEDDED) or spec.startswith(f"{EMBEDDED}:"):
         return [_clip()]
+    spec = spec.removeprefix(_TRANSFORMERS)
     folder = Path(spec).expanduser()
     if folder.is_file():
         raise InputError(f"{spec} is a file, not a folder.", hint="Give the model's folder, a hub id, or 'clip'.")

@@ -127,9 +127,9 @@ def test_a_pick_meets_the_rule_in_every_tower(clip: Tower) -> None:
     assert found.rejected["above_max_count"] == 1
 
 
-def test_a_vocabulary_unlike_clips_is_refused(clip: Tower) -> None:
-    foreign = replace(clip, vocabulary=Vocabulary(("a", "b"), is_clip_like=False))
-    with pytest.raises(InputError, match="not CLIP's"):
+def test_a_vocabulary_that_marks_no_words_is_refused(clip: Tower) -> None:
+    foreign = replace(clip, vocabulary=Vocabulary(("a", "b"), spelling=None))
+    with pytest.raises(InputError, match="does not mark"):
         find_rare(TokenCounts((foreign,), (np.zeros(2, np.int64),), None, None, None), RareRule())
 
 

@@ -73,15 +73,15 @@ def test_vocabulary_without_merges(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no merges \(merges.txt\)"):
         load_towers(str(tmp_path))
     with pytest.raises(InputError, match="no merges"):
-        Vocabulary(("a", "a</w>")).require_clip_like("tokenizer")
+        Vocabulary(("a", "a</w>")).require_ranks("tokenizer")
 
 
 def test_a_tokenizer_that_is_not_clips() -> None:
     backend = Tokenizer(models.WordLevel({"dog": 0, "[UNK]": 1}, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     tower = tower_of("tokenizer", backend)
-    with pytest.raises(InputError, match="not CLIP's"):
-        tower.vocabulary.require_clip_like("tokenizer")
+    with pytest.raises(InputError, match="does not mark"):
+        tower.vocabulary.require_ranks("tokenizer")
 
 
 def test_folders_without_a_usable_tokenizer(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from cdkit.core.columns import displayed
 from cdkit.core.errors import InputError
 from cdkit.core.manifest import mistakes
 from cdkit.core.storage import read_json
@@ -81,9 +82,11 @@ def read_answers(path: Path) -> Answers:
     if path.is_file() and path.stat().st_size > LARGEST_FILE:
         raise InputError(f"{path} is too large for a file of answers.", hint=hint)
     try:
-        return Answers.model_validate(read_json(path))
+        given = Answers.model_validate(read_json(path))
     except ValidationError as error:
         raise InputError(f"{path} holds no answers of a rater: {'; '.join(mistakes(error))}", hint=hint) from error
+    # Names come from files of people whom nobody knows.
+    return given.model_copy(update={"rater": displayed(given.rater)})
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,9 @@ def _check_files(key: Key, files: Sequence[Answers]) -> None:
             )
         unknown = set(given.answers) - set(key.pairs)
         if unknown:
-            raise InputError(f"The answers of {given.rater} name a pair that the study has not: {min(unknown)[:40]}.")
+            raise InputError(
+                f"The answers of {given.rater} name a pair that the study has not: {displayed(min(unknown))}."
+            )
     twice = [rater for rater, number in Counter(given.rater for given in files).items() if number > 1]
     if twice:
         raise InputError(f"There are two files of the rater {twice[0]}.", hint="Give each rater's last file alone.")

@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cdkit.core.errors import CdkitError, ConfigError, NetworkError, causes, system_problem
-from cdkit.core.formatting import first_line
+from cdkit.core.formatting import first_line, without_credentials, without_userinfo
 
 HUB = "hub:"
 RepositoryKind = Literal["model", "dataset"]
 LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN to a token of https://huggingface.co/settings/tokens."
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+
+# How hf_xet, through which large files go where it is installed, tells of an answer.
+_TOLD = re.compile(r"HTTP status \w+ error \((\d{3})\b")
 
 
 class HubError(NetworkError):
@@ -55,7 +58,8 @@ class Repository:
         """Where people look at it."""
         from huggingface_hub import constants
 
-        return f"{constants.ENDPOINT}/{'datasets/' if self.kind == 'dataset' else ''}{self.name}"
+        endpoint = without_userinfo(constants.ENDPOINT)
+        return f"{endpoint}/{'datasets/' if self.kind == 'dataset' else ''}{self.name}"
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name}"
@@ -126,6 +130,8 @@ def _problem(error: Exception, repository: Repository) -> CdkitError:
     # Of the hub's own words nothing is passed on: they may repeat what was sent.
     answer = next((cause.response for cause in causes(error) if hasattr(cause, "response")), None)
     status = getattr(answer, "status_code", None)
+    if status is None and (told := next(filter(None, (_TOLD.search(str(cause)) for cause in causes(error))), None)):
+        status = told[1]
     if status is not None:
         return _refusal(int(status), _seconds_to_wait(answer), repository)
     if any(type(cause).__name__ in ("OfflineModeIsEnabled", "LocalEntryNotFoundError") for cause in causes(error)):
@@ -133,13 +139,21 @@ def _problem(error: Exception, repository: Repository) -> CdkitError:
             f"The {repository} is not on this machine, and the hub cannot be asked.",
             hint="Unset HF_HUB_OFFLINE, and check the connection and $HF_ENDPOINT.",
         )
+    if any(isinstance(cause, UnicodeError) or "header" in str(cause).lower() for cause in causes(error)):
+        # Such an error quotes what was to be sent.
+        return HubError("The hub's token has characters that no token has.", hint=LOG_IN)
     problem = None if isinstance(error, ConnectionError | TimeoutError) else system_problem(error, None)
     if problem is not None and not isinstance(problem, NetworkError):
         return problem
     return HubError(
-        f"The connection to the hub broke over the {repository} ({type(error).__name__}: {first_line(error)}).",
+        f"The connection to the hub broke over the {repository} ({type(error).__name__}: {_said(error)}).",
         hint="Check the connection and run the same command again: what arrived is not sent again.",
     )
+
+
+def _said(error: Exception) -> str:
+    """What a connection's error says, without what addresses may carry: passwords, and signatures behind `?`."""
+    return re.sub(r"\?\S+", "?…", without_credentials(first_line(error)))
 
 
 def _seconds_to_wait(answer: Any) -> float | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub import constants
 
 from cdkit.core.shards import parts, write_shard
 from cdkit.deltas.delta import save_delta
@@ -260,6 +261,25 @@ def test_a_hub_that_refuses(
     hub.refusals.clear()
     assert ran(["publish", delta, "--repo", "me/star"]).code == 0
     assert files_of(hub, "models/me/star")["delta.safetensors"] == (delta / "delta.safetensors").read_bytes()
+
+
+def test_what_xet_is_refused_is_told_too(hub: FakeHub, delta: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("hf_xet")
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    hub.refuse("xet-write-token", 403, 99)
+    done = ran(["publish", delta, "--repo", "me/star"])
+    assert (done.code, "may write to me" in done.err, TOKEN in done.err) == (6, True, False), done.err
+
+
+@pytest.mark.parametrize("token", ["hf_secret\x01secret", "hf_secret\u00e9secret", "hf_secret\udcffsecret"])
+def test_a_token_that_is_none_is_not_repeated(
+    hub: FakeHub, delta: Path, token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", token)
+    done = ran(["publish", delta, "--repo", "me/star"])
+    assert done.code == 6, done.err
+    assert "hf auth login" in done.err
+    assert "secret" not in done.out + done.err
 
 
 def test_a_busy_hub_is_asked_again(hub: FakeHub, delta: Path) -> None:

@@ -93,7 +93,7 @@ class TrainConfig(ModelConfig):
         {}, "The word prompts use for a concept, where its name is not that word.", flag="--category"
     )
     template: list[str] | None = setting(
-        None, "Caption of photos without one; several are drawn by turns. Repeatable [default: 'photo of a {}']."
+        None, "Caption of photos without one; of several, each use draws one. Repeatable [default: 'photo of a {}']."
     )
     method: MethodName = setting("custom-diffusion", "What trains.")
     blocks: str | None = setting(

@@ -36,11 +36,13 @@ from cdkit.pictures.reading import read_pictures
 from tests.embedded.quality import GUIDANCE, PLACES, STEPS
 from tests.support.concept_measures import drift, image_features, pictures, share, stage
 
-FORMS = ("photo of a {}", "a {}", "a picture of a {}", "in this picture there is a {}", "here you can see a {}")
+# True of every photo, with few and many words before the concept; in words that the model has read.
+FORMS = ("photo of a {}", "a {}", "there is a {}", "a good photo of a {}", "this is a {}")
 VARIANTS: dict[str, dict[str, Any]] = {
     **{keep: {"keep": keep} for keep in ("images", "generated", "distil", "both", "none")},
     "images-forms": {"keep": "images", "template": list(FORMS)},
     "distil-forms": {"keep": "distil", "template": list(FORMS)},
+    "gated": {"keep": "none", "method": "custom-diffusion-gated"},
     "orthogonal": {"keep": "images", "method": "custom-diffusion-orthogonal"},
     "all-weights": {"keep": "images", "method": "fine-tune-all"},
 }

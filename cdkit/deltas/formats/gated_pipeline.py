@@ -70,8 +70,10 @@ class Gate:
             if self.mask is None:
                 return output
             added = functional.linear(arguments[0], getattr(module, key).to(output.dtype))
+            # Who looks at a guided batch's prompts alone takes its last rows.
+            mask = self.mask[-len(output) :].unsqueeze(-1)
             # Chosen, not multiplied by zero: elsewhere the output stays as it is, bit for bit.
-            return torch.where(self.mask.unsqueeze(-1), output + added, output)
+            return torch.where(mask, output + added, output)
 
         return hook
 

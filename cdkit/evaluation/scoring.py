@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cdkit.core.errors import InputError
 from cdkit.evaluation.samples import SampleSet
+from cdkit.training.early_stop import nearest_photo
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -161,11 +162,6 @@ def image_alignment(images: Tensor, photos: Tensor) -> Tensor:
     Its mean over the samples is the mean over all pairs of sample and photo.
     """
     return (images.double() @ photos.double().T).mean(dim=1)
-
-
-def nearest_photo(images: Tensor, photos: Tensor) -> Tensor:
-    """Cosine of each image with the training photo it is most like, [n]: near 1 means that a photo was copied."""
-    return (images.double() @ photos.double().T).max(dim=1).values
 
 
 def drift(images: Tensor, before: Tensor) -> Tensor:

@@ -141,6 +141,12 @@ class TrainConfig(ModelConfig):
         "result. Frozen weights are bf16 then, unless --precision says otherwise.",
         execution=True,
     )
+    early_stop: str | None = setting(
+        None,
+        "A CLIP, as embedded or open_clip:ViT-L-14/openai: end when samples, drawn at every tenth of the steps, are "
+        "but copies of the photos twice in a row.",
+        input="encoder",
+    )
     tensorboard: bool = setting(False, "Also write the metrics for TensorBoard.", execution=True)
 
     @model_validator(mode="before")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +11,7 @@ from cdkit.core.errors import shortage
 from cdkit.core.protocols import Context
 from cdkit.core.storage import Folder, flush
 from cdkit.training.checkpoint import CHECKPOINTS, Checkpoints
+from cdkit.training.early_stop import EarlyStop, is_checked
 from cdkit.training.feasibility import out_of_memory
 from cdkit.training.live_page import LivePage
 from cdkit.training.metrics import Metrics
@@ -20,9 +21,12 @@ from cdkit.training.setup import Setup
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from PIL import Image
 
     from cdkit.training.config import TrainConfig
 
+# Draws samples after so many steps, and returns them by prompt.
+Draw = Callable[[int], "Mapping[str, Sequence[Image.Image]]"]
 METRICS_NAME, SAMPLES = "metrics.csv", "samples"
 WEIGHT_DECAY = 1e-2
 STEPS_BETWEEN_QUESTIONS = 25  # how many steps a GPU may run ahead of the losses that are read
@@ -30,7 +34,8 @@ SPOKEN_SHARE = 10  # the loss is said so many times in a run
 
 
 class Loop:
-    """One process' part of a training."""
+    """One process' part of a training. early_stop: of the first process, where the training may end early; done: how
+    many steps it had in the end."""
 
     def __init__(
         self,
@@ -39,7 +44,9 @@ class Loop:
         out: Folder,
         accelerator: Accelerator,
         note: Callable[[str], None] = lambda message: None,
+        early_stop: EarlyStop | None = None,
     ) -> None:
+        self.early_stop, self.done = early_stop, 0
         self.config, self.recipe = config, config.recipe()
         self.trainables, self.denoising, self.batches = setup.trainables, setup.denoising, setup.batches
         self.accelerator = accelerator
@@ -69,8 +76,8 @@ class Loop:
         scale = (lambda loss: loss) if scaler is None else scaler.scale
         return GraphedPass(eager, list(self.trainables.weights.values()), scale, note)
 
-    def run(self, context: Context, draw: Callable[[int], None]) -> None:
-        """Train from the newest checkpoint, or from the start, to the end; `draw` is called with a step's number.
+    def run(self, context: Context, draw: Draw) -> None:
+        """Train from the newest checkpoint, or from the start, to the end, or until the photos are but copied.
 
         Raises ConfigError when the loss is not finite.
         """
@@ -79,6 +86,8 @@ class Loop:
         optimizer = self.accelerator.prepare_optimizer(self.optimizer)
         if facts.get("scaler") and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(facts["scaler"])
+        if self.early_stop is not None:
+            self.early_stop.in_a_row = int(facts.get("copies_in_a_row", 0))
         if self.accelerator.is_main_process:
             self.metrics.resume(start)
         if start:
@@ -98,9 +107,11 @@ class Loop:
                         raise
                     kept = self.accelerator.is_main_process and step > start and self._keep(step)
                     raise out_of_memory(error, self.config, self.accelerator.device, step + 1, kept=kept) from error
-                if self.accelerator.is_main_process:
-                    self._after(step + 1, sums, context, draw)
+                self.done = step + 1
+                ends = self.accelerator.is_main_process and self._after(self.done, sums, context, draw)
                 task.advance()
+                if self._ends_together(ends):
+                    break
         self.metrics.flush()
         if self.accelerator.is_main_process:
             self.page.update(self.metrics.rows, finished=True)
@@ -127,6 +138,12 @@ class Loop:
         optimizer.step()
         return total(sums)
 
+    def _ends_together(self, ends: bool) -> bool:
+        """Whether the first process has found that the training is to end: all end with it."""
+        if self.config.early_stop is None or not is_checked(self.done, self.recipe.steps):
+            return False
+        return bool(total(torch.tensor(float(ends), device=self.accelerator.device)))
+
     def _keep(self, done: int) -> bool:
         """Write a checkpoint after so many steps; False where none are wanted."""
         if not self.config.checkpoint_every:
@@ -136,24 +153,30 @@ class Loop:
         flush(self.metrics.path)
         check_whole()
         scaler = self.accelerator.scaler
-        facts = {"scaler": scaler.state_dict()} if scaler is not None else {}
+        facts: dict[str, Any] = {"scaler": scaler.state_dict()} if scaler is not None else {}
+        if self.early_stop is not None:
+            facts["copies_in_a_row"] = self.early_stop.in_a_row
         self.checkpoints.save(done, self.trainables.named(), self.optimizer, facts)
         return True
 
-    def _after(self, done: int, sums: torch.Tensor, context: Context, draw: Callable[[int], None]) -> None:
+    def _after(self, done: int, sums: torch.Tensor, context: Context, draw: Draw) -> bool:
+        """What follows a step; returns whether the training is to end."""
         config, steps = self.config, self.recipe.steps
         self.metrics.add(done, sums)
+        ends, checks = False, self.early_stop is not None and is_checked(done, steps)
+        if checks or (config.sample_every and (done % config.sample_every == 0 or done == steps)):
+            self.metrics.flush()
+            drawn = draw(done)
+            ends = checks and self.early_stop is not None and self.early_stop.check(done, drawn)
         if config.checkpoint_every and done % config.checkpoint_every == 0 and done < steps:
             self._keep(done)
-        if config.sample_every and (done % config.sample_every == 0 or done == steps):
-            self.metrics.flush()
-            draw(done)
         self.page.update(self.metrics.rows)
         spoken = max(1, steps // SPOKEN_SHARE)
         if done % spoken == 0 and done < steps:
             self.metrics.flush()
             loss = self.metrics.mean_loss(spoken)
             context.progress.note(f"step {done} of {steps}: loss {loss:.4f}, the mean of {spoken} steps")
+        return ends
 
 
 def _sums(losses: torch.Tensor, weighted: torch.Tensor, is_regularization: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
     from diffusers import DiffusionPipeline
+    from PIL import Image
 
     from cdkit.training.plan import Plan
 
@@ -25,10 +26,11 @@ SEEDS, STEPS = 4, 25
 
 def draw_progress(
     plan: Plan, template: str, pipeline: DiffusionPipeline, accelerator: Accelerator, target: Path
-) -> None:
+) -> Mapping[str, Sequence[Image.Image]]:
     """Draw each concept's subject, and its category without the word, with seeds 0 to 3 into one PNG.
 
-    The pipeline is left as it was. All noise comes from the seeds, so that drawing does not change the training.
+    Returns the samples by prompt. The pipeline is left as it was. All noise comes from the seeds, so that drawing does
+    not change the training.
     """
     subjects = [planned.concept.subject for planned in plan.concepts]
     categories = [planned.concept.category for planned in plan.concepts]
@@ -42,12 +44,14 @@ def draw_progress(
     ):
         pipeline.scheduler = make_scheduler("ddim", trained_with)
         try:
-            samples = plan_samples(prompts, config)
+            samples, drawn = plan_samples(prompts, config), []
             for start in range(0, len(samples), SEEDS):
                 batch = samples[start : start + SEEDS]
-                for entry, image in zip(batch, draw(pipeline, batch, config, on_step=_ignore), strict=True):
+                drawn.append(draw(pipeline, batch, config, on_step=_ignore))
+                for entry, image in zip(batch, drawn[-1], strict=True):
                     image.save(Path(folder) / entry.name, format="PNG")
             write_grid(grid_blocks(samples, Path(folder)), target, columns=SEEDS)
+            return dict(zip(prompts, drawn, strict=True))
         finally:
             pipeline.scheduler = trained_with
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cdkit.core.config import canonical
@@ -19,7 +19,10 @@ from cdkit.deltas.gating import GatedChange
 from cdkit.training.config import TrainConfig
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from cdkit.deltas.families.family import Family
+    from cdkit.training.early_stop import EarlyStop
     from cdkit.training.plan import Plan
     from cdkit.training.processes import Team
     from cdkit.training.trainables import Trainables
@@ -112,16 +115,18 @@ def _train(config: TrainConfig, sets: Mapping[str, str], out: Folder, context: C
         made_on = base_hash(pipeline)
         with library_errors(f"The base model {config.base!r}", "trained"):
             setup = set_up(config, plan, pipeline, accelerator.device, context)
-        loop = Loop(config, setup, out, accelerator, note)
+        early_stop = _early_stop(config, plan, note) if team.rank == 0 else None
+        loop = Loop(config, setup, out, accelerator, note, early_stop)
 
-        def draw(step: int) -> None:
+        def draw(step: int) -> Mapping[str, Sequence[Image.Image]]:
             target = out.sub(SAMPLES) / f"step-{step:06d}.png"
             if setup.gate is not None:
                 setup.gate.follow(pipeline)
-            draw_progress(plan, recipe.template[0], pipeline, accelerator, target)
+            drawn = draw_progress(plan, recipe.template[0], pipeline, accelerator, target)
             if setup.gate is not None:
                 setup.gate.stop_following()
             note(f"Samples of step {step}: {target}")
+            return drawn
 
         loop.run(context, draw)
     size = 0
@@ -130,7 +135,7 @@ def _train(config: TrainConfig, sets: Mapping[str, str], out: Folder, context: C
     photos = sum(len(planned.squares) for planned in plan.concepts)
     others = sum(planned.left_out for planned in plan.concepts)
     details: dict[str, Any] = {
-        "steps": recipe.steps,
+        "steps": loop.done or recipe.steps,
         "seconds": loop.metrics.seconds,
         "final_loss": loop.metrics.mean_loss(max(1, recipe.steps // FINAL_SHARE)),
         "base": config.base,
@@ -143,6 +148,17 @@ def _train(config: TrainConfig, sets: Mapping[str, str], out: Folder, context: C
     }
     counts = Counts(photos + others, photos, {"not_an_image": others} if others else {})
     return Dataset("delta", out.path, counts, details)
+
+
+def _early_stop(config: TrainConfig, plan: Plan, note: Callable[[str], None]) -> EarlyStop | None:
+    """What tells whether a training only copies; on the CPU, so that its encoder takes nothing of a GPU's memory."""
+    if config.early_stop is None:
+        return None
+    from cdkit.encoders.image_towers import load_image_encoder
+    from cdkit.training.early_stop import EarlyStop
+
+    encoder = load_image_encoder(config.early_stop, device="cpu")
+    return EarlyStop(encoder, plan, config.recipe().template[0], note)
 
 
 def _settle_threads(config: TrainConfig, out: Folder, context: Context, team: Team) -> None:

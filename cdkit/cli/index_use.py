@@ -22,6 +22,7 @@ from cdkit.inputs import local_copy
 from cdkit.stages import STAGES
 
 INDEX = typer.Argument(..., help="An index folder.", show_default=False)
+READ = typer.Argument(..., help="An index: a folder, or hub:USER/NAME.", show_default=False)
 
 
 def register_use(app: typer.Typer) -> None:
@@ -95,7 +96,7 @@ def print_index(console: Console, details: Mapping[str, Any]) -> None:
 
 def _search(
     output: Output,
-    index: Path = INDEX,
+    index: Path = READ,
     text: list[str] = typer.Argument(..., help="What the captions should be like."),
     min_similarity: float | None = typer.Option(
         None, "--min-similarity", help="[default: the encoder's own threshold]"
@@ -127,7 +128,7 @@ def _search(
             output.hint(f"No caption is at least {answer.min_similarity:.4g} similar: lower --min-similarity.")
 
 
-def _info(output: Output, index: Path = INDEX) -> None:
+def _info(output: Output, index: Path = READ) -> None:
     from cdkit.index.caption_index import outdated_note, settled_manifest
     from cdkit.index.recall import recall_warnings
 

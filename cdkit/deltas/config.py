@@ -12,7 +12,7 @@ from cdkit.core.config import StageConfig, ThreadedConfig, setting
 class CompressConfig(ThreadedConfig):
     """Which delta, and how small or how exact."""
 
-    delta: str = setting(help="The delta: a folder or file.", argument=True, input="delta")
+    delta: str = setting(help="The delta: a folder, a file, or hub:USER/NAME.", argument=True, input="delta")
     rank: int | None = setting(None, "Rank of every matrix.", ge=1)
     max_error: float | None = setting(
         None, "Largest error of any matrix, relative; each takes the rank it needs.", gt=0, le=1
@@ -33,7 +33,7 @@ DEFAULT_ERROR = 0.1
 class ExportConfig(ThreadedConfig):
     """What to export, as what."""
 
-    delta: str = setting(help="The delta: a folder or file.", argument=True, input="delta")
+    delta: str = setting(help="The delta: a folder, a file, or hub:USER/NAME.", argument=True, input="delta")
     to: Format = setting(help="What to make.")
     base: str | None = setting(
         None,

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 FOLDERS = ("captions", "image_rows", "embeddings")
 PROMPT = "a photo of a dog"
+# What the card says of each pool file.
+POOL_FACTS = {"file", "pool", "in", "kept"}
 
 
 def index_publication(folder: Path, name: str, *, licence: str, scratch: Path) -> Publication:
@@ -107,5 +109,5 @@ def _card(manifest: Manifest, name: str, licence: str, rows: int) -> bytes:
         encoder=details["encoder"],
         index=details["index"],
         recall=details.get("recall") or {},
-        files=[entry for entry in details.get("files") or [] if isinstance(entry, dict)],
+        files=[entry for entry in details.get("files") or [] if entry.keys() >= POOL_FACTS],
     )

@@ -85,7 +85,7 @@ class PictureCheckSettings(StageConfig):
 class RetrieveConfig(ParallelConfig, TrainerSettings, PictureCheckSettings):
     """Which images to find, what they must be, and what stands in for those that are not found."""
 
-    index: str = setting(help="The caption index to search.", argument=True, input="index")
+    index: str = setting(help="The caption index to search: a folder, or hub:USER/NAME.", argument=True, input="index")
     prompts: list[str] = setting(
         [],
         "What captions should say: one prompt or several of one concept; none where --match says it.",

@@ -16,7 +16,9 @@ PAPER_STEPS, PAPER_GUIDANCE = 200, 6.0
 class SampleConfig(ModelConfig):
     """What to draw, and how."""
 
-    deltas: list[str] = setting([], "A delta: a folder or file. Repeatable.", flag="--delta", input="delta")
+    deltas: list[str] = setting(
+        [], "A delta: a folder, a file, or hub:USER/NAME. Repeatable.", flag="--delta", input="delta"
+    )
     scale: float = setting(
         1.0, "Strength of the deltas' weights; 0 is the base model with the new tokens.", ge=-10, le=10
     )

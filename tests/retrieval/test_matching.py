@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,8 +19,9 @@ from cdkit.index.caption_index import CaptionIndex, open_index
 from cdkit.retrieval.candidates import CandidateSettings, read_candidates, write_candidates
 from cdkit.retrieval.matching import MatchedPhoto, MatchedPhotos, find_matching, taken_in_turn
 from tests.retrieval.conftest import ENCODER, retrieve
+from tests.support import material
 from tests.support.hostile_server import HostileServer
-from tests.support.photo_pool import PoolPicture, index_of, picture
+from tests.support.photo_pool import PoolPicture, index_of, picture, real_photos
 from tests.support.regularization_sets import read_regularization_set
 from tests.support.served import pool_index
 
@@ -216,3 +218,43 @@ def test_of_3000_photos_as_many_as_images_are_matched(tmp_path: Path, capsys: py
     assert "3,000 photos for 20 images" in words
     matched = matched_of(out)
     assert [entry["photo"] for entry in matched] == [f"{n * 150:04d}.jpg" for n in range(20)]
+
+
+class Blots(dict[str, bytes]):
+    """A picture for every number that is asked for, drawn when it is."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return picture(int(key.rpartition("/")[2]))
+
+
+@pytest.mark.real
+@pytest.mark.usefixtures("_hashing")
+def test_real_photos_choose_200_of_real_captions(
+    tmp_path: Path, server: HostileServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    captions = pq.read_table(material.path("captions/coco_val2017_captions.parquet"), columns=["TEXT"])["TEXT"]
+    server.files = Blots()
+    rows = [
+        PoolPicture(caption, server.url(f"file/{number}"))
+        for number, caption in enumerate(captions.to_pylist())
+        if number % 10 == 0 or "dog" in caption.lower() or "vase" in caption.lower()
+    ]
+    index = index_of(tmp_path / "index", rows, ENCODER)
+    for name in ("dog", "vase"):
+        chosen = [photo for photo in real_photos() if any(name in text.lower().split() for text in photo.captions)]
+        own = [photo for photo in chosen if photo.dreambooth][:2] + [photo for photo in chosen if not photo.category]
+        folder = tmp_path / name
+        folder.mkdir()
+        for photo in own[:6]:
+            (folder / photo.path.name).write_bytes(photo.path.read_bytes())
+            caption = next(text for text in photo.captions if name in text.lower().split())
+            (folder / photo.path.with_suffix(".txt").name).write_text(caption)
+        out = tmp_path / f"set {name}"
+        command = (index, f"a {name}", "--match", folder, "--exclude-like", folder, "--min-similarity", 0.25)
+        code, data, words = retrieve(capsys, *command, "--allow-host", server.place, "--out", out)
+        assert (code, data["accepted"]) == (0, 200), words
+        shares = [len(entry["images"]) for entry in matched_of(out)]
+        assert sum(shares) == 200
+        assert max(shares) - min(shares) <= len(shares)
+        naming = sum(name in image.caption.lower() for image in read_regularization_set(out))
+        assert naming > 100

@@ -144,6 +144,29 @@ def check_word(tokenizer: Any, word: str) -> None:
         )
 
 
+def check_split(tokenizer: Any, extended: Any, word: str, texts: Sequence[str]) -> None:
+    """Raise ConfigError when a new token changes how the words around it, or the texts without it, are split.
+
+    extended: the tokenizer with the token. A token is cut out of a text before anything else: `at` would leave a c of
+    every cat, and SentencePiece's marks of spaces depend on what stands beside them.
+    """
+
+    def ids(reader: Any, text: str) -> list[int]:
+        return list(reader(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    alone = extended.convert_tokens_to_ids(word)
+    before, behind = "a photo of a ", " dog on the grass"
+    apart = [*ids(tokenizer, before), alone, *ids(tokenizer, behind)]
+    stands = whole_words(word)
+    changed = [text for text in texts if not stands.search(text) and ids(tokenizer, text) != ids(extended, text)]
+    if changed or ids(extended, f"{before}{word}{behind}") != apart:
+        shown = changed[0] if changed else before + word + behind
+        raise ConfigError(
+            f"The token {word!r} would change how other words are split: {shown!r}.",
+            hint="Choose a word that stands in no other, such as '<new1>'.",
+        )
+
+
 def check_rarity(word: str, tokenizer: Any, picks: str | None, note: Callable[[str], None]) -> None:
     """Note when a word that stays as it is (DreamBooth's) is not one rare token of the first text encoder.
 

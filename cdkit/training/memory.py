@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from cdkit.core.formatting import json_text
 from cdkit.core.startup import import_pipelines
@@ -204,21 +205,14 @@ class _Fused(torch.autograd.Function):
         return output
 
 
-class _FusedAttention:
-    """An attention processor of diffusers that computes nothing."""
+class _FusedAttention(TorchFunctionMode):
+    """Attention that computes nothing: without data, torch would keep the whole matrix of probabilities."""
 
-    def __call__(
-        self,
-        attention: Any,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        query = attention.to_q(hidden_states)
-        output = _Fused.apply(query, attention.to_k(source), attention.to_v(source))
-        drawn: torch.Tensor = attention.to_out[1](attention.to_out[0](output))
-        return drawn
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.nn.functional.scaled_dot_product_attention:
+            given = dict(zip(("query", "key", "value"), args, strict=False)) | (kwargs or {})
+            return _Fused.apply(given["query"], given["key"], given["value"])
+        return function(*args, **(kwargs or {}))
 
 
 @dataclass(frozen=True)
@@ -255,8 +249,6 @@ def run_denoiser(
     denoiser = _on_meta(family.denoiser_class, settings)
     named = dict(denoiser.requires_grad_(False).named_parameters())
     trained = [named[name].requires_grad_(True) for name in selected_names(denoiser, METHODS[method], blocks)]
-    if family.denoiser == "unet":
-        denoiser.set_attn_processor(_FusedAttention())
     if checkpointing:
         denoiser.enable_gradient_checkpointing()
     weights = {parameter.untyped_storage()._cdata for parameter in named.values()}
@@ -268,7 +260,8 @@ def run_denoiser(
             kept[storage._cdata] = storage
         return tensor
 
-    with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    saved = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with torch.device("meta"), saved, _FusedAttention():
         _run(family, denoiser, settings, cells)
     return DenoiserRun(
         parameters=sum(parameter.numel() for parameter in named.values()),

@@ -16,7 +16,7 @@ from cdkit.sampling.drawing import words_beyond
 from cdkit.tokens.modifiers import Pick, read_picks, resolve_initializer
 from cdkit.training.augmentation import ALL_WORDS, with_words
 from cdkit.training.base_facts import BaseFacts
-from cdkit.training.concepts import Concept, check_rarity, check_word, describe_concepts, initializer_name
+from cdkit.training.concepts import Concept, check_rarity, check_split, check_word, describe_concepts, initializer_name
 from cdkit.training.photos import Square, concept_photos, decode_photos, regularization_pictures
 from cdkit.training.trainables import NewToken
 
@@ -99,7 +99,17 @@ def make_plan(config: TrainConfig, facts: BaseFacts, note: Callable[[str], None]
     tokenizers = [extended_tokenizer(tokenizer, texts) for tokenizer in facts.tokenizers.values()]
     resolution = facts.resolution_or(config.resolution)
     planned = [_planned(config, concept, resolution, tokenizers, note) for concept in concepts]
-    return Plan(method, planned, tokens, resolution)
+    plan = Plan(method, planned, tokens, resolution)
+    _check_splits(facts, plan)
+    return plan
+
+
+def _check_splits(facts: BaseFacts, plan: Plan) -> None:
+    texts = [f"photo of a {planned.concept.category}" for planned in plan.concepts] + plan.prompts
+    texts += [caption for planned in plan.concepts for caption in planned.regularization_captions]
+    for token in plan.tokens:
+        for tokenizer in facts.tokenizers.values():
+            check_split(tokenizer, extended_tokenizer(tokenizer, [token.text]), token.text, texts)
 
 
 def _new_tokens(facts: BaseFacts, concepts: Sequence[Concept], note: Callable[[str], None]) -> list[NewToken]:

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
+from cdkit.core.errors import ConfigError
 from cdkit.deltas.apply import extended_tokenizer, mend_legacy_end
 from cdkit.deltas.delta import ModifierToken
 from cdkit.deltas.low_rank import LowRank
@@ -65,10 +66,15 @@ def install_tokens(pipeline: DiffusionPipeline, tokens: Sequence[NewToken]) -> d
 
     The towers are those of a pipeline loaded for training alone: nothing puts the plain tables back.
     """
-    installed = {}
+    installed: dict[str, RowsBesideTable] = {}
     for tower in text_towers(pipeline):
         tokenizer = extended_tokenizer(tower.tokenizer, [token.text for token in tokens])
         table = tower.model.get_input_embeddings()
+        if isinstance(table, RowsBesideTable):
+            raise ConfigError(
+                f"The {tower.name} is the same model as another text encoder: a token would be given to it twice.",
+                hint="Load the text encoders apart from each other.",
+            )
         starts = torch.tensor([token.ids[tower.name] for token in tokens], device=table.weight.device)
         ids = tokenizer.convert_tokens_to_ids([token.text for token in tokens])
         rows = RowsBesideTable(table, ids, table.weight.detach()[starts])

@@ -34,3 +34,10 @@ def test_training() -> None:
     losses = measured["precision"]["mean_loss"]
     assert losses["bf16"] == pytest.approx(losses["no"], rel=0.05)
     assert any("--fit 8GB: batches of 4" in note for note in measured["fit_8GB"]["notes"])
+
+
+def test_families() -> None:
+    measured = figures("families")
+    for pipeline in ("StableDiffusion3Pipeline", "FluxPipeline"):
+        assert 0 < measured[pipeline]["trained"] < measured[pipeline]["parameters"]
+        assert measured[pipeline]["seconds_per_step"] > 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +21,16 @@ from cdkit.deltas.base_model import load_base_model
 from cdkit.deltas.delta import load_delta
 from cdkit.deltas.families.table import all_families, denoiser_of, family_of
 from cdkit.deltas.low_rank import matrix
-from cdkit.deltas.methods import METHODS, selected_names
+from cdkit.deltas.methods import METHODS, chosen_blocks, selected_names
 from cdkit.deltas.text_features import text_towers
 from cdkit.execute import Result, execute
 from cdkit.stages import STAGES
+from cdkit.training.base_facts import read_base
+from cdkit.training.memory import estimate_memory
+from cdkit.training.plan import make_plan
+from cdkit.training.schedule import flow_shift, flow_table
+from cdkit.training.trainables import NewToken, install_tokens
+from tests.support.tiny_pipeline import tiny_pipeline
 from tests.support.tiny_transformers import BUILDERS, tiny_transformer
 from tests.training.conftest import write_photos
 from tests.training.running import Interrupted, Material, StopAfter, delta_tensors, losses, run
@@ -195,3 +203,85 @@ def test_text_is_read_as_the_pipeline_reads_it(made: Made) -> None:
 
 def test_every_family_has_a_tiny_pipeline_here() -> None:
     assert {row.name for row in all_families() if row.denoiser == "transformer"} == set(BUILDERS)
+
+
+def _edited(base: Path, target: Path, file: str, **values: Any) -> Path:
+    """A copy of a base model's folder with other values in one of its JSON files."""
+    shutil.copytree(base, target)
+    path = target / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    return target
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "words"),
+    [
+        ("model_index.json", {"_class_name": "SanaSprintPipeline"}, "SanaPipeline"),
+        ("model_index.json", {"_class_name": "HunyuanDiTPipeline"}, "another kind"),
+        ("model_index.json", {"transformer": ["diffusers", "SanaControlNetModel"]}, "another family"),
+        ("transformer/config.json", {"quantization_config": {"quant_type": "nf4"}}, r"quantised \(nf4\)"),
+        ("text_encoder/config.json", {"quantization_config": {"quant_method": "fp8"}}, r"quantised \(fp8\)"),
+    ],
+)
+def test_what_no_row_knows_is_named(
+    tmp_path: Path, file: str, values: dict[str, Any], words: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    tiny_transformer("PixArt-Sigma", tmp_path / "base")
+    with pytest.raises(ConfigError, match=words):
+        read_base(str(_edited(tmp_path / "base", tmp_path / "edited", file, **values)))
+
+
+def test_two_text_encoders_that_are_one_are_refused(tmp_path: Path) -> None:
+    pipeline = tiny_transformer("Stable Diffusion 3 and 3.5", tmp_path / "base")
+    pipeline.text_encoder_2 = pipeline.text_encoder
+    ids = {"text_encoder": 5, "text_encoder_2": 5, "text_encoder_3": 5}
+    with pytest.raises(ConfigError, match="same model"):
+        install_tokens(pipeline, [NewToken("<new1>", "cat", ids)])
+
+
+def test_a_token_within_other_words_is_refused(made: Made, tmp_path: Path) -> None:
+    config = _config(made.material, "cat", "at=cat")
+    with pytest.raises(ConfigError, match="change how other words are split"):
+        run(config, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("text", "blocks"), [("all", {0, 1, 2, 3}), ("middle", {1, 2}), ("0,2-3", {0, 2, 3}), (" 1 - 1 ", {1})]
+)
+def test_blocks_are_chosen(text: str, blocks: set[int]) -> None:
+    assert chosen_blocks(text, 4) == blocks
+
+
+@pytest.mark.parametrize("text", ["", "some", "3-2", "4", "0-9", "-1", "1,,2"])
+def test_blocks_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="--blocks"):
+        chosen_blocks(text, 4)
+
+
+def test_blocks_of_a_unet_are_refused(tmp_path: Path) -> None:
+    unet = tiny_pipeline(tmp_path).unet
+    with pytest.raises(ConfigError, match="--blocks does not fit"):
+        selected_names(unet, METHODS["custom-diffusion"], "middle")
+
+
+def test_shares_of_noise_follow_the_shifted_logit_normal() -> None:
+    plain, shifted = flow_table(1.0), flow_table(3.0)
+    assert (plain.diff() > 0).all()
+    torch.testing.assert_close(plain, 1 - plain.flip(0))
+    torch.testing.assert_close(plain.logit().std(), torch.tensor(1.0), atol=0.01, rtol=0)
+    torch.testing.assert_close(shifted, 3 * plain / (1 + 2 * plain))
+    assert flow_shift({"shift": 3.0}, 64) == 3.0
+    dynamic = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
+    assert flow_shift(dynamic, 256) == pytest.approx(math.exp(0.5))
+    assert flow_shift(dynamic, 4096) == pytest.approx(math.exp(1.15))
+
+
+def test_memory_is_estimated_for_every_family(made: Made) -> None:
+    config = _config(made.material, "cat", "<new1>")
+    facts = read_base(made.base)
+    estimate = estimate_memory(config, make_plan(config, facts, print), facts, CPU)
+    delta = load_delta(made.first)
+    numbers = sum(matrix(change).numel() for change in delta.changes.values())
+    numbers += sum(rows.numel() for token in delta.tokens for rows in token.rows.values())
+    assert estimate.trained_weights == 4 * numbers
+    assert estimate.activations > 0

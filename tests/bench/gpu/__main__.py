@@ -11,7 +11,7 @@ import time
 from cdkit.core.formatting import json_text
 
 # One file each; `measure(tiny)` yields (name, figures) pairs as they are known.
-PARTS = ("embedding", "training", "index")
+PARTS = ("embedding", "training", "index", "families")
 PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch", "faiss-cpu", "duckdb", "pyarrow")
 
 

@@ -18,6 +18,8 @@ from cdkit.training.plan import PlannedConcept
 from cdkit.training.processes import send
 
 ENCODED_AT_ONCE, DECODED_AT_ONCE = 8, 32
+# Children of an autoencoder that only decode: they stay off the device.
+DECODING = ("decoder", "post_quant_conv")
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,9 @@ class PictureEncoder:
         return self.family.latent_channels(self.vae.config)
 
     def restore(self) -> None:
-        """Put the autoencoder on the device."""
-        # Not diffusers' own `to`, which warns of every change of type.
-        torch.nn.Module.to(self.vae, device=self.device, dtype=self.dtype)
+        """Put what of the autoencoder encodes on the device."""
+        for name, part in self.vae.named_children():
+            part.to(device="cpu" if name in DECODING else self.device, dtype=self.dtype)
 
     def release(self) -> None:
         """Take it off the device: nothing is encoded any more."""

@@ -25,6 +25,7 @@ from cdkit.deltas.methods import METHODS, selected_names
 from cdkit.deltas.pipeline_folder import library_errors
 from cdkit.training.base_facts import BaseFacts
 from cdkit.training.batches import encoded_together
+from cdkit.training.latents import DECODING
 from cdkit.training.plan import Plan
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def estimate_memory(config: TrainConfig, plan: Plan, facts: BaseFacts, device: t
     size = torch.empty(0, dtype=compute_type(config.precision)).element_size()
     if plan.tokens:
         frozen += sum(_text_parameters(kind, text) for kind, text in facts.texts.values())
-    vae = sum(parameter.numel() for parameter in _on_meta(facts.family.autoencoder, facts.vae).parameters())
+    vae = _autoencoder_parameters(facts, whole=device.type == "cpu")
     frozen += vae if recipe.augmentation else 0
     # On a CPU the copy that the changes are measured from lies beside what trains, and so does the released VAE.
     beside = (trained * FP32 + (0 if recipe.augmentation else vae * FP32)) if device.type == "cpu" else 0
@@ -161,6 +162,12 @@ def _encoding(config: TrainConfig, plan: Plan, facts: BaseFacts) -> int:
     photos = encoded_together(config.recipe().batch_size, plan.resolution, with_prior=with_prior)
     size = FP32 // 2 if config.precision == "bf16" else FP32
     return photos * ENCODER_MAPS * _first_width(facts.vae) * plan.resolution**2 * size
+
+
+def _autoencoder_parameters(facts: BaseFacts, *, whole: bool) -> int:
+    """Parameters of the autoencoder, or of what of it encodes."""
+    named = _on_meta(facts.family.autoencoder, facts.vae).named_parameters()
+    return sum(parameter.numel() for name, parameter in named if whole or name.partition(".")[0] not in DECODING)
 
 
 def _layers(text: Mapping[str, Any]) -> tuple[int, int]:

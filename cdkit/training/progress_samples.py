@@ -64,11 +64,14 @@ def _ignore(amount: float) -> None:
 def _on_device(pipeline: DiffusionPipeline, device: torch.device) -> Iterator[None]:
     """Bring back the parts that left the device because training needs them no more, for a while."""
     parts: list[Any] = [part for part in pipeline.components.values() if hasattr(part, "parameters")]
-    homes = [(part, next(part.parameters()).device) for part in parts]
+    children = [child for part in parts for child in part.children()]
+    homes = [
+        (child, next(child.parameters()).device) for child in children if next(child.parameters(), None) is not None
+    ]
     for part in parts:
         part.to(device)
     try:
         yield
     finally:
-        for part, home in homes:
-            part.to(home)
+        for child, home in homes:
+            child.to(home)

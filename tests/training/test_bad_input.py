@@ -172,6 +172,19 @@ def test_nan_stops_the_run_with_its_step(material: Material, out: Path, tmp_path
     assert "--learning-rate" in error.hint
 
 
+def test_a_card_without_bf16_is_refused_before_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cdkit.training.processes import Team, accelerated
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA GeForce GTX 1080")
+    with (
+        pytest.raises(ConfigError, match="GTX 1080 cannot compute in bf16") as caught,
+        accelerated(Team(), device=torch.device("cuda"), precision="bf16"),
+    ):
+        pass
+    assert "--precision fp16" in caught.value.hint
+
+
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()])
 def test_out_of_memory_says_what_to_lower(
     material: Material, out: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException

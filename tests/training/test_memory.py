@@ -20,6 +20,7 @@ from cdkit.training import feasibility
 from cdkit.training.base_facts import BaseFacts, facts_of_pipeline, read_base
 from cdkit.training.config import TrainConfig
 from cdkit.training.feasibility import check_memory
+from cdkit.training.latents import PictureEncoder
 from cdkit.training.memory import GIB, MemoryEstimate, estimate_memory, gigabytes
 from cdkit.training.plan import Plan, make_plan
 from cdkit.training.processes import Team, accelerated
@@ -213,3 +214,24 @@ def test_a_method_that_does_not_fit_is_found_before_the_weights_are_loaded(
     monkeypatch.setattr(BaseFacts, "load", lambda facts: pytest.fail("the base model was loaded"))
     with pytest.raises(ConfigError, match="custom-diffusion does not fit this base model"):
         run(material.config(base=str(tmp_path / "plain")), tmp_path / "out")
+
+
+def test_what_only_decodes_stays_off_the_device_and_out_of_the_estimate(material: Material) -> None:
+    pipeline = load_base_model(str(material.root / "base"), device=CPU)
+    family = family_named("StableDiffusionPipeline", "base")
+    pixels = torch.rand(2, 3, 32, 32)
+    whole = family.moments(pipeline.vae, pixels)
+    encoder = PictureEncoder(pipeline.vae, family, device=torch.device("meta"), dtype=torch.float32)
+    where = {name: parameter.device.type for name, parameter in encoder.vae.named_parameters()}
+    assert where == {name: "meta" if name.startswith(("encoder.", "quant_")) else "cpu" for name in where}
+    assert encoder.encode(pixels).mean.device.type == "meta", "nothing else of the autoencoder is needed"
+    again = load_base_model(str(material.root / "base"), device=CPU).vae
+    encoder = PictureEncoder(again, family, device=CPU, dtype=torch.float32)
+    assert all(one.equal(other) for one, other in zip(family.moments(encoder.vae, pixels), whole, strict=True))
+    config, plan, facts = real_sdxl(material, precision="bf16", augmentation=True)
+    weights = [
+        estimate_memory(config.model_copy(update={"augmentation": shown}), plan, facts, torch.device("cuda"))
+        for shown in (True, False)
+    ]
+    # 34,163,592 of the autoencoder's 83,653,863 numbers encode (diffusers' settings here: without its own two heads).
+    assert weights[0].frozen_weights - weights[1].frozen_weights == pytest.approx(2 * 34.16e6, rel=0.01)

@@ -28,7 +28,10 @@ CPU_BLOCK_BYTES, GPU_BLOCK_BYTES = 1 << 22, 1 << 30
 
 @dataclass(frozen=True)
 class Tables:
-    """What an index learns: rotation [reduced, d], unit centroids [lists, reduced], codebooks [m, 256, part]."""
+    """What an index learns: rotation [reduced, d], unit centroids [lists, reduced], codebooks [m, 256, part].
+
+    Codes of signs have no codebooks: [0, 0, 0].
+    """
 
     rotation: Tensor
     centroids: Tensor
@@ -63,13 +66,15 @@ def learn_tables(
 ) -> Tables:
     """Rotation, coarse centroids and codebooks from `vectors` [points, dimension], any float type, in random order.
 
-    done: is told the name of each part that is learned.
+    code_bytes: 0 for codes of signs, which have no codebooks. done: is told the name of each part that is learned.
     """
     rotation = learn_rotation(vectors, reduced, code_bytes, kernels, seed=seed)
     points = rotate(vectors, rotation)
     done("rotation")
     centroids = spherical_k_means(points, lists, kernels.nearest)
     done("k-means")
+    if not code_bytes:
+        return Tables(rotation, centroids, centroids.new_empty((0, 0, 0)))
     sample = points[:CODEBOOK_POINTS].float()
     residuals = sample - centroids[kernels.nearest(sample, centroids)]
     codebooks = train_codebooks(residuals, code_bytes, kernels.encode, rounds=CODEBOOK_ROUNDS)
@@ -81,7 +86,26 @@ def assign_and_encode(tables: Tables, vectors: Tensor, kernels: Kernels) -> tupl
     """List number (int64 [n]) and code of the residual (uint8 [n, m]) of each vector."""
     points = rotate(vectors, tables.rotation).float()
     lists = kernels.nearest(points, tables.centroids)
+    if not len(tables.codebooks):
+        return lists, encode_signs(points, tables.centroids[lists])
     return lists, kernels.encode(points - tables.centroids[lists], tables.codebooks)
+
+
+def encode_signs(points: Tensor, centroids: Tensor) -> Tensor:
+    """Codes of `points` [n, d] in the lists of `centroids` [n, d], as FAISS's RaBitQ has them: uint8 [n, d / 8 + 8].
+
+    The signs of the residual r, the first in the lowest bit, then two float32: ‖r‖² − ‖x‖² and √d ‖r‖² / Σ |r|.
+    """
+    import torch
+
+    residuals = points - centroids
+    weights = 2 ** torch.arange(8, dtype=torch.uint8, device=points.device)
+    signs = ((residuals > 0).view(len(points), -1, 8) * weights).sum(dim=2, dtype=torch.uint8)
+    squares = residuals.square().sum(dim=1)
+    # A residual of nothing has no direction to undo.
+    scales = squares * points.shape[1] ** 0.5 / residuals.abs().sum(dim=1).clamp_min(1e-12)
+    factors = torch.stack([squares - points.square().sum(dim=1), scales], dim=1)
+    return torch.cat([signs, factors.view(torch.uint8)], dim=1)
 
 
 def rotate(vectors: Tensor, rotation: Tensor) -> Tensor:
@@ -112,7 +136,8 @@ def learn_rotation(vectors: Tensor, reduced: int, code_bytes: int, kernels: Kern
     """The principal subspace, not centred (inner products would change), then turned for the codebooks (OPQ).
 
     OPQ alone starts from a random subspace, where half of every similarity is lost, and leaves it slowly.
-    Ge et al., "Optimized Product Quantization", 2013: codebooks and rotation are improved in turn.
+    Ge et al., "Optimized Product Quantization", 2013: codebooks and rotation are improved in turn. Without codebooks
+    (code_bytes 0) the turn stays random, which is what RaBitQ asks for.
     """
     import torch
 
@@ -122,7 +147,7 @@ def learn_rotation(vectors: Tensor, reduced: int, code_bytes: int, kernels: Kern
     random = torch.randn((reduced, reduced), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     turn: Tensor = torch.linalg.qr(random)[0].float().to(points.device)
     codebooks = None
-    for number in range(ROTATION_ROUNDS):
+    for number in range(ROTATION_ROUNDS if code_bytes else 0):
         turned = points @ turn.T
         rounds = ROTATION_NEXT_ROUNDS if number else ROTATION_FIRST_ROUNDS
         codebooks = train_codebooks(turned, code_bytes, kernels.encode, rounds=rounds, start=codebooks)

@@ -22,6 +22,7 @@ from cdkit.index.faiss_index import (
     encode,
     faiss_kernels,
     faiss_threads,
+    has_codebooks,
     inverted_file,
     new_exact,
     require_faiss,
@@ -83,7 +84,7 @@ def write_exact(path: Path, layout: Layout, shards: Shards) -> None:
 def write_compressed(
     path: Path, layout: Layout, shards: Shards, held_out: np.ndarray, settings: IndexSettings, context: Context
 ) -> None:
-    """An OPQ + IVF + PQ index over all shards. Work in progress lies in building/ beside it, so that a restart
+    """Lists of codes over all shards, behind a rotation. Work in progress lies in building/ beside it, so a restart
     repeats neither the training nor a finished shard."""
     work = Folder(path.parent).sub("building")
     with threads(settings.threads):
@@ -126,7 +127,8 @@ def _learned(layout: Layout, sample: np.ndarray, seed: int, device: str, context
     """The tables learned from `sample`, on the CPU where the GPU's memory does not hold it."""
     import torch
 
-    learn = partial(learn_tables, reduced=layout.reduced, code_bytes=layout.code_bytes, lists=layout.lists, seed=seed)
+    code_bytes = 0 if layout.signs else layout.code_bytes
+    learn = partial(learn_tables, reduced=layout.reduced, code_bytes=code_bytes, lists=layout.lists, seed=seed)
     points = torch.from_numpy(sample)
     if device != "cpu":
         try:
@@ -231,8 +233,9 @@ def _coder(path: Path, fingerprint: str, device: str) -> _Coder:
     index = faiss.read_index(str(path))
     ivf = inverted_file(index)
     if device == "cpu":
-        # Not in the file; coding takes a third less with it.
-        ivf.pq.sync_transposed_centroids()
+        if has_codebooks(index):
+            # Not in the file; coding takes a third less with it.
+            ivf.pq.sync_transposed_centroids()
         return _Coder(partial(encode, index), "float32", ivf.nlist, ivf.code_size)
     tables = tables_of(index).to(device)
 

@@ -39,17 +39,24 @@ def faiss_threads(count: int) -> Iterator[None]:
 
 
 def inverted_file(index: Any) -> Any:
-    """The IVF-PQ inside an OPQ pre-transform."""
+    """The lists of codes behind the rotation."""
     import faiss
 
     return faiss.downcast_index(faiss.extract_index_ivf(index))
 
 
 def rotation(index: Any) -> Any:
-    """The OPQ matrix of an index made by `train`."""
+    """The rotation of an index that `assemble` made."""
     import faiss
 
     return faiss.downcast_VectorTransform(index.chain.at(0))
+
+
+def has_codebooks(index: Any) -> bool:
+    """Whether its codes are numbers of codebooks' entries (PQ), not signs (RaBitQ)."""
+    import faiss
+
+    return isinstance(inverted_file(index), faiss.IndexIVFPQ)
 
 
 def new_exact(layout: Layout) -> Any:
@@ -104,7 +111,7 @@ def faiss_kernels() -> Kernels:
 
 
 def assemble(layout: Layout, tables: Tables) -> Any:
-    """The empty OPQ + IVF + PQ index that `tables` describe."""
+    """The empty index that `tables` describe."""
     import faiss
 
     require_faiss()
@@ -113,8 +120,12 @@ def assemble(layout: Layout, tables: Tables) -> Any:
     faiss.copy_array_to_vector(tables.rotation.numpy().ravel(), matrix.A)
     matrix.is_trained = matrix.is_orthonormal = True
     ivf.quantizer.add(tables.centroids.numpy())
-    faiss.copy_array_to_vector(tables.codebooks.numpy().ravel(), ivf.pq.centroids)
-    ivf.pq.sync_transposed_centroids()
+    if layout.signs:
+        # The most: a query's numbers are rounded to bytes before they meet the signs.
+        ivf.qb = 8
+    else:
+        faiss.copy_array_to_vector(tables.codebooks.numpy().ravel(), ivf.pq.centroids)
+        ivf.pq.sync_transposed_centroids()
     ivf.is_trained = index.is_trained = True
     return index
 
@@ -122,17 +133,20 @@ def assemble(layout: Layout, tables: Tables) -> Any:
 def tables_of(index: Any) -> Tables:
     """The tables inside an index that `assemble` made."""
     import faiss
+    import numpy as np
     import torch
 
     matrix, ivf = rotation(index), inverted_file(index)
-    codebooks = faiss.vector_to_array(ivf.pq.centroids).reshape(ivf.pq.M, ivf.pq.ksub, ivf.pq.dsub)
+    codebooks = np.empty((0, 0, 0), dtype=np.float32)
+    if has_codebooks(index):
+        codebooks = faiss.vector_to_array(ivf.pq.centroids).reshape(ivf.pq.M, ivf.pq.ksub, ivf.pq.dsub)
     turn = faiss.vector_to_array(matrix.A).reshape(matrix.d_out, matrix.d_in)
     centroids = ivf.quantizer.reconstruct_n(0, ivf.nlist)
     return Tables(*(torch.from_numpy(table) for table in (turn, centroids, codebooks)))
 
 
 def encode(index: Any, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """List number (int64 [n]) and PQ code (uint8 [n, code bytes]) of each vector."""
+    """List number (int64 [n]) and code (uint8 [n, code bytes]) of each vector."""
     import faiss
     import numpy as np
 
@@ -276,7 +290,8 @@ def read_faiss(path: Path, *, exact: bool, flags: int = 0) -> Any:
             whole = isinstance(index, faiss.IndexIDMap | faiss.IndexIDMap2)
         else:
             ivf = faiss.try_extract_index_ivf(index) if isinstance(index, faiss.IndexPreTransform) else None
-            whole = ivf is not None and isinstance(faiss.downcast_index(ivf), faiss.IndexIVFPQ)
+            kinds = faiss.IndexIVFPQ | faiss.IndexIVFRaBitQ
+            whole = ivf is not None and isinstance(faiss.downcast_index(ivf), kinds)
     except (RuntimeError, MemoryError, ValueError, OSError) as error:
         hint = "Build the index again with --force, or restore the file from a copy."
         raise InputError(f"{path} cannot be read by FAISS.", hint=hint) from error

@@ -40,19 +40,27 @@ MOST_LISTS = 131_072
 RUNTIME_BYTES = 1 << 29
 # Share of the dimensions that a code must keep; sizes that divide them worse give way to one that divides them.
 LEAST_KEPT = 0.75
+# Codes of these sizes are RaBitQ's where the vectors have the directions: a bit for each, and 8 bytes of factors. At
+# equal recall they need a fraction of the candidates that product codes of these sizes need.
+SIGN_CODE_BYTES = (40, 48)
+FACTOR_BYTES = 8
 # Share of a caption's bytes that the coarse quantiser may add.
 TABLE_SHARE = 0.1
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One choice of index. `lists` is 0 for exact search; `reduced` is the dimension after OPQ."""
+    """One choice of index. `lists` is 0 for exact search; `reduced` is the dimension after the rotation.
+
+    signs: a code is a bit for each direction, and what undoes the bias (RaBitQ), not one number per part (PQ).
+    """
 
     captions: int
     dimension: int
     code_bytes: int
     lists: int = 0
     reduced: int = 0
+    signs: bool = False
 
     @property
     def exact(self) -> bool:
@@ -64,6 +72,8 @@ class Layout:
         if self.exact:
             return "IDMap2,Flat" if self.code_bytes == 4 * self.dimension else "IDMap2,SQfp16"
         graph = f"_HNSW{HNSW_LINKS}" if self.lists > MOST_FLAT_LISTS else ""
+        if self.signs:
+            return f"RR{self.reduced},IVF{self.lists}{graph},RaBitQ"
         return f"OPQ{self.code_bytes}_{self.reduced},IVF{self.lists}{graph},PQ{self.code_bytes}x8"
 
     @property
@@ -79,7 +89,7 @@ class Layout:
         if self.exact:
             return 0
         rotation = 4 * self.reduced * self.dimension
-        codebooks = 4 * CENTROIDS_PER_CODEBOOK * self.reduced
+        codebooks = 0 if self.signs else 4 * CENTROIDS_PER_CODEBOOK * self.reduced
         links = 4 * 2 * HNSW_LINKS + 16 if self.lists > MOST_FLAT_LISTS else 0
         coarse = self.lists * (4 * self.reduced + links)
         return rotation + codebooks + coarse + 8 * self.lists
@@ -123,7 +133,14 @@ def exact_layout(captions: int, dimension: int) -> Layout:
 
 
 def compressed_layout(captions: int, dimension: int, code_bytes: int, lists: int | None = None) -> Layout:
-    """OPQ to four dimensions per byte where the vectors have them, and as many lists as the tables allow."""
+    """OPQ to four dimensions per byte where the vectors have them, and as many lists as the tables allow.
+
+    For sizes that suit them better, signs of as many directions as the bytes hold.
+    """
+    directions = 8 * (code_bytes - FACTOR_BYTES)
+    if code_bytes in SIGN_CODE_BYTES and directions <= dimension:
+        lists = lists or choose_lists(captions, code_bytes, directions)
+        return Layout(captions, dimension, code_bytes, lists, directions, signs=True)
     code_bytes = min(code_bytes, dimension)
     if code_bytes * (dimension // code_bytes) < LEAST_KEPT * min(dimension, 4 * code_bytes):
         divisors = [size for size in range(1, code_bytes + 1) if dimension % size == 0]

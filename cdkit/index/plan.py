@@ -151,6 +151,7 @@ def training_work(layout: Layout) -> float:
     points = layout.training_points
     coarse = sum(batch_sizes(points, layout.lists)) * layout.lists * layout.reduced
     codebooks = min(points, CODEBOOK_POINTS) * CENTROIDS_PER_CODEBOOK * layout.reduced * 2 * CODEBOOK_ROUNDS
+    codebooks = 0 if layout.signs else codebooks
     return float(coarse + codebooks + points * layout.dimension * (layout.reduced + layout.dimension))
 
 

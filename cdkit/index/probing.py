@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from cdkit.index.brute_force import product
-from cdkit.index.faiss_index import GROWTH, OpenIndex, id_selector, inverted_file, rotation
+from cdkit.index.faiss_index import GROWTH, OpenIndex, has_codebooks, id_selector, inverted_file, rotation
 from cdkit.index.inverted_lists import IndexLists, blocks_of_lists
 
 if TYPE_CHECKING:
@@ -22,6 +22,9 @@ FEWEST_PROBES = 4
 ENTRIES_PER_BLOCK = 32_768
 # Up to here the graph over the centroids is asked, whose answers a search gets too; beyond it finds all there is.
 GRAPH_PROBES = 256
+
+# FAISS rounds a query to 8 bits before it meets signs, which changes estimates by so much at most.
+QUERY_ROUNDING = 4e-3
 
 Wanted = Callable[["np.ndarray"], "np.ndarray"]
 
@@ -33,6 +36,24 @@ def is_among(ids: np.ndarray, among: np.ndarray) -> np.ndarray:
     if not len(among):
         return np.zeros(len(ids), dtype=bool)
     return among[np.searchsorted(among, ids).clip(max=len(among) - 1)] == ids  # type: ignore[no-any-return]
+
+
+def signs_decoded(codes: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    """Codes of signs (uint8 [n, d / 8 + 8]) behind their lists' centroids (float32 [n, d]) as float32 [n, d + 1].
+
+    An estimate is its inner product with the query and a 1 behind it: with b the signs, c the centroid, and the two
+    factors f = ‖x − c‖² − ‖x‖² and g that a code ends in, ⟨q, c⟩ + g ⟨q − c, b⟩ / √d − (f + ‖c‖²) / 2.
+    Gao and Long, "RaBitQ", 2024.
+    """
+    import numpy as np
+
+    dimension = centroids.shape[1]
+    bits = np.unpackbits(codes[:, : dimension // 8], axis=1, bitorder="little")
+    factors = np.ascontiguousarray(codes[:, dimension // 8 :]).view("<f4")
+    scaled = (bits * np.float32(2) - np.float32(1)) * (factors[:, 1:] / np.float32(np.sqrt(dimension)))
+    norms = np.einsum("ij,ij->i", centroids, centroids)
+    offsets = -(factors[:, 0] + norms) / 2 - np.einsum("ij,ij->i", centroids, scaled)
+    return np.concatenate([centroids + scaled, offsets[:, None]], axis=1, dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -76,10 +97,24 @@ class Probing:
             sizes.append(2 * sizes[-1])
         return sizes
 
+    @property
+    def rounding(self) -> float:
+        """How far the estimates of a search may lie from those here."""
+        return 0.0 if self.index.layout_exact or has_codebooks(self.index.index) else QUERY_ROUNDING
+
     @cached_property
     def _turned(self) -> np.ndarray:
         """The queries in the space of the codes."""
         return self.queries if self.index.layout_exact else rotation(self.index.index).apply(self.queries)
+
+    @cached_property
+    def _asking(self) -> np.ndarray:
+        """What decoded vectors are multiplied with: the turned queries, behind which signs want a 1."""
+        import numpy as np
+
+        if not self.rounding:
+            return self._turned
+        return np.concatenate([self._turned, np.ones((len(self._turned), 1), np.float32)], axis=1)
 
     @cached_property
     def _levels(self) -> np.ndarray:
@@ -130,7 +165,10 @@ class Probing:
             ids, codes = source.block(first, last)
             rows = wanted(ids)
             lists = np.repeat(np.arange(first, last), sizes[first:last])[rows]
-            yield ids[rows], lists, ivf.pq.decode(codes[rows]) + centroids[lists]
+            if self.rounding:
+                yield ids[rows], lists, signs_decoded(codes[rows], centroids[lists])
+            else:
+                yield ids[rows], lists, ivf.pq.decode(codes[rows]) + centroids[lists]
 
     def estimates(self, queries: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The estimated similarity of each pair of a query's number and a caption id, and the level that reaches it.
@@ -149,7 +187,7 @@ class Probing:
             rows = np.repeat(np.arange(len(block_ids)), counts)
             places = order[np.repeat(first - np.cumsum(counts) + counts, counts) + np.arange(len(rows))]
             asked = queries[places]
-            estimates[places] = np.einsum("ij,ij->i", self._turned[asked], vectors[rows])
+            estimates[places] = np.einsum("ij,ij->i", self._asking[asked], vectors[rows])
             levels[places] = self._levels[asked, lists[rows]]
         return estimates, levels
 
@@ -158,7 +196,7 @@ class Probing:
         import numpy as np
         import torch
 
-        queries, least = torch.from_numpy(self._turned), torch.from_numpy(floors)[:, None]
+        queries, least = torch.from_numpy(self._asking), torch.from_numpy(floors)[:, None]
         parts, buffer = [], torch.empty(0)
         for _, lists, vectors in self._entries():
             if len(buffer) < len(queries) * len(vectors):

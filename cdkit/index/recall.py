@@ -201,7 +201,8 @@ class _Measured:
         if self.probing.index.layout_exact:
             return EXACT_MARGIN
         below = (self.truth.similarities - estimates)[np.isfinite(estimates)]
-        return float(max(np.quantile(below, MARGIN_QUANTILE), EXACT_MARGIN)) if len(below) else UNKNOWN_MARGIN
+        margin = float(max(np.quantile(below, MARGIN_QUANTILE), EXACT_MARGIN)) if len(below) else UNKNOWN_MARGIN
+        return margin + self.probing.rounding
 
     @cached_property
     def _floor(self) -> np.ndarray:

@@ -22,8 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cdkit.core.errors import InputError
+from cdkit.core.errors import ConfigError, InputError
 from cdkit.core.formatting import command_line, json_text
+from cdkit.core.storage import write_csv
 from cdkit.core.text import one_line
 from cdkit.pictures.regularization_set import SetRow
 from cdkit.pictures.trained_concept import TrainedConcept
@@ -33,7 +34,10 @@ TRAINERS: tuple[Trainer, ...] = ("kohya", "ai-toolkit", "onetrainer", "simpletun
 PHOTOS, REGULARIZATION = "photos", "regularization"
 # Of what is shown in an epoch, where repeats are whole numbers.
 MOST_APART = 0.02
+SOURCES_NAME = "sources.csv"
+SOURCE_FACTS = ("url", "source", "licence", "attribution", "sha256")
 _LONGEST_FOLDER = 60
+_REPLACED_BY_AI_TOOLKIT = ("${", "[name]")
 _NOT_IN_NAMES = re.compile(r"[\\/:*?\"<>|\x00-\x1f\x7f]+")
 
 
@@ -88,7 +92,11 @@ def write_trainer(
             "The set holds no image, so that nothing can be shown as often as the photos.",
             hint="Make a larger one: lower --min-similarity, ask with more prompts, or add --fill generated.",
         )
-    return _WRITERS[trainer](folder, final.resolve(), rows, concept)
+    written = _WRITERS[trainer](folder, final.resolve(), rows, concept)
+    # Beside what the trainer reads: whose the images are, for who passes them or the model on.
+    facts = ([getattr(row, name) for name in ("file_name", *SOURCE_FACTS)] for row in rows)
+    write_csv(folder / SOURCES_NAME, ("file", *SOURCE_FACTS), facts)
+    return written
 
 
 def _kohya(folder: Path, final: Path, rows: Sequence[SetRow], concept: TrainedConcept) -> TrainerLayout:
@@ -125,6 +133,11 @@ def _kohya(folder: Path, final: Path, rows: Sequence[SetRow], concept: TrainedCo
 
 def _ai_toolkit(folder: Path, final: Path, rows: Sequence[SetRow], concept: TrainedConcept) -> TrainerLayout:
     """Two folders and the `datasets` of a job: it takes turns between them, one step of each kind."""
+    if any(replaced in str(final) for replaced in _REPLACED_BY_AI_TOOLKIT):
+        raise ConfigError(
+            f"ai-toolkit would read {str(final)!r} as another path: it replaces ${{NAME}} and [name].",
+            hint="Choose a folder without these in its path.",
+        )
     _write_both(folder, rows, concept)
     repeats = solve_repeats(len(concept.photos), len(rows))
     lines = [

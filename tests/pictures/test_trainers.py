@@ -6,6 +6,7 @@ cut, fails a test.
 
 from __future__ import annotations
 
+import csv
 import glob
 import json
 import math
@@ -23,7 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from cdkit.core.errors import InputError
+from cdkit.core.errors import ConfigError, InputError
 from cdkit.core.storage import Folder
 from cdkit.pictures.layouts import write_trainer_layout
 from cdkit.pictures.regularization_set import SetRow
@@ -265,6 +266,21 @@ def test_the_same_set_is_the_same_bytes(material: tuple[list[SetRow], TrainedCon
             files = sorted(path for path in (tmp_path / trainer).rglob("*") if path.is_file())
             contents.append([(path.name, path.read_bytes()) for path in files])
         assert contents[0] == contents[1]
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_whose_the_images_are_stands_beside_them(trainer: Trainer, written: Mapping[Trainer, TrainerLayout]) -> None:
+    with (written[trainer].config.parent / "sources.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(CAPTIONS)
+    assert (rows[0]["file"], rows[0]["source"], rows[0]["licence"]) == ("000000.jpg", "pool", "")
+
+
+def test_a_path_that_ai_toolkit_would_change(material: tuple[list[SetRow], TrainedConcept], tmp_path: Path) -> None:
+    for name in ("${HOME}", "a [name]"):
+        with pytest.raises(ConfigError, match="another path"):
+            write_trainer_layout("ai-toolkit", Folder(tmp_path / name), *material)
+        assert not (tmp_path / name / "ai-toolkit").exists()
 
 
 def test_an_empty_set_and_strange_words(material: tuple[list[SetRow], TrainedConcept], tmp_path: Path) -> None:

@@ -42,6 +42,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     **{keep: {"keep": keep} for keep in ("images", "generated", "distil", "both", "none")},
     "images-forms": {"keep": "images", "template": list(FORMS)},
     "distil-forms": {"keep": "distil", "template": list(FORMS)},
+    # The embedded preset weighs what keeps the class twice; the paper once.
+    "images-once": {"keep": "images", "prior_weight": 1.0},
+    "distil-once": {"keep": "distil", "prior_weight": 1.0},
     "gated": {"keep": "none", "method": "custom-diffusion-gated"},
     "orthogonal": {"keep": "images", "method": "custom-diffusion-orthogonal"},
     "all-weights": {"keep": "images", "method": "fine-tune-all"},

@@ -19,6 +19,7 @@ from cdkit.deltas.apply import apply_deltas
 from cdkit.deltas.base_model import load_base_model
 from cdkit.deltas.delta import Delta, load_delta, save_delta
 from cdkit.deltas.description import describe
+from cdkit.deltas.formats import gated_pipeline
 from cdkit.deltas.formats.gated_pipeline import Gate
 from cdkit.deltas.gating import GatedChange
 from cdkit.execute import Result, execute
@@ -110,6 +111,17 @@ def test_scale_repeated_prompts_and_given_features(pipeline: Any) -> None:
         options = {"num_inference_steps": 2, "output_type": "np", "generator": noise}
         repeated = torch.tensor(pipeline([OWN], num_images_per_prompt=2, **options).images)
         torch.testing.assert_close(repeated, once, atol=1e-5, rtol=1e-5)
+
+
+def test_what_many_prompts_said_before_is_not_what_is_forgotten(
+    pipeline: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gated_pipeline, "MOST_ROWS", 4)
+    with apply_deltas(pipeline, [gated_delta(pipeline)]):
+        wanted = _drawn(pipeline, [OWN])
+        for prompt in ("x <new1> cat", "of <new1> cat", "photo <new1>", "dog <new1> cat"):
+            _drawn(pipeline, [prompt])
+        assert _drawn(pipeline, [OWN]).equal(wanted)
 
 
 def test_a_file_keeps_gates_and_their_words(pipeline: Any, tmp_path: Path) -> None:

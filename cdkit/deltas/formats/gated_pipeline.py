@@ -18,7 +18,7 @@ from torch.nn import functional
 
 CHANGES_NAME = "gated_changes.safetensors"
 WORDS = "words"
-# Rows of features that are remembered between the text encoder and the U-Net: two for each prompt of a concept.
+# Rows of features that are remembered between the text encoder and the U-Net: two for each place of a concept.
 MOST_ROWS = 4096
 
 
@@ -89,20 +89,26 @@ class Gate:
         def remember(module: Any, arguments: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
             ids = arguments[0] if arguments else named["input_ids"]
             hidden = output[0] if layer is None else output.hidden_states[layer]
-            new = hidden.detach()[self.places(ids)]
-            rows = new if self._rows is None else torch.cat([self._rows, new.to(self._rows)])
-            self._rows, self._seen = torch.unique(rows, dim=0)[-MOST_ROWS:], None
+            new = torch.unique(hidden.detach()[self.places(ids)], dim=0)
+            rows = new[:0] if self._rows is None else self._rows.to(new)
+            unknown = [not (rows == row).all(dim=-1).any() for row in new]
+            # The newest last: they are what is drawn next.
+            self._rows, self._seen = torch.cat([rows, new[unknown]])[-MOST_ROWS:], None
 
         def recognise(module: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
             text = arguments[2] if len(arguments) > 2 else named.get("encoder_hidden_states")
             if text is None or text is self._seen:
                 return
             self._seen, self.mask = text, None
-            if self._rows is not None and len(self._rows):
-                rows = self._rows.to(text)
-                seen = text[..., : rows.shape[1]]
-                mask = torch.stack([(seen == row).all(dim=-1) for row in rows]).any(dim=0)
-                self.mask = mask if mask.any() else None
+            if self._rows is None or not len(self._rows):
+                return
+            rows = self._rows.to(text)
+            seen = text[..., : rows.shape[1]]
+            mask = torch.isin(seen[..., 0], rows[:, 0])
+            if mask.any():
+                # Few positions have a first value in common: those are compared whole.
+                mask[mask.clone()] = torch.stack([(rows == row).all(dim=-1).any() for row in seen[mask]])
+                self.mask = mask
 
         self._following = [
             pipeline.text_encoder.register_forward_hook(remember, with_kwargs=True),

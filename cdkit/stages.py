@@ -177,7 +177,7 @@ STAGES: dict[str, Stage] = {
             summary="merge deltas of several concepts into one, in closed form",
             config="cdkit.merging.config:MergeConfig",
             function="cdkit.merging.stage:merge",
-            version=1,
+            version=2,
             owns=("delta.safetensors",),
         ),
         Stage(

@@ -12,7 +12,7 @@ from cdkit.core.errors import InputError
 from cdkit.core.formatting import markdown_text
 from cdkit.core.shards import read_shard
 from cdkit.core.storage import read_json
-from cdkit.evaluation.config import MAIN
+from cdkit.evaluation.config import MAIN, UNRELATED
 from cdkit.evaluation.scoring import SCORES_NAME, SUMMARY_NAME
 
 if TYPE_CHECKING:
@@ -48,12 +48,13 @@ def pooled(folders: Sequence[str], resamples: int, seed: int) -> dict[str, dict[
 
 
 def per_image(folder: Path, metric: str) -> dict[tuple[str, str], float]:
-    """One score of every image of the main set, by prompt and path; the mean over its concepts if several."""
+    """One score of every image of the main or the unrelated set, by prompt and path; the mean over its concepts if
+    several."""
     table = read_shard(folder / SCORES_NAME, hint="Run cdkit evaluate first.").to_pylist()
     by_image: dict[tuple[str, str], list[float]] = {}
     whole: dict[tuple[str, str], float] = {}
     for row in table:
-        if row["set"] != MAIN or row["metric"] != metric:
+        if row["set"] not in (MAIN, UNRELATED) or row["metric"] != metric:
             continue
         key = (row["prompt"], row["path"])
         by_image.setdefault(key, []).append(row["value"])
@@ -114,10 +115,26 @@ PAPER_MULTI: Mapping[str, tuple[float, float, float | None]] = {
     "joint": (0.801, 0.706, None),
 }
 COLUMNS = ("clip_score", "image_alignment", "kid")
-COLUMN_NAMES = {"clip_score": "text alignment", "image_alignment": "image alignment", "kid": "KID × 10³"}
+# What training did to prompts that name no concept; the paper has no such figure.
+OWN_COLUMNS = ("text_change", "pixels_kept")
+COLUMN_NAMES = {
+    "clip_score": "text alignment",
+    "image_alignment": "image alignment",
+    "kid": "KID × 10³",
+    "text_change": "change of text alignment, unrelated prompts",
+    "pixels_kept": "pixels kept, unrelated prompts",
+}
 GROUP_NAMES = {"single": "one concept", "multi": "several concepts"}
 # What is a mean over images; KID is of a whole set.
-POOLED = ("text_alignment", "clip_score", "image_alignment", "dino_image_alignment", "nearest_photo", "drift")
+POOLED = (
+    "text_alignment",
+    "clip_score",
+    "image_alignment",
+    "dino_image_alignment",
+    "nearest_photo",
+    "drift",
+    *OWN_COLUMNS,
+)
 LESS_IS_BETTER = ("kid",)
 KID_SCALE = 1000.0
 
@@ -132,10 +149,13 @@ class TableRow:
     paper: Mapping[str, float]
 
     def cells(self, columns: Sequence[str]) -> list[str]:
-        """Ours with its interval and the paper's figure, for each column."""
-        papers = [short_number(self.paper[column]) if column in self.paper else "–" for column in columns]
-        ours = [interval_text(self.ours.get(column)) for column in columns]
-        return [text for pair in zip(ours, papers, strict=True) for text in pair]
+        """Ours with its interval and, in the paper's columns, its figure."""
+        cells = []
+        for column in columns:
+            cells.append(interval_text(self.ours.get(column)))
+            if column in COLUMNS:
+                cells.append(short_number(self.paper[column]) if column in self.paper else "–")
+        return cells
 
 
 def paper_values(group: str, method: str) -> dict[str, float]:
@@ -196,7 +216,13 @@ def short_number(value: float) -> str:
 
 def shown_columns(rows: Sequence[TableRow]) -> list[str]:
     """The columns in which there is any figure, ours or the paper's."""
-    return [column for column in COLUMNS if any(column in row.ours or column in row.paper for row in rows)]
+    columns = (*COLUMNS, *OWN_COLUMNS)
+    return [column for column in columns if any(column in row.ours or column in row.paper for row in rows)]
+
+
+def headings(columns: Sequence[str]) -> list[str]:
+    """The heads of the columns as `TableRow.cells` fills them."""
+    return [head for column in columns for head in (COLUMN_NAMES[column], *(["paper"] if column in COLUMNS else []))]
 
 
 def markdown_page(rows: Sequence[TableRow], encoder: str, notes: Sequence[str]) -> str:
@@ -214,7 +240,7 @@ def markdown_page(rows: Sequence[TableRow], encoder: str, notes: Sequence[str]) 
 def markdown_table(rows: Sequence[TableRow]) -> str:
     """The rows as Markdown: ours with intervals, the paper's figure beside each."""
     shown = shown_columns(rows)
-    heads = [head for column in shown for head in (COLUMN_NAMES[column], "paper")]
+    heads = headings(shown)
     lines = [f"| | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
     for group in dict.fromkeys(row.group for row in rows):
         lines.append(f"| **{markdown_text(GROUP_NAMES.get(group, group))}** |{' |' * len(heads)}")

@@ -12,6 +12,7 @@ from cdkit.sampling.config import LARGEST_SEED, SampleConfig
 from cdkit.sampling.schedulers import SchedulerName
 
 MAIN = "samples"
+UNRELATED = "unrelated"
 PAPER_ENCODER = "open_clip:ViT-B-32/openai"
 SEPARATOR = ","
 
@@ -85,6 +86,14 @@ class EvaluateConfig(ThreadedConfig):
     base_samples: str | None = setting(
         None, "The base model's samples of the same class prompts and seeds: measures drift.", input="folder"
     )
+    unrelated: str | None = setting(
+        None,
+        "Samples of prompts that have nothing to do with the concept: measures preservation, with --base-unrelated.",
+        input="folder",
+    )
+    base_unrelated: str | None = setting(
+        None, "The base model's samples of the same unrelated prompts and seeds.", input="folder"
+    )
     encoder: str | None = setting(
         None,
         "The CLIP to score with: embedded, open_clip:…, transformers:… [default: embedded; the preset's own].",
@@ -113,6 +122,10 @@ class EvaluateConfig(ThreadedConfig):
     def _check(self) -> EvaluateConfig:
         if MAIN in self.compare:
             raise ValueError(f"compare cannot be called {MAIN!r}: that is the main set's name")
+        if UNRELATED in self.compare:
+            raise ValueError(f"compare cannot be called {UNRELATED!r}: that is the name of the set of --unrelated")
+        if bool(self.unrelated) != bool(self.base_unrelated):
+            raise ValueError("give unrelated and base_unrelated together: preservation compares the two")
         return self
 
     def is_small(self) -> bool:

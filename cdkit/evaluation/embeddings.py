@@ -11,12 +11,20 @@ from torch import Tensor
 
 from cdkit.core.fingerprints import EMBEDDED
 from cdkit.core.protocols import ImageEncoder, Progress, TextEncoder
-from cdkit.evaluation.config import MAIN, EvaluateConfig
+from cdkit.evaluation.config import MAIN, UNRELATED, EvaluateConfig
 from cdkit.evaluation.samples import SampleSet
 from cdkit.pictures.embedding import embed_pictures
 from cdkit.pictures.picture import Picture
 
 _AGAIN = "Draw or copy these again; the scores would be of other images."
+
+
+@dataclass(frozen=True)
+class Unrelated:
+    """The samples of unrelated prompts after training, and the base model's pictures of the same, place by place."""
+
+    samples: SampleSet
+    before: tuple[Picture, ...]
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,7 @@ class Material:
     photos: Mapping[str, Sequence[Picture]]
     reference: Sequence[Picture] | None
     before: Mapping[tuple[str, int], Picture] = field(default_factory=dict)
+    unrelated: Unrelated | None = None
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,7 @@ class Embedded:
 
     texts: of each sample's prompt without modifier tokens. photos: by concept. dino: the same images and photos in
     another encoder. before: per sample the base model's image at the same prompt and seed, where there is one.
+    The set of unrelated prompts has images, texts and before.
     """
 
     images: Tensor
@@ -78,6 +88,14 @@ def embed_material(config: EvaluateConfig, material: Material, progress: Progres
             dino_photos=dino_photos,
             reference=reference,
             before=_embedded_before(material.before, samples, embed) if name == MAIN else {},
+        )
+    if material.unrelated is not None:
+        unrelated = material.unrelated.samples.samples
+        before = embed(material.unrelated.before, "embedding the base model's unrelated samples")
+        embedded[UNRELATED] = Embedded(
+            images=embed([sample.picture for sample in unrelated], "embedding unrelated samples"),
+            texts=_prompt_embeddings(texts, [sample.plain_prompt for sample in unrelated]),
+            before=dict(enumerate(before)),
         )
     return embedded
 

@@ -49,7 +49,7 @@ def score_set(samples: SampleSet, embedded: Embedded, *, resamples: int, seed: i
     drift and KID of those of class prompts."""
 
     scores = SetScores(samples)
-    bootstrap = _Bootstrap(scores, resamples, seed)
+    bootstrap = Bootstrap(scores, resamples, seed)
     places = samples.about_concept()
     cosines = text_alignment(embedded.images[places], embedded.texts[places])
     bootstrap.add("text_alignment", places, cosines)
@@ -82,7 +82,7 @@ def score_set(samples: SampleSet, embedded: Embedded, *, resamples: int, seed: i
 
 
 @dataclass(frozen=True)
-class _Bootstrap:
+class Bootstrap:
     """Adds per-image scores and their estimate to a set's scores."""
 
     scores: SetScores
@@ -106,7 +106,7 @@ class _Bootstrap:
 
 
 def _add_concepts(
-    bootstrap: _Bootstrap, name: str, places: Sequence[int], images: Tensor, photos: Mapping[str, Tensor]
+    bootstrap: Bootstrap, name: str, places: Sequence[int], images: Tensor, photos: Mapping[str, Tensor]
 ) -> None:
     """One score per concept, and over several their mean per image."""
     import torch

@@ -37,8 +37,9 @@ from cdkit.evaluation.comparison import (
     pooled,
     read_summary,
 )
-from cdkit.evaluation.config import MAIN, AttentionConfig, CompareConfig, EvaluateConfig, WeightChangeConfig
+from cdkit.evaluation.config import MAIN, UNRELATED, AttentionConfig, CompareConfig, EvaluateConfig, WeightChangeConfig
 from cdkit.evaluation.embeddings import Material, embed_material
+from cdkit.evaluation.preservation import read_unrelated, score_unrelated
 from cdkit.evaluation.protocol import deviations
 from cdkit.evaluation.samples import SampleSet, read_sample_set
 from cdkit.evaluation.scoring import SCORES_NAME, SUMMARY_NAME
@@ -131,14 +132,19 @@ def evaluate(config: EvaluateConfig, inputs: Mapping[str, Input], out: Folder, c
         name: score_set(samples, embedded[name], resamples=config.resamples, seed=config.seed)
         for name, samples in material.sets.items()
     }
+    every_set = scored
+    if material.unrelated is not None:
+        kept = score_unrelated(material.unrelated, embedded[UNRELATED], resamples=config.resamples, seed=config.seed)
+        scored[MAIN].metrics |= kept.metrics
+        every_set = {**scored, UNRELATED: kept}
     for name, scores in scored.items():
         for note in scores.notes:
             context.progress.note(note if name == MAIN else f"{name}: {note}")
-    write_shard(out / SCORES_NAME, _table(scored), fingerprint="scores")
+    write_shard(out / SCORES_NAME, _table(every_set), fingerprint="scores")
     summary = _summary(config, material, scored)
     write_json(out / SUMMARY_NAME, summary)
     lines = summary["protocol"]["deviations"] if config.preset else []
-    rows = sum(len(scores.rows) for scores in scored.values())
+    rows = sum(len(scores.rows) for scores in every_set.values())
     return Dataset(
         "scores",
         out.path,
@@ -155,7 +161,10 @@ def _read(config: EvaluateConfig, progress: Progress) -> Material:
     photos = {category: _pictures(source, progress) for category, source in config.concepts.items()}
     reference = _pictures(config.reference, progress) if config.reference else None
     before = _before(Path(config.base_samples), sets[MAIN]) if config.base_samples else {}
-    return Material(sets, photos, reference, before)
+    unrelated = None
+    if config.unrelated and config.base_unrelated:
+        unrelated = read_unrelated(Path(config.unrelated), Path(config.base_unrelated), tokens)
+    return Material(sets, photos, reference, before, unrelated)
 
 
 def _pictures(source: str, progress: Progress) -> Sequence[Picture]:

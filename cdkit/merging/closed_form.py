@@ -7,7 +7,7 @@ R and B are the same for every matrix of the model, and the change has at most a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -105,6 +105,52 @@ def solve(
     raw = torch.linalg.solve_triangular(factor.triangle, left, upper=True)
     down, coupling = torch.linalg.qr(raw)
     return Directions(mix @ coupling.T, down.T.contiguous())
+
+
+def solve_nearly(factor: Factor, firm: torch.Tensor, loose: torch.Tensor, *, weight: float) -> Directions:
+    """The solution that meets firm constraints (s, d) exactly and loose ones (t, d) as far as these allow.
+
+    A loose one weighs as `weight` against the mean change of a regularization row, as a soft one does. Errors come as
+    (outputs, s + t), firm ones first. With R'ᵀR' = RᵀR + w LᵀL the loose part alone is E w L (R'ᵀR')⁻¹; what is
+    then off at the firm ones is put right by their own directions under R'.
+    """
+    stacked = torch.cat([factor.triangle, weight**0.5 * loose.double()])
+    both = Factor(_triangle(stacked), factor.rows, factor.condition, factor.ridge)
+    gains = weight * torch.cholesky_solve(loose.double().T, both.triangle, upper=True).T
+    directions = solve(both, firm)
+    exact = directions.mix @ directions.down
+    maps = torch.cat([exact, gains - gains @ firm.double().T @ exact])
+    down, coupling = torch.linalg.qr(maps.T)
+    return Directions(coupling.T, down.T.contiguous())
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """Least squares over what each concept's own prompts show (gradient fusion: Gu et al. 2023, arXiv 2305.18292).
+
+    min over D of Σᵢ ‖(D − Dᵢ) Xᵢᵀ‖² / nᵢ + λ² ‖D‖² for changes Dᵢ and features Xᵢ (nᵢ, d): in closed form, where
+    they descend. solved: Gᵢ (Σ Gᵢ + λ²)⁻¹ of every concept, (d, d) each; the same for all layers.
+    """
+
+    solved: tuple[torch.Tensor, ...]
+
+    def change(self, changes: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The fused change (outputs, d) of one layer."""
+        return sum_of(change.double() @ part for change, part in zip(changes, self.solved, strict=True))
+
+
+def prepare_fusion(features: Sequence[torch.Tensor], *, ridge: float) -> Fusion:
+    """ridge: λ as a part of the features' root mean square singular value."""
+    grams = [_gram(rows) / max(len(rows), 1) for rows in features]
+    total = sum_of(grams)
+    size = len(total)
+    total = total + ridge**2 * float(total.trace()) / size * torch.eye(size, dtype=total.dtype)
+    return Fusion(tuple(torch.linalg.solve(total, gram).T for gram in grams))
+
+
+def sum_of(matrices: Iterable[torch.Tensor]) -> torch.Tensor:
+    """The sum of at least one matrix."""
+    return torch.stack(list(matrices)).sum(dim=0)
 
 
 def collapse(features: torch.Tensor, tolerance: float) -> list[int]:

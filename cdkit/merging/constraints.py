@@ -25,11 +25,16 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Place:
-    """One constraint: a word of a prompt, and the concept (by the position of its delta) whose value it gets."""
+    """One constraint: a word of a prompt, and the concept (by the position of its delta) whose value it gets.
+
+    exact: whether it is met in any case. Of many concepts in many forms of captions there are more words than a text
+    encoder has dimensions: what stands behind another concept or in a longer caption is met nearly.
+    """
 
     concept: int
     prompt: str
     word: str
+    exact: bool
 
     @property
     def label(self) -> str:
@@ -38,7 +43,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Constraints:
-    """Places, their text features, and the features whose value under the concept's own weights is wanted there.
+    """Places, exact ones first, their text features, and those whose value under the concept's own weights is wanted.
 
     features, sources: (places, width) each, fp32; the same but for places behind another concept.
     """
@@ -46,6 +51,11 @@ class Constraints:
     places: tuple[Place, ...]
     features: torch.Tensor
     sources: torch.Tensor
+
+    @property
+    def exact(self) -> int:
+        """How many are met in any case."""
+        return sum(place.exact for place in self.places)
 
 
 @dataclass(frozen=True)
@@ -120,12 +130,12 @@ class PromptReader:
         """Where the end of the text stands, or would stand, in a prompt's ids."""
         return len(reading.ids) - int(reading.ids[-1] == self.tokenizer.eos_token_id)
 
-    def places(self, subject: _Subject, reading: _Reading, positions: range) -> dict[int, Place]:
+    def places(self, subject: _Subject, reading: _Reading, positions: range, *, exact: bool) -> dict[int, Place]:
         """The words at some positions of a prompt, as places of a concept."""
         entries = self.tokenizer.convert_ids_to_tokens([reading.ids[position] for position in positions])
         words = [str(entry).removesuffix("</w>") for entry in entries]
         return {
-            position: Place(subject.concept, reading.prompt, word)
+            position: Place(subject.concept, reading.prompt, word, exact)
             for position, word in zip(positions, words, strict=True)
         }
 
@@ -136,21 +146,35 @@ def concept_constraints(
     """The places of every concept: modifier, category words and end-of-text of its prompts, with features.
 
     The reader's towers hold all the deltas' tokens. A prompt is taken whole ("photo of a <new1> cat") and from the
-    modifier on ("<new1> cat"): V = W_k c of equation 5.
+    modifier on ("<new1> cat"): V = W_k c of equation 5. Met exactly is what the concept's shortest prompt says.
     apart: also its words behind another delta's concept ("photo of a <new2> dog and a <new1> cat"). A causal text
     tower mixes <new2> into the features of all that follows, and the cat comes out looking like the dog; wanted there
     is the value of the same words behind the plain one ("photo of a dog and a <new1> cat"). Not in the paper.
     Raises ConfigError for a delta without a word of its own.
     """
     subjects = [subject for number, delta in enumerate(deltas) for subject in _subjects(number, delta)]
-    places: list[Place] = []
-    features, sources = [], []
     behind = _behind_others(reader, subjects) if apart else ()
-    for place, feature, source in chain(_in_own_prompts(reader, subjects, end_of_text), behind):
-        places.append(place)
-        features.append(feature)
-        sources.append(source)
-    return Constraints(tuple(places), torch.stack(features), torch.stack(sources))
+    found = chain(_in_own_prompts(reader, subjects, end_of_text), behind)
+    places, features, sources = zip(*sorted(found, key=lambda entry: not entry[0].exact), strict=True)
+    return Constraints(places, torch.stack(features), torch.stack(sources))
+
+
+def prompt_features(reader: PromptReader, deltas: Sequence[Delta]) -> tuple[torch.Tensor, ...]:
+    """What cross-attention is given for each delta's own prompts, whole and from the modifier on: (positions, width).
+
+    The reader's towers hold all the deltas' tokens. Padding counts where the model sees it.
+    """
+    features = []
+    for number, delta in enumerate(deltas):
+        subjects = list(_subjects(number, delta))
+        whole = [prompt for subject in subjects for prompt in subject.prompts]
+        tails = [subject.tail(prompt) for subject in subjects for prompt in subject.prompts]
+        ids, lengths = reader.family.ids(reader.towers, list(dict.fromkeys([*whole, *tails])))
+        context = ids[0].shape[1]
+        seen = lengths if reader.family.masks_padding else [context] * len(lengths)
+        rows = zip(reader.features(ids, context), seen, strict=True)
+        features.append(torch.cat([row[:length] for row, length in rows]))
+    return tuple(features)
 
 
 def caption_rows(
@@ -190,16 +214,21 @@ def _in_own_prompts(
     reader: PromptReader, subjects: Sequence[_Subject], end_of_text: bool
 ) -> Iterator[tuple[Place, torch.Tensor, torch.Tensor]]:
     for subject in subjects:
-        tails = [subject.tail(prompt) for prompt in subject.prompts] if subject.modifier else []
-        for prompt in dict.fromkeys([*subject.prompts, *tails]):
+        # A prompt, and the same from the modifier on, for what stands before it belongs to no concept.
+        prompts = {prompt: not subject.modifier or prompt == subject.shortest for prompt in subject.prompts}
+        if subject.modifier:
+            for prompt, exact in tuple(prompts.items()):
+                tail = subject.tail(prompt)
+                prompts[tail] = prompts.get(tail, False) or exact
+        for prompt, exact in prompts.items():
             reading = reader.read(prompt)
             end = reader.end(reading)
             first, last = _position(reading.ids, reader.words(subject.words), prompt)
             # Where words see what follows them, those before the concept's are its own, too.
-            begin = first if reader.family.causal else 0
-            places = reader.places(subject, reading, range(begin, end if subject.modifier else last))
+            positions = range(first if reader.family.causal else 0, end if subject.modifier else last)
+            places = reader.places(subject, reading, positions, exact=exact)
             if end_of_text and end < len(reading.ids):
-                places[end] = Place(subject.concept, prompt, "end of text")
+                places[end] = Place(subject.concept, prompt, "end of text", exact)
             for position, place in places.items():
                 yield place, reading.features[position], reading.features[position]
 
@@ -221,7 +250,8 @@ def _behind_others(
             first = end - len(ids)
             if mixed.ids[first:end] != ids:
                 continue  # Both do not fit into the context.
-            for position, place in reader.places(subject, mixed, range(first, first + length)).items():
+            positions = range(first, first + length)
+            for position, place in reader.places(subject, mixed, positions, exact=False).items():
                 yield place, mixed.features[position], clean.features[position - len(mixed.ids)]
 
 

@@ -21,14 +21,25 @@ from cdkit.deltas.delta import Delta
 from cdkit.deltas.families.table import denoiser_of
 from cdkit.deltas.low_rank import LowRank, matrix, norm
 from cdkit.deltas.text_features import text_towers
-from cdkit.merging.closed_form import Factor, averaged, collapse, factorise, residual, solve
+from cdkit.merging.closed_form import (
+    Factor,
+    averaged,
+    collapse,
+    factorise,
+    prepare_fusion,
+    residual,
+    solve,
+    solve_nearly,
+    sum_of,
+)
 from cdkit.merging.config import MergeConfig
-from cdkit.merging.constraints import Constraints, PromptReader, caption_rows, concept_constraints
+from cdkit.merging.constraints import Constraints, PromptReader, caption_rows, concept_constraints, prompt_features
 from cdkit.tokens.sample import SampledCaptions
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
+Change = torch.Tensor | LowRank
 PARALLEL = 0.1
 STEEP = 5.0
 # Two features closer than this are one: they come in fp32 from different batches.
@@ -42,29 +53,21 @@ class Problem:
     """A merge made ready: the base's matrices, the captions' factor, the places, and what is wanted there.
 
     wanted: for every matrix that a concept changed, what must be added to the base's output at each place, and the
-    output wanted there, (places, outputs) each, fp64.
+    output wanted there, (places, outputs) each, fp64. prompts: the features of each delta's own prompts.
     """
 
     weights: Mapping[str, torch.Tensor]
     factor: Factor
+    deltas: tuple[Delta, ...]
     constraints: Constraints
     wanted: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+    prompts: tuple[torch.Tensor, ...]
 
 
-def prepare(
-    config: MergeConfig,
-    pipeline: DiffusionPipeline,
-    deltas: Sequence[Delta],
-    sample: SampledCaptions,
-    context: Context,
-) -> Problem:
-    """Read the captions' features and the concepts' places off the pipeline, and say what is wanted there.
-
-    The pipeline is left as it was.
-    """
-    denoiser = denoiser_of(pipeline)
-    parameters = dict(denoiser.named_parameters())
-    weights = {name: parameters[name].detach().float().cpu() for name in cross_attention_names(denoiser)}
+def ordinary_factor(
+    config: MergeConfig, pipeline: DiffusionPipeline, sample: SampledCaptions, context: Context
+) -> Factor:
+    """Read the captions' features off the pipeline, which has no new token yet, and factor them."""
     with context.progress.task("text features of the captions", len(sample.captions), unit="captions") as task:
         rows = caption_rows(
             PromptReader.of(pipeline),
@@ -79,30 +82,60 @@ def prepare(
             f"The {len(sample.captions):,} captions leave some of the {rows.shape[1]} dimensions of the text features "
             f"open; the ridge {config.ridge:g} decides there."
         )
+    return factor
+
+
+def prepare(config: MergeConfig, pipeline: DiffusionPipeline, deltas: Sequence[Delta], factor: Factor) -> Problem:
+    """Read the concepts' places off the pipeline, and say what is wanted there. The pipeline is left as it was."""
+    denoiser = denoiser_of(pipeline)
+    parameters = dict(denoiser.named_parameters())
+    weights = {name: parameters[name].detach().float().cpu() for name in cross_attention_names(denoiser)}
     # All tokens into one text tower; captions were read before, so that none of them can contain one.
     tokens = [token for delta in deltas for token in delta.tokens]
     undo = [add_tokens(pipeline, tower, tokens) for tower in text_towers(pipeline)] if tokens else []
     reader = PromptReader.of(pipeline)
     constraints = concept_constraints(reader, deltas, end_of_text=config.end_of_text, apart=config.apart)
+    prompts = prompt_features(reader, deltas)
     for put_back in undo:
         put_back()
     # What no concept changed stays as it is, though a token of theirs may leak into other words there too.
     changed = sorted({name for delta in deltas for name, change in delta.changes.items() if matrix(change).any()})
     wanted = {layer: _wanted(layer, weights[layer], deltas, constraints) for layer in changed}
-    return Problem(weights, factor, constraints, wanted)
+    return Problem(weights, factor, tuple(deltas), constraints, wanted, prompts)
 
 
-def solve_problem(problem: Problem, soft: float | None) -> tuple[dict[str, LowRank], tuple[Conflict, ...]]:
+def merge_changes(config: MergeConfig, problem: Problem) -> tuple[dict[str, Change], tuple[Conflict, ...]]:
+    """Every layer's change by the way that was chosen, and what the constraints disagree about."""
+    if config.way == "words":
+        return solve_problem(config, problem)
+    scale = 1 / len(problem.deltas) if config.way == "average" else 1.0
+    fusion = prepare_fusion(problem.prompts, ridge=config.ridge) if config.way == "fusion" else None
+    changes: dict[str, Change] = {}
+    for layer in problem.wanted:
+        nothing = torch.zeros_like(problem.weights[layer])
+        parts = [matrix(delta.changes.get(layer, nothing)).float() for delta in problem.deltas]
+        changes[layer] = (fusion.change(parts) if fusion else scale * sum_of(parts)).float()
+    return changes, ()
+
+
+def solve_problem(config: MergeConfig, problem: Problem) -> tuple[dict[str, Change], tuple[Conflict, ...]]:
     """Every layer's change, and what the constraints disagree about; raises ConfigError when that has no solution."""
-    groups = collapse(problem.constraints.features, SAME)
-    directions = solve(problem.factor, averaged(problem.constraints.features.double(), groups), soft=soft)
-    changes = {}
+    constraints = problem.constraints
+    groups = collapse(constraints.features, SAME)
+    rows = averaged(constraints.features.double(), groups)
+    # Groups are in order of their first place, and exact places come first.
+    exact = sum(leader < constraints.exact for leader in set(groups))
+    if config.soft is None and exact < len(rows):
+        directions = solve_nearly(problem.factor, rows[:exact], rows[exact:], weight=config.near_weight)
+    else:
+        directions = solve(problem.factor, rows, soft=config.soft)
+    changes: dict[str, Change] = {}
     for layer, (added, _) in problem.wanted.items():
         up, down = directions.change(averaged(added, groups).T)
         changes[layer] = LowRank(up.float(), down.float())
-    conflicts = find_conflicts(problem.constraints, problem.wanted.values())
-    if soft is None:
-        worst = max((float(_residuals(problem, layer, changes[layer]).max()) for layer in changes), default=0.0)
+    conflicts = find_conflicts(constraints, problem.wanted.values())
+    if config.soft is None:
+        worst = max((_worst_residual(problem, layer, changes[layer]) for layer in changes), default=0.0)
         if worst > UNMET:
             raise ConfigError(
                 f"The concepts contradict each other: a word would be off by {worst:.1%} of its value.",
@@ -118,16 +151,17 @@ def measure(problem: Problem, merged: Delta) -> dict[str, float]:
     rows = problem.factor.rows.float()
     for layer in problem.wanted:
         change = merged.changes[layer]
-        worst = max(worst, float(_residuals(problem, layer, change).max()))
+        worst = max(worst, _worst_residual(problem, layer, change))
         moved += float(torch.linalg.norm(matrix(change) @ rows.T)) ** 2
         whole += float(torch.linalg.norm(problem.weights[layer] @ rows.T)) ** 2
     return {"constraint_residual": worst, "drift": (moved / whole) ** 0.5 if whole else 0.0}
 
 
-def _residuals(problem: Problem, layer: str, change: torch.Tensor | LowRank) -> torch.Tensor:
-    """Per place ‖Ŵc − v‖/‖v‖ of a layer as the file says it: base plus change in fp32."""
+def _worst_residual(problem: Problem, layer: str, change: Change) -> float:
+    """The largest ‖Ŵc − v‖/‖v‖ over the exact places of a layer as the file says it: base plus change in fp32."""
+    exact = slice(problem.constraints.exact)
     weight = problem.weights[layer] + matrix(change)
-    return residual(weight, problem.constraints.features, problem.wanted[layer][1])
+    return float(residual(weight, problem.constraints.features[exact], problem.wanted[layer][1][exact]).max())
 
 
 def _wanted(

@@ -24,10 +24,11 @@ from cdkit.deltas.families.table import denoiser_of, family_of
 from cdkit.deltas.low_rank import LowRank
 from cdkit.merging.config import MergeConfig
 from cdkit.merging.constraints import substitution
-from cdkit.merging.problem import change_size, check_size, measure, prepare, solve_problem
+from cdkit.merging.problem import change_size, check_size, measure, merge_changes, ordinary_factor, prepare
 from cdkit.tokens.sample import SampledCaptions, captions_folder, import_pools, sample_rows
 
 if TYPE_CHECKING:
+    import torch
     from diffusers import DiffusionPipeline
 
 
@@ -51,8 +52,9 @@ def merge(config: MergeConfig, inputs: Mapping[str, Input], out: Folder, context
     if family_of(pipeline).merge == "sampled":
         return _merge_by_samples(config, pipeline, concepts, names, sample, out, context)
     clock = time.monotonic()
-    problem = prepare(config, pipeline, [concept.delta for concept in concepts], sample, context)
-    changes, conflicts = solve_problem(problem, config.soft)
+    factor = ordinary_factor(config, pipeline, sample, context)
+    problem = prepare(config, pipeline, [concept.delta for concept in concepts], factor)
+    changes, conflicts = merge_changes(config, problem)
     seconds = time.monotonic() - clock
     size = change_size(changes, deltas, problem.weights)
     check_size(size, context.progress.note)
@@ -68,7 +70,7 @@ def merge(config: MergeConfig, inputs: Mapping[str, Input], out: Folder, context
         "condition": problem.factor.condition if problem.factor.condition < float("inf") else None,
         "conflicts": [conflict.as_json() for conflict in conflicts],
         "constraints": len(problem.constraints.places),
-        "rank": max((change.rank for change in changes.values()), default=0),
+        "rank": max((change.rank for change in changes.values() if isinstance(change, LowRank)), default=0),
         "tokens": _tokens_as_json(concepts, names),
         "prompts": list(merged.prompts),
         "captions": len(sample.captions),
@@ -216,7 +218,7 @@ def _merged_delta(
     pipeline: DiffusionPipeline,
     concepts: Sequence[Renamed],
     names: Sequence[str],
-    changes: Mapping[str, LowRank],
+    changes: Mapping[str, torch.Tensor | LowRank],
 ) -> Delta:
     family = family_of(pipeline)
     categories: dict[str, Any] = {}
@@ -238,7 +240,9 @@ def _merged_delta(
                 {"delta": name, "method": concept.delta.method, "tokens": concept.former}
                 for concept, name in zip(concepts, names, strict=True)
             ],
+            "way": config.way,
             "ridge": config.ridge,
+            "near_weight": config.near_weight,
             "soft": config.soft,
             "end_of_text": config.end_of_text,
             "apart": config.apart,

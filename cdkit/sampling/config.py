@@ -24,6 +24,9 @@ class SampleConfig(ModelConfig):
     )
     prompts: list[str] = setting([], "A prompt. Repeatable.", flag="--prompt")
     prompts_file: str | None = setting(None, "A text file with one prompt a line.", flag="--prompts", input="folder")
+    index: str | None = setting(None, "An index folder: captions drawn from it are prompts, too.", input="folder")
+    captions_count: int = setting(64, "Captions to draw from the index.", ge=1)
+    without: list[str] = setting([], "A word that no drawn caption may have: a concept's. Repeatable.")
     negative_prompt: str = setting("", "What the images should not show.")
     seeds: int = setting(4, "Images per prompt: seeds first-seed, first-seed+1, …", ge=1)
     first_seed: int = setting(0, "The first seed.", ge=0, le=LARGEST_SEED)
@@ -40,6 +43,8 @@ class SampleConfig(ModelConfig):
     def _check(self) -> SampleConfig:
         if self.first_seed + self.seeds - 1 > LARGEST_SEED:
             raise ValueError(f"first_seed + seeds goes beyond the largest seed, {LARGEST_SEED}")
+        if self.without and not self.index:
+            raise ValueError("without is about captions drawn from an index; give index, too")
         if self.eta and self.scheduler != "ddim":
             raise ValueError(f"eta is a setting of ddim; {self.scheduler} would ignore it")
         if self.preset and (self.steps or self.scheduler != "ddim"):

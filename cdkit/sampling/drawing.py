@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import re
 import time
@@ -24,12 +25,16 @@ from cdkit.deltas.text_features import text_towers
 from cdkit.pictures.grid import Block, Cell
 from cdkit.sampling.config import SampleConfig
 from cdkit.sampling.schedulers import make_scheduler
+from cdkit.tokens.sample import captions_folder, sample_rows
 
 if TYPE_CHECKING:
     import torch
     from diffusers import DiffusionPipeline
     from PIL import Image
     from transformers import PreTrainedTokenizerBase
+
+# Of so many captions for each that is wanted, some have none of the words that are not.
+CAPTIONS_EACH = 16
 
 
 def gather_prompts(prompts: Sequence[str], file: str | None) -> list[str]:
@@ -49,6 +54,24 @@ def gather_prompts(prompts: Sequence[str], file: str | None) -> list[str]:
     if not found:
         raise ConfigError("There is no prompt.", hint="Give --prompt TEXT, or --prompts FILE with one prompt a line.")
     return found
+
+
+def caption_prompts(index: Path, number: int, without: Sequence[str], context: Context) -> list[str]:
+    """Captions of an index as prompts: the same ones every time, none with one of the words `without`.
+
+    A word stands for its plural, too. Raises InputError when there are fewer than `number`.
+    """
+    forms = [form for word in without for form in (word, f"{word}s", f"{word}es")]
+    drawn = sample_rows(captions_folder(index), CAPTIONS_EACH * number, 0, context).captions.to_pylist()
+    fit = [caption for caption in drawn if not (forms and whole_words(*forms).search(caption))]
+    if len(fit) < number:
+        raise InputError(
+            f"Of {len(drawn):,} captions drawn from {index}, only {len(fit)} have none of the words "
+            f"{', '.join(without)}; {number} are wanted.",
+            hint="Leave words out (--without), or ask for fewer (--captions-count).",
+        )
+    # They come in the index's order, in which neighbours may be alike.
+    return sorted(fit, key=lambda caption: hashlib.sha256(caption.encode()).digest())[:number]
 
 
 def too_long(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[str]:

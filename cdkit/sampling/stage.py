@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from cdkit.core.fingerprints import Input
@@ -13,14 +14,17 @@ from cdkit.core.storage import Folder
 from cdkit.deltas.delta import delta_tokens
 from cdkit.pictures.grid import write_grid
 from cdkit.sampling.config import SampleConfig
-from cdkit.sampling.drawing import draw_missing, gather_prompts, grid_blocks, plan_samples
+from cdkit.sampling.drawing import caption_prompts, draw_missing, gather_prompts, grid_blocks, plan_samples
 
 
 def sample(config: SampleConfig, inputs: Mapping[str, Input], out: Folder, context: Context) -> Dataset:
     """Draw what is not drawn yet; the same prompt and seed give the same image whatever the batch size."""
     import pyarrow as pa
 
-    prompts = gather_prompts(config.prompts, config.prompts_file)
+    captions = (
+        caption_prompts(Path(config.index), config.captions_count, config.without, context) if config.index else []
+    )
+    prompts = gather_prompts([*config.prompts, *captions], config.prompts_file)
     samples = plan_samples(prompts, config)
     images = out.sub("images")
     missing = [entry for entry in samples if not (images / entry.name).exists()]

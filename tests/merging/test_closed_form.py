@@ -8,7 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cdkit.core.errors import InputError
-from cdkit.merging.closed_form import averaged, collapse, condition_number, factorise, residual, solve
+from cdkit.merging.closed_form import (
+    averaged,
+    collapse,
+    condition_number,
+    factorise,
+    prepare_fusion,
+    residual,
+    solve,
+    solve_nearly,
+)
 
 seeds = st.integers(0, 10**6)
 DIMENSIONS, OUTPUTS, CONSTRAINTS = 24, 10, 6
@@ -195,3 +204,45 @@ def test_near_duplicates_are_one_group() -> None:
     assert means.shape == (4, DIMENSIONS)
     assert torch.allclose(means[0], rows[0], atol=1e-6)
     assert torch.equal(means[2], rows[2])
+
+
+@settings(max_examples=12, deadline=None)
+@given(seeds, st.sampled_from([0.01, 1.0, 100.0]))
+def test_what_is_met_nearly_takes_nothing_from_what_is_met_exactly(seed: int, weight: float) -> None:
+    rows, firm = _rows(seed, 1e2), _random(seed + 1, CONSTRAINTS, DIMENSIONS)
+    # More than there are dimensions: no change could meet them all.
+    loose, errors = (
+        _random(seed + 2, 2 * DIMENSIONS, DIMENSIONS),
+        _random(seed + 3, OUTPUTS, CONSTRAINTS + 2 * DIMENSIONS),
+    )
+    factor = factorise(rows, ridge=0.1)
+    up, down = solve_nearly(factor, firm, loose, weight=weight).change(errors)
+    change = up @ down
+    assert (change @ firm.T - errors[:, :CONSTRAINTS]).norm() <= 1e-9 * errors.norm()
+    # The best of all that meet the firm ones: its gradient is theirs alone.
+    square = factor.triangle.T @ factor.triangle
+    gradient = change @ square + weight * (change @ loose.T - errors[:, CONSTRAINTS:]) @ loose
+    span = torch.linalg.qr(firm.T).Q
+    assert (gradient - gradient @ span @ span.T).norm() <= 1e-8 * gradient.norm()
+
+
+@settings(max_examples=12, deadline=None)
+@given(seeds)
+def test_fusion_is_where_gradient_descent_would_end(seed: int) -> None:
+    features = [_random(seed + place, 40, DIMENSIONS) for place in range(3)]
+    changes = [_random(seed + 10 + place, OUTPUTS, DIMENSIONS) for place in range(3)]
+    fused = prepare_fusion(features, ridge=1e-6).change(changes).requires_grad_()
+    loss = sum(((fused - own) @ rows.T).square().sum() for own, rows in zip(changes, features, strict=True))
+    (gradient,) = torch.autograd.grad(torch.as_tensor(loss), fused)
+    assert gradient.norm() <= 1e-6 * torch.as_tensor(loss).detach()
+
+
+def test_fusion_keeps_what_only_one_concept_shows() -> None:
+    # Two concepts in directions of their own: each keeps its change there.
+    basis = torch.eye(DIMENSIONS, dtype=torch.float64)
+    features = [basis[:4], basis[4:9]]
+    changes = [_random(1, OUTPUTS, DIMENSIONS), _random(2, OUTPUTS, DIMENSIONS)]
+    fused = prepare_fusion(features, ridge=1e-4).change(changes)
+    for own, rows in zip(changes, features, strict=True):
+        assert ((fused - own) @ rows.T).norm() < 1e-5 * (own @ rows.T).norm()
+    assert fused[:, 9:].norm() < 1e-9

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cdkit.captions.config import ImportConfig
 from cdkit.core.config import parse_config
 from cdkit.core.errors import ConfigError, InputError
 from cdkit.deltas.config import ExportConfig
@@ -221,3 +222,31 @@ def test_the_words_of_a_baked_in_delta_are_known(base: str, tmp_path: Path) -> N
     assert [note for note in progress.notes if "No delta brings" in note] == [
         "No delta brings the word <new2>: the prompt is read without it. Give --delta."
     ]
+
+
+def test_captions_of_an_index_are_prompts_unless_they_name_the_concept(base: str, tmp_path: Path) -> None:
+    captions = [
+        f"a {colour} {shape}" for colour in ("red", "blue", "white") for shape in ("star", "Stars", "mug", "box")
+    ]
+    (tmp_path / "captions.csv").write_text("caption\n" + "\n".join(captions) + "\n")
+    execute("import", parse_config(ImportConfig, {"captions": [str(tmp_path / "captions.csv")]}), tmp_path / "index")
+    drawn = {
+        "prompts": ["dog"],
+        "index": str(tmp_path / "index"),
+        "captions_count": 4,
+        "without": ["star"],
+        "seeds": 1,
+    }
+    prompts = {}
+    for name in ("one", "again"):
+        execute("sample", _config(base, **drawn), tmp_path / name)
+        prompts[name] = [sample.prompt for sample, _ in read_samples(tmp_path / name)]
+    assert prompts["one"] == prompts["again"]
+    assert prompts["one"][0] == "dog"
+    assert len(prompts["one"]) == 5
+    assert set(prompts["one"][1:]) < {caption for caption in captions if "star" not in caption.lower()}
+    with pytest.raises(InputError, match=r"only 6 have none of the words star; 7 are wanted"):
+        execute("sample", _config(base, **{**drawn, "captions_count": 7}), tmp_path / "more")
+    with pytest.raises(ConfigError) as refused:
+        _config(base, without=["star"])
+    assert "index" in refused.value.problems[0]

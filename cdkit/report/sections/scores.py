@@ -12,8 +12,10 @@ from cdkit.evaluation.comparison import (
     COLUMN_NAMES,
     COLUMNS,
     GROUP_NAMES,
+    OWN_COLUMNS,
     TableRow,
     bounds_text,
+    headings,
     interval_text,
     short_number,
     shown_columns,
@@ -33,6 +35,16 @@ METRICS: Mapping[str, tuple[str, str, float]] = {
         "1 − cosine with the base model's image of the class prompt at the same seed; less is better",
         1,
     ),
+    "text_change": (
+        "change of text alignment",
+        "of prompts that have nothing to do with the concept, against the base model at the same seeds; 0 is none",
+        1,
+    ),
+    "pixels_kept": (
+        "pixels kept",
+        "share of the same images' pixels that are as the base model drew them; more is better",
+        1,
+    ),
     "kid": ("KID × 10³", "distance to real images of the class, cubic kernel; less is better", 1000),
     "delta_bytes": ("delta, MB", "size of the delta's file", 1e-6),
     "train_seconds": ("training, s", "seconds of training", 1),
@@ -40,7 +52,7 @@ METRICS: Mapping[str, tuple[str, str, float]] = {
 }
 # The methods of the paper's own.
 HIGHLIGHTED = ("custom-diffusion", "joint", "merged")
-CHARTED = ("text_alignment", "image_alignment", "dino_image_alignment", "nearest_photo", "drift", "kid")
+CHARTED = ("text_alignment", "image_alignment", "dino_image_alignment", "nearest_photo", "drift", "pixels_kept", "kid")
 
 
 @dataclass(frozen=True)
@@ -165,14 +177,13 @@ def comparison_section(step: StepFolder) -> ComparisonSection | None:
     groups: dict[str, list[tuple[str, list[str]]]] = {}
     for row in rows:
         groups.setdefault(GROUP_NAMES.get(row.group, row.group), []).append((row.method, row.cells(shown)))
-    headings = [head for column in shown for head in (COLUMN_NAMES[column], "paper")]
-    return ComparisonSection(step.name, headings, groups, details["notes"], _comparison_charts(rows))
+    return ComparisonSection(step.name, headings(shown), groups, details["notes"], _comparison_charts(rows))
 
 
 def _comparison_charts(rows: Sequence[TableRow]) -> list[tuple[str, str]]:
     charts = []
     for group in dict.fromkeys(row.group for row in rows):
-        for column in COLUMNS:
+        for column in (*COLUMNS, *OWN_COLUMNS):
             methods = [row for row in rows if row.group == group and column in row.ours]
             if len(methods) > 1:
                 intervals = [

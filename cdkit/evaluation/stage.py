@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdkit.core.errors import InputError
+from cdkit.core.errors import ConfigError, InputError
 from cdkit.core.fingerprints import Input
 from cdkit.core.machine import choose_device
 from cdkit.core.manifest import Counts
@@ -17,7 +17,7 @@ from cdkit.core.storage import Folder, write_csv, write_json, write_text
 from cdkit.deltas.apply import apply_deltas
 from cdkit.deltas.base_model import load_base_model
 from cdkit.deltas.delta import delta_tokens, load_delta
-from cdkit.deltas.families.table import denoiser_of
+from cdkit.deltas.families.table import denoiser_of, family_of
 from cdkit.evaluation.attention import (
     ATTENTION_NAME,
     IMAGE_NAME,
@@ -92,6 +92,11 @@ def attention_maps(config: AttentionConfig, inputs: Mapping[str, Input], out: Fo
     """Write image.png, attention.png (the strip), maps.safetensors (one map per token) and attention.json."""
     deltas = [load_delta(path) for path in config.deltas]
     pipeline = load_base_model(config.base, device=choose_device(config.device))
+    if family_of(pipeline).denoiser != "unet":
+        raise ConfigError(
+            f"{config.base} is a {family_of(pipeline).name} model: attention maps are read off U-Nets alone.",
+            hint="Give a Stable Diffusion 1, 2 or XL model.",
+        )
     apply_deltas(pipeline, deltas, note=context.progress.note)
     for note in notes_on_prompts([config.prompt], delta_tokens(config.deltas), pipeline):
         context.progress.note(note)

@@ -15,10 +15,13 @@ from cdkit.core.protocols import Progress
 from cdkit.core.shards import read_tensor_header
 from cdkit.deltas.base_model import load_base_model
 from cdkit.deltas.delta import DELTA_FORMATS, DELTA_NAME, load_delta
+from cdkit.deltas.families.table import denoiser_of
 from cdkit.deltas.low_rank import matrix
 from cdkit.evaluation.config import WeightChangeConfig
 
 Checkpoint = dict[str, dict[str, "Tensor"]]
+# The part that draws, among a checkpoint's.
+DENOISER = "denoiser"
 CHANGE_TABLE_NAME, PLOT_NAME, CHANGE_NAME = "weight_change.csv", "weight_change.svg", "weight_change.json"
 
 
@@ -45,22 +48,22 @@ def _pairs(config: WeightChangeConfig, progress: Progress) -> Iterator[tuple[str
     base_of_base = load_delta(config.base).base if _is_delta(config.base) else "embedded"
     base = load_checkpoint(config.base, base_of_base, config.device, progress, loaded)
     tuned = load_checkpoint(config.tuned, config.base, config.device, progress, loaded)
-    for part in ("unet", "text_encoder"):
+    for part in (DENOISER, "text_encoder"):
         before, after = base.get(part, {}), tuned.get(part, {})
         alike = [name for name in before if name in after and before[name].shape == after[name].shape]
-        if part == "unet" and not len(alike) == len(before) == len(after):
+        if part == DENOISER and not len(alike) == len(before) == len(after):
             raise ConfigError(
-                f"{config.base} and {config.tuned} are not the same kind of model: their U-Nets differ in shape.",
+                f"{config.base} and {config.tuned} are not the same kind of model: what draws differs in shape.",
                 hint="Compare a base model with a delta or a fine-tuned copy of it.",
             )
         for name in alike:
-            yield name, group_of(name) if part == "unet" else "text encoder", before[name], after[name]
+            yield name, group_of(name) if part == DENOISER else "text encoder", before[name], after[name]
 
 
 def load_checkpoint(
     spec: str, default_base: str, device: str | None, progress: Progress, loaded: dict[str, Checkpoint] | None = None
 ) -> Checkpoint:
-    """Parameters in fp32 by part: a pipeline's U-Net and text encoder; a delta's U-Net on its base.
+    """Parameters in fp32 by part: a pipeline's denoiser and text encoder; a delta's denoiser on its base.
 
     loaded: base models read before, which are not read again.
     """
@@ -69,7 +72,8 @@ def load_checkpoint(
         if spec not in loaded:
             progress.note(f"reading {spec}")
             pipeline = load_base_model(spec, device=choose_device(device or "cpu"))
-            loaded[spec] = {part: _parameters(getattr(pipeline, part, None)) for part in ("unet", "text_encoder")}
+            parts = {DENOISER: denoiser_of(pipeline), "text_encoder": getattr(pipeline, "text_encoder", None)}
+            loaded[spec] = {part: _parameters(module) for part, module in parts.items()}
         return loaded[spec]
     delta = load_delta(spec)
     if delta.gated:
@@ -78,12 +82,12 @@ def load_checkpoint(
             hint="cdkit delta inspect shows the size of what it adds.",
         )
     base = default_base if not _is_delta(default_base) else load_delta(default_base).base
-    weights = dict(load_checkpoint(base, "embedded", device, progress, loaded)["unet"])
+    weights = dict(load_checkpoint(base, "embedded", device, progress, loaded)[DENOISER])
     for name, change in delta.changes.items():
         if name not in weights or tuple(weights[name].shape) != tuple(change.shape):
             raise ConfigError(f"The delta {spec} does not fit {base}: {name}.", hint="Give the base it was made on.")
         weights[name] = weights[name] + matrix(change).to(weights[name].device)
-    return {"unet": weights}
+    return {DENOISER: weights}
 
 
 def _is_delta(spec: str) -> bool:
@@ -128,9 +132,14 @@ class GroupChange:
 
 
 def group_of(name: str) -> str:
-    """The paper's group of a U-Net parameter; diffusers calls cross-attention attn2, self-attention attn1."""
+    """The paper's group of a parameter; diffusers calls cross-attention attn2, self-attention attn1.
+
+    Where text and picture share one attention, what belongs to the text counts as cross-attention.
+    """
     parts = name.split(".")
-    return "cross-attention" if "attn2" in parts else "self-attention" if "attn1" in parts else "other"
+    if "attn2" in parts or any(part.startswith(("add_", "to_add_", "norm_added_")) for part in parts):
+        return "cross-attention"
+    return "self-attention" if {"attn", "attn1"} & set(parts) else "other"
 
 
 def rate_of_change(base: Tensor, tuned: Tensor) -> float | None:

@@ -24,7 +24,7 @@ from cdkit.deltas.pipeline_folder import library_errors, quiet
 from cdkit.deltas.text_features import text_towers
 from cdkit.pictures.grid import Block, Cell
 from cdkit.sampling.config import SampleConfig
-from cdkit.sampling.schedulers import make_scheduler
+from cdkit.sampling.schedulers import is_flow, make_scheduler
 from cdkit.tokens.sample import captions_folder, sample_rows
 
 if TYPE_CHECKING:
@@ -180,6 +180,8 @@ def draw_missing(
     for note in notes_on_prompts(prompts, delta_tokens(config.deltas), pipeline):
         context.progress.note(note)
     scheduler, steps, _ = config.drawn_with()
+    if is_flow(pipeline.scheduler) and "scheduler" in config.model_fields_set:
+        context.progress.note(f"This model is drawn with its own scheduler: --scheduler {scheduler} does not count.")
     pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler)
     batches, clock = range(0, len(missing), config.batch_size), time.monotonic()
     with context.progress.task("sampling", len(batches) * steps, unit="steps") as task:

@@ -285,3 +285,12 @@ def test_memory_is_estimated_for_every_family(made: Made) -> None:
     numbers += sum(rows.numel() for token in delta.tokens for rows in token.rows.values())
     assert estimate.trained_weights == 4 * numbers
     assert estimate.activations > 0
+
+
+def test_what_moved_is_counted_and_attention_maps_are_refused(made: Made, tmp_path: Path) -> None:
+    values = {"base": made.base, "tuned": str(made.first), "device": "cpu"}
+    groups = _stage("weight-change", tmp_path / "change", values).manifest.details["groups"]
+    (moved,) = (group for group in groups if group["moved"])
+    assert (moved["group"], moved["moved"]) == ("cross-attention", len(load_delta(made.first).changes))
+    with pytest.raises(ConfigError, match="U-Nets alone"):
+        _stage("attention", tmp_path / "maps", {"base": made.base, "prompt": "a cat", "device": "cpu"})

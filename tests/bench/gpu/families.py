@@ -99,7 +99,6 @@ def _steps(pipeline: str, settings: dict[str, Any], device: torch.device, steps:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    denoiser.train()  # diffusers runs blocks again only in training mode
     for _ in range(WARM):
         step()
     if device.type == "cuda":

@@ -15,7 +15,7 @@ from cdkit.retrieval.set_folder import drawn_card, retrieved_card
 )
 def test_a_prompt_is_text(prompt: str) -> None:
     prompts = [prompt, "a cat"]
-    retrieved = retrieved_card(prompts, Funnel(9, 0.85, 9, 9, 9, 9, 9, 9, {}))
+    retrieved = retrieved_card(prompts, Funnel(9, 0.85, 9, 9, 9, 9, 9, 9, {}), [])
     for title, card, blocks_beside in (
         ("Regularization set: ", retrieved, ["heading_open", "fence"]),
         ("Class images: ", drawn_card(prompts, 9, "embedded"), ["heading_open"]),

@@ -31,9 +31,11 @@ def delta_publication(path: Path, name: str, *, licence: str, samples: Path | No
     folder that holds no samples.
     """
     file = delta_path(path)
-    refuse_unfinished(file.parent)
+    if path.is_dir():
+        refuse_unfinished(path)
     delta = load_delta(file)
-    run, step = _run_of(file, delta, samples)
+    # Of a file alone, what lies beside it may be anything.
+    run, step = _run_of(file, delta, samples, read_manifest(path) if path.is_dir() else None)
     page = Page(title=name, run=run, command="", yaml=_settings(delta), made="", version=delta.made_by, missing=())
     if scored := run.of_stage("evaluate"):
         # A card without scores is better than none.
@@ -46,10 +48,9 @@ def delta_publication(path: Path, name: str, *, licence: str, samples: Path | No
     return Publication("delta", files, notes=_notes(delta, has_samples=f"{PICTURES}/sample-0.png" in files))
 
 
-def _run_of(file: Path, delta: Delta, samples: Path | None) -> tuple[RunFolder, StepFolder]:
+def _run_of(file: Path, delta: Delta, samples: Path | None, manifest: Manifest | None) -> tuple[RunFolder, StepFolder]:
     """The run that a delta's folder is a step of, or one made up of it alone, and the step."""
     folder = file.parent
-    manifest = read_manifest(folder)
     stage = manifest.stage if manifest is not None else "train"
     tokens = [token.text for token in delta.tokens]
     details = {"tokens": tokens, "prompts": list(delta.prompts), "method": delta.method}
@@ -57,7 +58,7 @@ def _run_of(file: Path, delta: Delta, samples: Path | None) -> tuple[RunFolder, 
     facts = Manifest(stage, 1, "", {}, {}, details=details)
     step = StepFolder(folder.resolve().name, stage, values, folder, "done", facts)
     run = RunFolder(folder.parent, step.name, "", {}, (step,))
-    if (folder.parent / RECORD_NAME).exists():
+    if manifest is not None and (folder.parent / RECORD_NAME).exists():
         whole = read_run(folder.parent)
         others = tuple(other for other in whole.steps if other.name != step.name)
         run = replace(run, description=whole.description, steps=(step, *others))

@@ -36,11 +36,16 @@ tokens count --index 'Verzeichnis der Wörter' --out gezählt
 tokens rare --counts gezählt --min-count 1 --out seltene
 tokens explain star --counts gezählt
 retrieve 'Verzeichnis der Wörter' 'a photo of a star' --images embedded --count 4 --out 'Bilder von Sternen'
+dataset 'Bilder von Sternen' --to imagefolder --out 'für Trainer'
 class-images 'photo of a star' --count 2 --steps 2 --out gemalte
 train --concept star='Fotos für den Stern' --regularization star=gemalte --steps 2 --batch-size 2 --out 'Stern 1'
 train --concept mug=embedded:checkered-mug --token mug='<new2>' --steps 1 --batch-size 1 --out 'Tasse 2'
 merge 'Stern 1' 'Tasse 2' --index 'Verzeichnis der Wörter' --out 'beide'
 sample --delta 'Stern 1' --prompt 'a <new1> star' 'a star' --seeds 2 --steps 2 --out 'Bilder nachher'
+sample --prompt 'a <new1> star' --seeds 2 --steps 1 --out 'Bilder vorher'
+preference page . --methods 'Bilder vorher' 'Bilder nachher' --out Vorlieben
+preference score Urteile/ada.json
+publish 'Bilder von Sternen' --repo ich/sterne --dry-run
 evaluate --samples 'Bilder nachher' --concept star='Fotos für den Stern' --out 'Noten'
 compare --single custom-diffusion=Noten --out Vergleich
 delta inspect 'Stern 1'
@@ -75,6 +80,12 @@ def lines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Ran]]:
         Path("kurz.yaml").write_text(PIPELINE, encoding="utf-8")
         entry = {"instance_prompt": "photo of a <new1> dog", "class_prompt": "dog", "instance_data_dir": "x"}
         Path("dataset.json").write_text(json.dumps([entry | {"prompt_filename": "p.txt"}]))
+        Path("Urteile").mkdir()
+        pair = {"left": "vorher", "right": "nachher", "concept": "", "prompt": "ein Stern", "seed": 0, "check": None}
+        key = {"study": "s", "methods": ["vorher", "nachher"], "questions": ["overall"], "pairs": {"pair-001": pair}}
+        Path("Urteile/key.json").write_text(json.dumps(key))
+        answers = {"study": "s", "rater": "Ada", "answers": {"pair-001": {"overall": "left"}}}
+        Path("Urteile/ada.json").write_text(json.dumps({"format": "cdkit-preference-answers-1", **answers}))
         yield {line: ran(f"cdkit {line} --format json") for line in LINES.strip().splitlines()}
     finally:
         os.chdir(before)

@@ -137,7 +137,7 @@ def _plan(
     output: Output,
     rows: int = typer.Option(..., "--rows", help="Captions to index."),
     dim: int = typer.Option(..., "--dim", help="Dimension of the encoder: 512 for ViT-B, 768 for ViT-L."),
-    bytes_per_caption: int = typer.Option(64, "--bytes-per-caption", help="Bytes of one compressed embedding."),
+    bytes_per_caption: int = typer.Option(48, "--bytes-per-caption", help="Bytes of one compressed embedding."),
 ) -> None:
     from cdkit.index.plan import plan_index
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 EXACT_BELOW = 200_000
-CODE_BYTES = 64
+CODE_BYTES = 48
 RECALL_TARGET = 0.99
 
 
@@ -40,8 +40,8 @@ MOST_LISTS = 131_072
 RUNTIME_BYTES = 1 << 29
 # Share of the dimensions that a code must keep; sizes that divide them worse give way to one that divides them.
 LEAST_KEPT = 0.75
-# Codes of these sizes are RaBitQ's where the vectors have the directions: a bit for each, and 8 bytes of factors. At
-# equal recall they need a fraction of the candidates that product codes of these sizes need.
+# Codes of these sizes are RaBitQ's, a bit for each direction and 8 bytes of factors, where vectors have as many
+# directions as the smaller has bits: at equal recall they need a fraction of the candidates that product codes need.
 SIGN_CODE_BYTES = (40, 48)
 FACTOR_BYTES = 8
 # Share of a caption's bytes that the coarse quantiser may add.
@@ -133,14 +133,17 @@ def exact_layout(captions: int, dimension: int) -> Layout:
 
 
 def compressed_layout(captions: int, dimension: int, code_bytes: int, lists: int | None = None) -> Layout:
-    """OPQ to four dimensions per byte where the vectors have them, and as many lists as the tables allow.
+    """Codes in as many lists as their tables allow: signs for sizes that suit them better, product codes else."""
+    if code_bytes not in SIGN_CODE_BYTES or dimension < 8 * (SIGN_CODE_BYTES[0] - FACTOR_BYTES):
+        return product_layout(captions, dimension, code_bytes, lists)
+    directions = min(8 * (code_bytes - FACTOR_BYTES), dimension // 8 * 8)
+    code_bytes = directions // 8 + FACTOR_BYTES
+    lists = lists or choose_lists(captions, code_bytes, directions)
+    return Layout(captions, dimension, code_bytes, lists, directions, signs=True)
 
-    For sizes that suit them better, signs of as many directions as the bytes hold.
-    """
-    directions = 8 * (code_bytes - FACTOR_BYTES)
-    if code_bytes in SIGN_CODE_BYTES and directions <= dimension:
-        lists = lists or choose_lists(captions, code_bytes, directions)
-        return Layout(captions, dimension, code_bytes, lists, directions, signs=True)
+
+def product_layout(captions: int, dimension: int, code_bytes: int, lists: int | None = None) -> Layout:
+    """OPQ to four dimensions per byte where the vectors have them."""
     code_bytes = min(code_bytes, dimension)
     if code_bytes * (dimension // code_bytes) < LEAST_KEPT * min(dimension, 4 * code_bytes):
         divisors = [size for size in range(1, code_bytes + 1) if dimension % size == 0]

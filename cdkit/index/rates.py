@@ -16,7 +16,7 @@ from cdkit.core.machine import threads as library_threads
 from cdkit.index.clustering import Tables, assign_and_encode, tensor_kernels
 from cdkit.index.embedding_files import embedding_shard
 from cdkit.index.faiss_index import assemble, encode, faiss_kernels, new_exact, tables_of
-from cdkit.index.layout import CENTROIDS_PER_CODEBOOK, CODE_BYTES, compressed_layout, exact_layout
+from cdkit.index.layout import CENTROIDS_PER_CODEBOOK, CODE_BYTES, exact_layout, product_layout
 from cdkit.index.records import read_embeddings
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def _finish(device: torch.device) -> None:
 
 
 def _clustering_work(dimension: int, vectors: np.ndarray, device: torch.device) -> Work:
-    layout = compressed_layout(10**6, dimension, min(CODE_BYTES, dimension), lists=TRIAL_LISTS)
+    layout = product_layout(10**6, dimension, min(CODE_BYTES, dimension), lists=TRIAL_LISTS)
     points = _on(device, vectors[:, : layout.reduced].copy())
     centroids = points[: 16 * TRIAL_LISTS]
     kernels = tensor_kernels() if device.type == "cuda" else faiss_kernels()
@@ -144,10 +144,10 @@ def _clustering_work(dimension: int, vectors: np.ndarray, device: torch.device) 
 
 
 def trial_index(dimension: int) -> Any:
-    """An OPQ + IVF + PQ index whose tables are random instead of trained."""
+    """An index of product codes whose tables are random instead of trained."""
     import torch
 
-    layout = compressed_layout(10**6, dimension, min(CODE_BYTES, dimension), lists=TRIAL_LISTS)
+    layout = product_layout(10**6, dimension, min(CODE_BYTES, dimension), lists=TRIAL_LISTS)
     random = torch.Generator().manual_seed(1)
     shapes = (
         (layout.reduced, dimension),

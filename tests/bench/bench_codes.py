@@ -24,7 +24,7 @@ from cdkit.core.machine import threads
 from cdkit.core.shards import parts
 from cdkit.index.clustering import learn_tables, principal_directions, rotate, spherical_k_means
 from cdkit.index.faiss_index import assemble, faiss_kernels
-from cdkit.index.layout import compressed_layout
+from cdkit.index.layout import product_layout
 from cdkit.index.records import read_embeddings
 
 LISTS = 256
@@ -33,7 +33,7 @@ FLOOR = 0.3
 
 def product_codes(vectors: np.ndarray, code_bytes: int) -> Any:
     """The index as cdkit makes it."""
-    layout = compressed_layout(len(vectors), vectors.shape[1], code_bytes, lists=LISTS)
+    layout = product_layout(len(vectors), vectors.shape[1], code_bytes, lists=LISTS)
     settings = {"reduced": layout.reduced, "code_bytes": layout.code_bytes, "lists": LISTS, "seed": 0}
     index = assemble(layout, learn_tables(torch.from_numpy(vectors), kernels=faiss_kernels(), **settings))
     index.add(vectors)

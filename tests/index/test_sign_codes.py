@@ -115,5 +115,6 @@ def test_captions_are_searched_removed_and_compacted(tmp_path: Path, captions: l
 
 def test_sizes_that_vectors_have_no_directions_for_are_product_codes() -> None:
     assert "PQ" in choose_layout(10**6, 128, 40).factory
-    assert "PQ64" in choose_layout(10**6, 768).factory
-    assert choose_layout(10**6, 512, 48).factory.startswith("RR320,")
+    assert "PQ64" in choose_layout(10**6, 768, 64).factory
+    assert choose_layout(10**6, 512, 40).factory.startswith("RR256,")
+    assert choose_layout(10**6, 260).code_bytes == 40

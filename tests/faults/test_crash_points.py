@@ -6,33 +6,15 @@ The short form records every command and goes on from some points of each that d
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.faults.matrix import Matrix, load_once, written_around
-from tests.faults.scenarios import Material
+from tests.faults.matrix import Matrix, written_around
 
 SAMPLE = 2
 # What takes longest is gone on from in the long form alone.
 SLOWEST = ("tokens", "export, diffusers-pipeline")
-
-
-@pytest.fixture(scope="module")
-def matrix(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Matrix]:
-    flush, cached = os.fsync, os.environ["CDKIT_CACHE"]
-    from cdkit import encoders
-
-    load = encoders.load_text_encoder
-    load_once()
-    folder = tmp_path_factory.mktemp("matrix")
-    material = Material(folder / "material")
-    material.make()
-    yield Matrix(material, folder / "tries")
-    os.fsync, encoders.load_text_encoder = flush, load
-    os.environ["CDKIT_CACHE"] = cached
 
 
 def test_some_points_of_every_command(matrix: Matrix) -> None:

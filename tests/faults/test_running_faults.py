@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,7 +22,7 @@ import psutil
 import pytest
 
 from cdkit.core.errors import CdkitError
-from tests.faults.matrix import Matrix, load_once
+from tests.faults.matrix import Matrix
 from tests.faults.recorder import Effect, watching
 from tests.faults.scenarios import Material, stage
 
@@ -33,19 +33,6 @@ QUICK = (
     *("import", "token-counts", "sample", "remove, exact", "delta-compress", "export, webui-diff"),
     "review decisions",
 )
-
-
-@pytest.fixture(scope="module")
-def matrix(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Matrix]:
-    from cdkit import encoders
-
-    kept = os.fsync, encoders.load_text_encoder, os.environ["CDKIT_CACHE"]
-    load_once()
-    folder = tmp_path_factory.mktemp("running")
-    material = Material(folder / "material")
-    material.make()
-    yield Matrix(material, folder / "tries")
-    os.fsync, encoders.load_text_encoder, os.environ["CDKIT_CACHE"] = kept
 
 
 class Fault:

@@ -74,8 +74,11 @@ def finish_change_locked(folder: Path) -> None:
     if not (pending / COMMIT_NAME).exists():
         return
     commit = _read_commit(pending / COMMIT_NAME)
-    for name, source in commit["moves"].items():
+    for name in commit["moves"]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    # A power loss must not take a new folder with what was moved into it.
+    flush_names(folder, below=False)
+    for name, source in commit["moves"].items():
         if (folder / source).exists():
             os.replace(folder / source, folder / name)
     for name in commit["deletes"]:

@@ -1,0 +1,246 @@
+"""Others' collections against our readers and guards: nothing crashes, hangs, is run, or gets through.
+
+The short form takes a part of each; `-m slow` all of it, and fetches it where it is not there.
+"""
+
+from __future__ import annotations
+
+import io
+import ipaddress
+import json
+import pickle
+import random
+import sys
+import time
+import urllib.parse
+import zipfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cdkit.core.config import parse_config
+from cdkit.core.errors import CdkitError
+from cdkit.deltas.base_model import load_single_file
+from cdkit.deltas.delta import load_delta
+from cdkit.deltas.importing import read_foreign
+from cdkit.embedded.pool import write_pool
+from cdkit.execute import execute
+from cdkit.fetching.failures import FetchFailure
+from cdkit.fetching.urls import host_of, parse_url
+from cdkit.pictures.decoding import Undecodable, decode
+from cdkit.retrieval.config import RetrieveConfig
+from cdkit.training.config import TrainConfig
+from tests.faults.corpora import GUARDS, addresses, dangerous_names, sdist
+from tests.faults.scenarios import stage
+from tests.fetching.test_fetch import kind_of, opener
+from tests.support.hostile_server import Canary, HostileServer
+
+LONGEST = 20.0
+PART = 60
+
+
+def some(items: list[Any], every: bool) -> list[Any]:
+    return items if every or len(items) <= PART else random.Random(0).sample(items, PART)
+
+
+both_forms = pytest.mark.parametrize(
+    "every", [False, pytest.param(True, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])], ids=["part", "all"]
+)
+
+
+# Pictures
+
+
+@both_forms
+def test_pillows_own_pictures_through_the_decoder(every: bool) -> None:
+    folder = sdist("pillow", fetch=every) / "Tests" / "images"
+    outcomes: Counter[str] = Counter()
+    for path in some(sorted(path for path in folder.rglob("*") if path.is_file()), every):
+        clock = time.process_time()
+        try:
+            decoded = decode(path.read_bytes(), 256)
+            outcomes["decoded"] += 1
+            assert decoded.picture.mode == "RGB"
+            assert 0 < max(decoded.picture.size) <= 256
+        except Undecodable as error:
+            outcomes[error.reason] += 1
+        assert time.process_time() - clock < LONGEST, path
+    print(json.dumps(outcomes))
+    assert outcomes["decoded"] > 10
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_pillows_own_pictures_as_photos_and_as_images(tmp_path: Path) -> None:
+    """`retrieve --images` counts what it leaves out, `train` names a picture it cannot take, and takes the rest."""
+    files = sorted(path for path in (sdist("pillow", fetch=True) / "Tests" / "images").rglob("*") if path.is_file())
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number, path in enumerate(files):
+        copy = folder / f"{number:04d}-{path.name}"
+        copy.write_bytes(path.read_bytes())
+        copy.with_suffix(".txt").write_text(f"a photo of a star number {number}")
+    write_pool(tmp_path / "pool", rows=60)
+    stage("index", captions=[str(tmp_path / "pool")], workers=1, threads=1).run(tmp_path / "index")
+    values = {"index": str(tmp_path / "index"), "images": str(folder), "prompts": ["a photo of a star"], "count": 2000}
+    values |= {"min_similarity": -1, "min_side": 1, "workers": 1, "threads": 1, "max_aspect_ratio": 1e9}
+    found = execute("retrieve", parse_config(RetrieveConfig, values), tmp_path / "set")
+    print(json.dumps(found.manifest.counts))
+    assert found.manifest.counts["kept"] > 100
+    trained = {"concepts": {"star": str(folder)}, "steps": 1, "batch_size": 1, "device": "cpu", "enlarge": True}
+    refused = 0
+    while True:
+        try:
+            execute("train", parse_config(TrainConfig, trained), tmp_path / "tuned")
+            break
+        except CdkitError as error:
+            named = [path for path in folder.iterdir() if path.name in error.message]
+            assert named, error
+            assert error.hint
+            refused += len(named)
+            for path in named:
+                path.unlink()
+    print(json.dumps({"files": len(files), "refused": refused}))
+
+
+# Weight files
+
+
+def pickles(module: str, name: str, canary: Path) -> Iterator[bytes]:
+    """A call of a function and one of os.mkdir, which would show that anything was run; in the ways pickles say it."""
+    made = pickle.dumps(str(canary), protocol=2)[2:-1]
+    for protocol in (0, 2):
+        named = f"c{module}\n{name}\n".encode()
+        start = b"\x80\x02" if protocol == 2 else b""
+        yield start + b"cos\nmkdir\n" + made + b"\x85R0" + named + made + b"\x85R."
+        yield start + named + made + b"\x85R0" + b"cos\nmkdir\n" + made + b"\x85R."
+    short = [text.encode() for text in (module, name)]
+    stacked = b"".join(b"\x8c" + bytes([len(text)]) + text for text in short) + b"\x93"
+    yield b"\x80\x04" + stacked + made + b"\x85R0" + b"cos\nmkdir\n" + made + b"\x85R."
+    yield b"\x80\x02(" + made + f"i{module}\n{name}\n".encode() + b"."
+
+
+def archives(content: bytes) -> Iterator[tuple[str, bytes]]:
+    """A pickle as it is, and in the archive that torch.save makes; whole, and with broken checks."""
+    yield "plain.bin", content
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w") as archive:
+        archive.writestr("archive/data.pkl", content)
+        archive.writestr("archive/version", "3\n")
+    yield "archive.pt", target.getvalue()
+    broken = bytearray(target.getvalue())
+    place = broken.find(b"PK\x01\x02")
+    broken[place + 16] ^= 0xFF
+    yield "broken.ckpt", bytes(broken)
+
+
+READERS = (read_foreign, load_delta, lambda path: load_single_file(path, None))
+
+
+def refused_by_all(path: Path) -> int:
+    """How many readers refused a file; anything but a refusal fails."""
+    for reader in READERS:
+        clock = time.process_time()
+        with pytest.raises(CdkitError) as error:
+            reader(path)
+        assert error.value.exit_code in (2, 3)
+        assert time.process_time() - clock < LONGEST
+    return len(READERS)
+
+
+@both_forms
+def test_calls_that_hostile_pickles_make(every: bool, tmp_path: Path) -> None:
+    names = dangerous_names(sdist("picklescan", fetch=every))
+    canary, refused = tmp_path / "canary", 0
+    for module, name in some(names, every)[: None if every else 12]:
+        for content in pickles(module, name, canary):
+            for file, whole in archives(content):
+                path = tmp_path / file
+                path.write_bytes(whole)
+                refused += refused_by_all(path)
+                assert not canary.exists(), (module, name)
+    print(json.dumps({"functions": len(names), "refused": refused, "executed": 0}))
+    # The canary works: read as others read it, the same bytes are run.
+    pickle.loads(b"cos\nmkdir\n" + pickle.dumps(str(canary), protocol=2)[2:-1] + b"\x85R.")
+    assert canary.exists()
+
+
+# Addresses
+
+SPELLINGS = """
+127.0.0.1 127.1 127.0.1 0 0.0.0.0 0x7f.1 0x7f000001 0177.0.0.1 017700000001 2130706433 127.000.000.001 127.0.0.1.
+[::1] [::] [0:0:0:0:0:0:0:1] [::ffff:127.0.0.1] [::ffff:7f00:1] [::127.0.0.1] [64:ff9b::7f00:1] [2002:7f00:1::]
+[fe80::1%25eth0] [fd00::1] [fc00::] [ff02::1] 10.0.0.1 172.16.0.1 192.168.0.1 169.254.169.254 100.64.0.1 198.18.0.1
+192.0.0.1 192.0.2.1 198.51.100.1 203.0.113.1 224.0.0.1 240.0.0.1 255.255.255.255 ①②⑦.⓪.⓪.① 127。0。0。1 １２７.0.0.1
+localhost LOCALHOST localhost. localtest.me 127.0.0.1.nip.io a@127.0.0.1 127.0.0.1@example.com example.com@127.0.0.1
+example.com:80@127.0.0.1 127.0.0.1:80 127.0.0.1:22 127.0.0.1:443 127.0.0.1%00.example.com 127.0.0.1%2f.example.com
+127.0.0.1#@example.com 127.0.0.1?@example.com 127.0.0.1\\@example.com example.com\\@127.0.0.1 instance-data
+metadata.google.internal 3232235521 0xc0a80001 0xA9FEA9FE 2852039166 425.510.425.510 7147006462 0251.0376.0251.0376
+[::ffff:a9fe:a9fe]
+"""
+
+
+class Dialled:
+    """Sees every connection that is about to be made, and lets those to this machine's own server through alone."""
+
+    def __init__(self, place: str) -> None:
+        self.place, self.addresses, self.active = place, [], False
+        sys.addaudithook(self)
+
+    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if self.active and event == "socket.connect" and isinstance(arguments[1], tuple):
+            host, port = arguments[1][:2]
+            if f"{host}:{port}" != self.place:
+                self.addresses.append(str(host))
+                raise ConnectionRefusedError(f"{host} is not dialled in a test")
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        self.active = True
+        try:
+            yield
+        finally:
+            self.active = False
+
+
+def is_private(address: str) -> bool:
+    """By Python's own tables, also for an IPv4 address that stands in an IPv6 one."""
+    place = ipaddress.ip_address(address.partition("%")[0])
+    inner = [place, *(getattr(place, name, None) for name in ("ipv4_mapped", "sixtofour"))]
+    return any(each is not None and (not each.is_global or each.is_multicast) for each in inner)
+
+
+@both_forms
+def test_addresses_that_other_guards_were_tried_with(every: bool, tmp_path: Path) -> None:
+    urls = [f"http://{spelling}/" for spelling in SPELLINGS.split()]
+    if every:
+        urls += [url for name in GUARDS for url in addresses(sdist(name, fetch=True))]
+    outcomes: Counter[str] = Counter()
+    with HostileServer() as server, Canary("127.0.0.1", 0) as canary:
+        hosts = {host for url in urls if (host := _host(url))}
+        # Whatever is a name leads here.
+        names = {host: [["127.0.0.1"]] for host in hosts}
+        guarded = opener(tmp_path, server, deadline=1.0, names=names)
+        dialled = Dialled(server.place)
+        for url in dict.fromkeys(urls):
+            for asked in (url, server.url("redirect?to=") + urllib.parse.quote(url, safe="")):
+                clock = time.monotonic()
+                with dialled.watching():
+                    outcomes[kind_of(guarded, asked)] += 1
+                assert time.monotonic() - clock < 5, asked
+        assert not [address for address in dialled.addresses if is_private(address)]
+        assert canary.connections == 0
+    print(json.dumps(outcomes))
+    assert outcomes["fetched"] == 0
+    assert sum(outcomes.values()) >= 2 * len(SPELLINGS.split())
+
+
+def _host(url: str) -> str:
+    try:
+        return parse_url(url).host
+    except FetchFailure:
+        return host_of(url)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from cdkit.core.storage import waiting_for
 from tests.faults.matrix import Matrix, load_once
 from tests.faults.scenarios import Material
 
@@ -18,8 +19,13 @@ def matrix(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Matrix]:
 
     kept = os.fsync, encoders.load_text_encoder
     load_once()
-    folder = tmp_path_factory.mktemp("matrix")
-    material = Material(folder / "material")
-    material.make()
-    yield Matrix(material, folder / "tries")
+    own = tmp_path_factory.getbasetemp()
+    # One for all processes of a test run.
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    material, mark = Material(shared / "faults-material"), shared / "faults-material-made"
+    with waiting_for(shared):
+        if not mark.exists():
+            material.make()
+            mark.touch()
+    yield Matrix(material, tmp_path_factory.mktemp("tries"))
     os.fsync, encoders.load_text_encoder = kept

@@ -138,7 +138,7 @@ class Material:
             _made("index", self.root / "compressed", captions=[many], **COMPRESSED, **shared)
         _made("retrieve", self.root / "set", **self.retrieved())
         for name, word in (("striped-star", "star"), ("pink-heart", "heart")):
-            _made("train", self.root / f"{word}-tuned", **self.trained(word, name))
+            _made("train", self.root / f"{word}-tuned", **self.trained(word, name, steps=1))
         _made("sample", self.root / "samples", **self.sampled())
         scored = {"concepts": {"star": "embedded:striped-star"}, "resamples": 100, "device": "cpu", "threads": 1}
         _made("evaluate", self.root / "scores", samples=self.path("samples"), **scored)
@@ -226,7 +226,7 @@ def scenarios(material: Material) -> dict[str, Scenario]:
         "delta-compress": stage("delta-compress", delta=star, rank=1, threads=1),
         "delta-import": stage("delta-import", files=[material.path("foreign")], base="embedded"),
         "compare": stage("compare", single={"ours": [material.path("scores")]}, resamples=100),
-        "dataset": stage("dataset", folder=material.path("set"), to=["imagefolder", "webdataset", "diffusers"]),
+        "dataset": stage("dataset", folder=material.path("set"), to=["imagefolder", "webdataset"]),
         "report": stage("report", run_folder=material.path("")),
     }
     for kind in ("diffusers-lora", "kohya-lora", "webui-diff", "textual-inversion", "diffusers-pipeline"):
@@ -283,9 +283,8 @@ def review(material: Material) -> Scenario:
     from cdkit.serving.review import DecisionFile
     from cdkit.serving.review_set import read_review_set
 
-    pictures = [picture.decision() for picture in read_review_set(Path(material.path("set"))).pictures]
-
     def decide(out: Path) -> None:
+        pictures = [picture.decision() for picture in read_review_set(Path(material.path("set"))).pictures]
         file = DecisionFile(out / DECISIONS_NAME)
         for picture in pictures:
             file.change(lambda log, now, one=picture: log.decide("reject", [one], "2026-01-02T03:04:05"))
@@ -295,3 +294,6 @@ def review(material: Material) -> Scenario:
         return {"rejected": sorted(log.rejected), "decisions": len(log.log)}
 
     return Scenario(decide, lambda out: out.mkdir(), facts)
+
+
+NAMES = tuple(scenarios(Material(Path("unmade"))))

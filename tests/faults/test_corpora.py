@@ -30,13 +30,14 @@ from cdkit.deltas.importing import read_foreign
 from cdkit.embedded.pool import write_pool
 from cdkit.execute import execute
 from cdkit.fetching.failures import FetchFailure
+from cdkit.fetching.fetch import GuardedOpener
 from cdkit.fetching.urls import host_of, parse_url
 from cdkit.pictures.decoding import Undecodable, decode
 from cdkit.retrieval.config import RetrieveConfig
 from cdkit.training.config import TrainConfig
 from tests.faults.corpora import GUARDS, addresses, dangerous_names, sdist
 from tests.faults.scenarios import stage
-from tests.fetching.test_fetch import kind_of, opener
+from tests.fetching.test_fetch import opener
 from tests.support.hostile_server import Canary, HostileServer
 
 LONGEST = 20.0
@@ -237,6 +238,15 @@ def test_addresses_that_other_guards_were_tried_with(every: bool, tmp_path: Path
     print(json.dumps(outcomes))
     assert outcomes["fetched"] == 0
     assert sum(outcomes.values()) >= 2 * len(SPELLINGS.split())
+
+
+def kind_of(guarded: GuardedOpener, url: str) -> str:
+    try:
+        with guarded.open(f"{url}#0") as response:
+            response.read()
+            return "fetched"
+    except FetchFailure as failure:
+        return failure.kind
 
 
 def _host(url: str) -> str:

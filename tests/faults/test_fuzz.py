@@ -158,8 +158,8 @@ def check_command_line(arguments: list[str]) -> None:
 
 CHECKS: dict[str, tuple[Any, Callable[[Any], None], int]] = {
     "pipeline files": (FILES, check_pipeline, 900),
-    "captions": (st.lists(TEXTS, min_size=1, max_size=4), check_caption, 700),
-    "command lines": (command_lines(), check_command_line, 400),
+    "captions": (st.lists(TEXTS, min_size=1, max_size=4), check_caption, 980),
+    "command lines": (command_lines(), check_command_line, 120),
 }
 
 

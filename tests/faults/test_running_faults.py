@@ -170,7 +170,7 @@ def test_an_interrupted_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
 
 def test_a_clock_that_goes_back(matrix: Matrix, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every look at the clock is an hour before the last one; files are of tomorrow."""
-    for name in ("import", "sample", "retrieve"):
+    for name in ("import", "sample"):
         scenario, root = matrix.scenarios[name], matrix.folder()
         root.mkdir()
         with monkeypatch.context() as patched:

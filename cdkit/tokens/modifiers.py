@@ -138,7 +138,7 @@ def resolve_initializer(tokenizer: Any, initializer: Pick | str | int) -> int:
     text = initializer.strip()
     paper = {pick.surface: pick.token for pick in PAPER_INITIALIZERS}
     for entry in (paper.get(text), f"{text}{END_OF_WORD}", *(f"{mark}{text}" for mark in WORD_STARTS), text):
-        if entry is not None and entry in entries:
+        if text and entry is not None and entry in entries:
             return entries[entry]
     ids = [int(index) for index in tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]]
     if len(ids) == 1 and ids[0] != getattr(tokenizer, "unk_token_id", None):

@@ -108,6 +108,7 @@ def _train(config: TrainConfig, sets: Mapping[str, str], out: Folder, context: C
     config = fitted(config, plan, base, device, note if team.rank == 0 else lambda message: None)
     if team.rank == 0:
         check_memory(config, plan, base, device, note)
+    early_stop = _early_stop(config, plan, note) if team.rank == 0 else None
     tensorboard = out / TENSORBOARD if config.tensorboard and team.rank == 0 else None
     with accelerated(team, device=device, precision=config.precision, tensorboard=tensorboard) as accelerator:
         pipeline = base.load()
@@ -115,7 +116,6 @@ def _train(config: TrainConfig, sets: Mapping[str, str], out: Folder, context: C
         made_on = base_hash(pipeline)
         with library_errors(f"The base model {config.base!r}", "trained"):
             setup = set_up(config, plan, pipeline, accelerator.device, context)
-        early_stop = _early_stop(config, plan, note) if team.rank == 0 else None
         loop = Loop(config, setup, out, accelerator, note, early_stop)
 
         def draw(step: int) -> Mapping[str, Sequence[Image.Image]]:

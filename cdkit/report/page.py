@@ -127,12 +127,11 @@ class Page:
             residual = dict(merge.facts).get("constraint residual")
             if residual is not None:
                 shown.append((merge.name, residual, "constraint residual"))
-        if self.scores is not None:
-            scored = self.scores.sets[0]
+        for scored in self.scores.main_sets[:2] if self.scores is not None else ():
             for metric in SCORES:
-                if metric in scored.metrics:
+                if self.scores is not None and metric in scored.metrics:
                     bounds = self.scores.bounds(scored, metric)
-                    shown.append((heading(metric)[0], self.scores.value(scored, metric), bounds))
+                    shown.append((f"{scored.label}: {heading(metric)[0]}", self.scores.value(scored, metric), bounds))
         return shown
 
     @property

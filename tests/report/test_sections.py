@@ -14,6 +14,7 @@ from cdkit.report.page import environment, value_text
 from cdkit.report.run_folder import StepFolder, read_run
 from cdkit.report.sections.images import ROWS_SHOWN, PictureBox, images_section
 from cdkit.report.sections.regularization import Source, regularization_section
+from cdkit.report.sections.scores import ScoredSet, ScoresSection
 from cdkit.report.sections.training import token_spellings, token_texts, training_section
 from tests.support.pretend_run import write_manifest, write_retrieved, write_trained
 
@@ -134,3 +135,31 @@ def test_numbers_for_people() -> None:
     assert shown == ["–", "3.2 s", "4 min 10 s", "2 h 5 min"]
     assert [filters["size"](value) for value in (None, 12, 12_300_000)] == ["–", "12 B", "12.3 MB"]
     assert value_text({"a": [1, True], "b": None}) == "a: 1, yes, b: –"
+
+
+def test_the_funnel_counts_pictures_alone(tmp_path: Path) -> None:
+    write_retrieved(tmp_path / "set", images=6)
+    counts = {"captions above the threshold": 5, "candidates": 20, "tried": 9, "fetched": 7, "decoded": 6}
+    funnel = [{"step": step, "count": count} for step, count in {**counts, "generated": 4, "accepted": 10}.items()]
+    write_manifest(tmp_path / "set", "retrieve", funnel=funnel)
+    chart = regularization_section(_step(tmp_path, "set"), PictureBox()).funnel_chart
+    assert "captions above" not in chart
+    assert "generated" not in chart
+    assert ">6<" in chart
+
+
+def test_better_and_worse_are_said_where_intervals_part() -> None:
+    def scored(label: str, **values: tuple[float, float, float]) -> ScoredSet:
+        keys = ("value", "low", "high")
+        return ScoredSet(
+            "scores", label, {name: dict(zip(keys, triple, strict=True)) for name, triple in values.items()}
+        )
+
+    before = scored("scores: before", text_alignment=(0.5, 0.4, 0.6), drift=(0.2, 0.1, 0.3), kid=(1.0, 0.0, 2.0))
+    after = scored("scores", text_alignment=(0.8, 0.7, 0.9), drift=(0.6, 0.5, 0.7), kid=(1.5, 0.5, 2.5))
+    section = ScoresSection([after, before], [], [], [], [], [])
+    assert section.mark(after, "text_alignment") == "better"
+    assert section.mark(after, "drift") == "worse"
+    assert section.mark(after, "kid") == "", "the intervals overlap"
+    assert section.mark(before, "drift") == ""
+    assert section.main_sets == [after]

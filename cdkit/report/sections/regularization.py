@@ -108,13 +108,24 @@ def regularization_section(step: StepFolder, pictures: PictureBox) -> Regulariza
         prompts=[str(prompt) for prompt in prompts],
         shortfall=step.manifest.shortfall if step.manifest is not None else "",
         funnel=steps,
-        funnel_chart=bar_chart(steps, title=f"From captions to accepted images, {step.name}") if steps else "",
+        funnel_chart=_funnel_chart(steps, step.name),
         rejected=_most_first(details.get("rejected", {})),
         histogram_chart=_histogram(details.get("similarities"), threshold, step.name),
     )
     _add_images(section, step.path / "images", pictures)
     section.accepted = section.accepted or section.total
     return section
+
+
+def _funnel_chart(steps: Sequence[tuple[str, int]], name: str) -> str:
+    """The pictures left at each step, which never grow: captions and drawn pictures are counted elsewhere."""
+    drawn = dict(steps).get("generated", 0)
+    left = [
+        (step, number - drawn if step == "accepted" else number)
+        for step, number in steps
+        if step not in ("captions above the threshold", "generated")
+    ]
+    return bar_chart(left, title=f"From candidates to accepted images, {name}") if left else ""
 
 
 def _histogram(similarities: Any, threshold: float | None, name: str) -> str:

@@ -50,6 +50,13 @@ METRICS: Mapping[str, tuple[str, str, float]] = {
     "train_seconds": ("training, s", "seconds of training", 1),
     "seconds_per_image": ("sampling, s", "seconds per image", 1),
 }
+# More is better, or less; the others are neither.
+DIRECTIONS = {
+    **dict.fromkeys(("text_alignment", "clip_score", "image_alignment", "dino_image_alignment", "pixels_kept"), 1),
+    **dict.fromkeys(("drift", "kid"), -1),
+}
+# What pipelines call the base model's samples among the sets that are compared.
+BASE_SET = ": before"
 # The methods of the paper's own.
 HIGHLIGHTED = ("custom-diffusion", "joint", "merged")
 CHARTED = ("text_alignment", "image_alignment", "dino_image_alignment", "nearest_photo", "drift", "pixels_kept", "kid")
@@ -75,6 +82,29 @@ class ScoresSection:
     notes: Sequence[str]
     deviations: Sequence[str]
     raw: Sequence[Mapping[str, Any]] = field(default_factory=list)
+
+    @property
+    def main_sets(self) -> list[ScoredSet]:
+        """The set that each step was about, without those it was compared with."""
+        return [scored for scored in self.sets if scored.label == scored.step]
+
+    def mark(self, scored: ScoredSet, metric: str) -> str:
+        """`better` or `worse` than the base model's set of the same step, where their intervals part; else empty.
+
+        A figure without an interval says neither.
+        """
+        base = next((s for s in self.sets if s.step == scored.step and s.label.endswith(BASE_SET)), None)
+        direction = DIRECTIONS.get(metric.partition(".")[0], 0)
+        if base is None or scored is base or not direction or metric not in scored.metrics:
+            return ""
+        one, other = scored.metrics[metric], base.metrics.get(metric, {})
+        if None in (one["low"], one["high"], other.get("low"), other.get("high")):
+            return ""
+        if one["low"] > other["high"]:
+            return "better" if direction > 0 else "worse"
+        if one["high"] < other["low"]:
+            return "worse" if direction > 0 else "better"
+        return ""
 
     def cell(self, scored: ScoredSet, metric: str) -> str:
         """`0.731 (0.702–0.760)`; empty when the set has no such score."""

@@ -21,6 +21,8 @@ _SOURCE_FACTS = ("sha256", "licence", "attribution")
 SHEET_IMAGES = 60
 SHEET_SIDE = 150
 HOSTS_SHOWN = 10
+# The funnel's first step, which is not of pictures.
+CAPTIONS_STEP = "captions above the threshold"
 # The embedded pool's URLs: its images are rendered.
 EMBEDDED_HOST = "127.0.0.1"
 GENERATED_HOST, RENDERED_HOST = "drawn by the base model", "rendered by cdkit (the embedded pool)"
@@ -67,6 +69,12 @@ class RegularizationSection:
     images: list[SetImage] = field(default_factory=list)
     total: int = 0
     sources: list[Source] = field(default_factory=list)
+
+    @property
+    def captions(self) -> str:
+        """`of 1,400 captions above the threshold`; empty where none were searched."""
+        number = dict(self.funnel).get(CAPTIONS_STEP)
+        return f"of {number:,} {CAPTIONS_STEP}" if number is not None else ""
 
     @property
     def generated(self) -> int:
@@ -123,7 +131,7 @@ def _funnel_chart(steps: Sequence[tuple[str, int]], name: str) -> str:
     left = [
         (step, number - drawn if step == "accepted" else number)
         for step, number in steps
-        if step not in ("captions above the threshold", "generated")
+        if step not in (CAPTIONS_STEP, "generated")
     ]
     return bar_chart(left, title=f"From candidates to accepted images, {name}") if left else ""
 

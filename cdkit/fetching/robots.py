@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 from urllib.robotparser import RobotFileParser
 
 from cdkit.core.fingerprints import DAY, CacheFile
@@ -63,14 +63,13 @@ class HostRules:
         Whoever comes first asks, the others wait for at most `patience` seconds. A file that is not there forbids
         nothing, one that cannot be told (5xx, 429) everything: RFC 9309, section 2.3.1.
         """
-        place = urlsplit(url.text)
-        host = f"{place.scheme}://{place.netloc}"
+        host = url.origin
         with self._lock:
             first = host not in self._answers
             answers = self._answers.setdefault(host, Future())
         if first:
             self._ask(host, answers, url, ask)
-        path = f"{place.path}?{place.query}" if place.query else place.path
+        path = url.text.removeprefix(host)
         for kind, answer in answers.result(patience).items():
             if answer.status >= 500 or answer.status == _TOO_MANY_REQUESTS:
                 raise FetchFailure(kind, f"{FILES[kind]} answered {answer.status}", status=answer.status)

@@ -38,6 +38,11 @@ class WebUrl:
     def place(self) -> tuple[str, int]:
         return self.host, self.port
 
+    @property
+    def origin(self) -> str:
+        """The URL up to its path: scheme, host and, where it is not the default, port."""
+        return "/".join(self.text.split("/", 3)[:3])
+
 
 def split_url(text: str) -> SplitResult | None:
     """The parts of a URL; None for a text that Python's parser refuses. Nothing else calls `urlsplit`."""

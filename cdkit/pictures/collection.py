@@ -11,7 +11,7 @@ from functools import lru_cache
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote
 
 from cdkit.core.errors import InputError
 from cdkit.core.storage import atomic_path
@@ -107,11 +107,11 @@ def at_address(address: str) -> Content | None:
     """What is behind an address: a file, or a part of one; None where it is no address, or nothing is there now."""
     if not is_address(address):
         return None
-    parts = urlsplit(address)
-    path = Path(unquote(parts.path))
-    if not parts.fragment:
+    name, _, part = address.partition("#")
+    path = Path(unquote(name.removeprefix(SCHEME).removeprefix("//")))
+    if not part:
         return FileContent(path) if path.is_file() else None
-    return _parts_of(path).get(unquote(parts.fragment)) if path.is_file() else None
+    return _parts_of(path).get(unquote(part)) if path.is_file() else None
 
 
 @lru_cache(maxsize=256)

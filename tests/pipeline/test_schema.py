@@ -102,7 +102,7 @@ def test_what_loads_is_valid(stages: str, tmp_path: Path) -> None:
         "s: [sample]",
         "s: {run: retrieve, prompts: [a star]}",
         "s: {run: sample, promts: [a star]}",
-        "s: {run: retrieve, index: i, prompts: []}",
+        "s: {run: class-images, base: embedded, prompts: []}",
         "s: {run: sample, prompts: [a star], seeds: many}",
         "s: {run: sample, prompts: [a star], seeds: 0}",
         "s: {run: sample, prompts: [a star], scheduler: euler}",

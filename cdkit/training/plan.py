@@ -10,6 +10,7 @@ from cdkit.core.errors import ConfigError, InputError
 from cdkit.core.formatting import command_line
 from cdkit.deltas.apply import extended_tokenizer
 from cdkit.deltas.delta import delta_tokens
+from cdkit.deltas.families.stable_diffusion import CLIP_ENCODERS
 from cdkit.deltas.methods import METHODS, Method, Recipe
 from cdkit.pictures.picture import Picture
 from cdkit.sampling.drawing import words_beyond
@@ -120,19 +121,22 @@ def _new_tokens(facts: BaseFacts, concepts: Sequence[Concept], note: Callable[[s
         ids = {}
         for tower, tokenizer in facts.tokenizers.items():
             check_word(tokenizer, concept.word)
-            ids[tower] = _initializer_id(tokenizer, concept, f"{facts.family.name}'s {tower}", note)
+            is_clip = facts.texts[tower][0] in CLIP_ENCODERS
+            where = None if is_clip else f"{facts.family.name}'s {tower}"
+            ids[tower] = _initializer_id(tokenizer, concept, where, note)
         tokens.append(NewToken(concept.word, initializer_name(concept.initializer), ids))
     return tokens
 
 
-def _initializer_id(tokenizer: Any, concept: Concept, where: str, note: Callable[[str], None]) -> int:
+def _initializer_id(tokenizer: Any, concept: Concept, where: str | None, note: Callable[[str], None]) -> int:
     """The id that a concept's row starts from in one vocabulary.
 
-    A pick was made for CLIP's; where another has no such entry, the row starts from the category's last token.
+    A pick was made for CLIP's; where another, which `where` names, has no such entry, the row starts from the
+    category's last token.
     """
     initializer = concept.initializer
     assert initializer is not None, "only words with an initializer get a row"
-    if isinstance(initializer, Pick) and initializer.token not in tokenizer.get_vocab():
+    if where is not None and isinstance(initializer, Pick) and initializer.token not in tokenizer.get_vocab():
         last = int(tokenizer(f" {concept.category}", add_special_tokens=False).input_ids[-1])
         entry = tokenizer.convert_ids_to_tokens(last)
         note(f"{where} has no token {initializer.surface!r}: {concept.word} starts from {entry!r} there.")

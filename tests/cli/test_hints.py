@@ -42,6 +42,7 @@ DETAILS: dict[str, dict[str, Any]] = {
         "steps": 1,
         "seconds": 1.0,
         "final_loss": 0.5,
+        "bytes_per_concept": 1000,
         "base": "models/my base",
         "tokens": [],
         "prompts": [PROMPT],

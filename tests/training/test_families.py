@@ -31,7 +31,7 @@ from cdkit.training.plan import make_plan
 from cdkit.training.schedule import flow_shift, flow_table
 from cdkit.training.trainables import NewToken, install_tokens
 from tests.support.tiny_pipeline import tiny_pipeline
-from tests.support.tiny_transformers import BUILDERS, tiny_transformer
+from tests.support.tiny_transformers import BUILDERS, t5_tokenizer, tiny_transformer
 from tests.training.conftest import write_photos
 from tests.training.running import Interrupted, Material, StopAfter, delta_tensors, losses, run
 
@@ -66,7 +66,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         write_photos(root / name, 4, seed=seed)
     material = Material(root)
     for number, name in enumerate(("cat", "dog"), 1):
-        run(_config(material, name, f"<new{number}>"), root / f"tuned {name}")
+        run(_config(material, name, f"<new{number}>=cat"), root / f"tuned {name}")
     return Made(request.param, material, root / "tuned cat", root / "tuned dog")
 
 
@@ -117,7 +117,7 @@ def test_exactly_what_is_selected_trains(made: Made) -> None:
 
 
 def test_a_killed_training_goes_on_bit_for_bit(made: Made, tmp_path: Path) -> None:
-    config = _config(made.material, "cat", "<new1>", checkpoint_every=1)
+    config = _config(made.material, "cat", "<new1>=cat", checkpoint_every=1)
     with pytest.raises(Interrupted):
         run(config, tmp_path / "out", progress=StopAfter(2))
     run(config, tmp_path / "out")
@@ -245,6 +245,17 @@ def test_a_token_within_other_words_is_refused(made: Made, tmp_path: Path) -> No
         run(config, tmp_path / "out")
 
 
+def test_a_vocabulary_without_the_pick_starts_from_the_class_word(tmp_path: Path) -> None:
+    tiny_transformer("PixArt-Sigma", tmp_path / "base")
+    write_photos(tmp_path / "cat", 4, seed=0)
+    shutil.copytree(tmp_path / "cat", tmp_path / "images")
+    config = _config(Material(tmp_path), "cat", "<new1>")
+    notes: list[str] = []
+    (token,) = make_plan(config, read_base(str(tmp_path / "base")), notes.append).tokens
+    assert token.ids == {"text_encoder": t5_tokenizer().get_vocab()["▁cat"]}
+    assert any("PixArt-Sigma's text_encoder has no token 'ktn'" in note for note in notes)
+
+
 @pytest.mark.parametrize(
     ("text", "blocks"), [("all", {0, 1, 2, 3}), ("middle", {1, 2}), ("0,2-3", {0, 2, 3}), (" 1 - 1 ", {1})]
 )
@@ -277,7 +288,7 @@ def test_shares_of_noise_follow_the_shifted_logit_normal() -> None:
 
 
 def test_memory_is_estimated_for_every_family(made: Made) -> None:
-    config = _config(made.material, "cat", "<new1>")
+    config = _config(made.material, "cat", "<new1>=cat")
     facts = read_base(made.base)
     estimate = estimate_memory(config, make_plan(config, facts, print), facts, CPU)
     delta = load_delta(made.first)

@@ -13,6 +13,7 @@ from cdkit.core.config import did_you_mean
 from cdkit.core.errors import ConfigError
 from cdkit.deltas import families
 from cdkit.deltas.families.family import Family
+from cdkit.deltas.text_features import TOWERS
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -60,7 +61,7 @@ def family_of_parts(parts: Mapping[str, Any], base: str) -> Family:
             return row
     denoiser = parts.get("transformer") or parts.get("unet") or "none"
     near = did_you_mean(str(denoiser), list(dict.fromkeys(row.denoiser_class for row in all_families())))
-    wanted = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
+    wanted = ("unet", "transformer", "vae", *TOWERS)
     shown = ", ".join(f"{name} {parts[name]}"[:80] for name in wanted if name in parts)
     raise ConfigError(
         f"{base} is a model of another family ({shown}){near}.", hint=f"Base models are {family_names()}."
@@ -75,7 +76,8 @@ def misfits(family: Family, parts: Mapping[str, Any]) -> list[str]:
         for name, classes in wanted.items()
         if parts.get(name) not in classes and not (name in family.optional and parts.get(name) is None)
     ]
-    others = [name for name in ("text_encoder_2", "text_encoder_3") if parts.get(name) and name not in family.texts]
+    known = {*wanted, "text_encoder"}
+    others = [name for name in ("unet", "transformer", *TOWERS) if parts.get(name) and name not in known]
     return [*wrong, *(f"{name} {parts[name]}"[:80] for name in others)]
 
 

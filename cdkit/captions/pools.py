@@ -46,6 +46,7 @@ FIELDS = tuple(KNOWN_NAMES)
 SAFETY = ("nsfw", "punsafe", "pwatermark")
 # Said in words, by all columns of that name together: no picture is turned down for how often its licence is stated.
 STATED = ("licence", "attribution")
+_SAID = frozenset(name for meaning in (*STATED, *SAFETY) for name in KNOWN_NAMES[meaning])
 # More than this share of a file's first lines has to look like rows of a pool without a header line.
 HEADERLESS_SHARE = 0.5
 
@@ -166,6 +167,23 @@ def find_layout(
         sides = {"width": columns.get("height"), "height": columns.get("width")}
         columns.update({name: positions for name, positions in sides.items() if positions is not None})
     return Layout(preset.name if preset else "own", columns)
+
+
+def rights_and_ratings(row: Mapping[str, object]) -> dict[str, str]:
+    """What a row says of whose an image is and how safe, as text, by its columns' names as they are compared."""
+    said: dict[str, str] = {}
+    for name, value in row.items():
+        if folded(name) in _SAID and isinstance(value, str | int | float):
+            text = str(value).lower() if isinstance(value, bool) else str(value).strip()
+            # What numpy and pandas write for a number that is not there.
+            if text and text != "nan":
+                said.setdefault(folded(name), text)
+    return said
+
+
+def stated(said: Mapping[str, str], meaning: str) -> str | None:
+    """The licence or attribution in what `rights_and_ratings` gave, by the first column of KNOWN_NAMES that has it."""
+    return next((said[name] for name in KNOWN_NAMES[meaning] if name in said), None)
 
 
 def preset_named(pool: str) -> Preset:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from cdkit.cli.options import command
 from cdkit.cli.output import Output, progress_for, table
+from cdkit.core.fingerprints import EMBEDDED
 from cdkit.core.formatting import command_line, size_text
 
 if TYPE_CHECKING:
@@ -104,5 +105,6 @@ def _use(publication: Publication, repository: Repository) -> str:
     if publication.kind == "index":
         return command_line("cdkit", "retrieve", source, "a photo of a dog", "--out", "sets/dog")
     if publication.kind == "delta":
-        return command_line("cdkit", "sample", "--delta", source, "--prompt", "…", "--out", "samples")
+        base = () if publication.base == EMBEDDED else ("--base", publication.base)
+        return command_line("cdkit", "sample", *base, "--delta", source, "--prompt", "…", "--out", "samples")
     return f"Its rows: datasets.load_dataset({repository.name!r}, split='train')"

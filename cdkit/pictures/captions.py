@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from cdkit.captions.pools import rights_and_ratings
 from cdkit.core.columns import ColumnNames
 from cdkit.core.errors import InputError
 from cdkit.core.formatting import printable
@@ -44,13 +45,14 @@ FILE_KEY, CAPTION_KEYS = "file_name", ("text", "caption")
 class Captions:
     """What a folder's files say of its pictures, by their paths in it.
 
-    files: the caption files themselves; missing: pictures that are named and not there; notes: what is contradictory
-    or strange.
+    said: of rights and ratings, by column; files: the caption files themselves; missing: pictures that are named and
+    not there; notes: what is contradictory or strange.
     """
 
     layout: str = "text files"
     by_picture: dict[str, str] = field(default_factory=dict)
     urls: dict[str, str] = field(default_factory=dict)
+    said: dict[str, dict[str, str]] = field(default_factory=dict)
     files: set[str] = field(default_factory=set)
     missing: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -90,13 +92,14 @@ def _in_order(listing: Listing, names: PictureNames, captions: Captions) -> Iter
             captions.files.add(file)
             captions.layout = "imagefolder"
             inside = PurePosixPath(file).parent
-            pairs, notes = metadata_captions(listing.root / file)
+            rows, notes = metadata_captions(listing.root / file)
             captions.notes += notes
-            for name, caption in pairs:
+            for name, caption, said in rows:
                 picture = names.find(os.path.normpath(inside / name))
                 if picture is None:
                     captions.missing.append(printable(name))
                 else:
+                    captions.said[picture] = {**said, **captions.said.get(picture, {})}
                     yield file, picture, caption
     # A picture called caption.jpg has its own caption in that file.
     if listing.pictures and CAPTIONS_NAME in listing.others and CAPTIONS_NAME not in captions.files:
@@ -183,12 +186,12 @@ class PictureNames:
         return self.find(path) or next((name for name in ends if name is not None), None)
 
 
-def metadata_captions(path: Path) -> tuple[list[tuple[str, str]], list[str]]:
-    """A metadata file's pairs of a picture's path and its caption, and notes on what is strange in it.
+def metadata_captions(path: Path) -> tuple[list[tuple[str, str, dict[str, str]]], list[str]]:
+    """A metadata file's pictures: path, caption, and what is said of rights; and notes on what is strange in it.
 
     Raises InputError, with the line, for one that is damaged or names no file.
     """
-    pairs: list[tuple[str, str]] = []
+    pictures: list[tuple[str, str, dict[str, str]]] = []
     notes: list[str] = []
     captioned, differing = False, 0
     rows = _json_rows(path) if path.suffix.lower() == ".jsonl" else _csv_rows(path)
@@ -204,12 +207,13 @@ def metadata_captions(path: Path) -> tuple[list[tuple[str, str]], list[str]]:
             raise InputError(f"{printable(path)}, line {number}: the caption is no text.", hint="Give it as a string.")
         captions = [caption for caption in captions if caption.strip()]
         differing += len({" ".join(caption.split()) for caption in captions}) > 1
-        pairs.append((PurePosixPath(name.strip()).as_posix(), captions[0] if captions else ""))
+        caption = captions[0] if captions else ""
+        pictures.append((PurePosixPath(name.strip()).as_posix(), caption, rights_and_ratings(row)))
     if differing:
         notes.append(f"{printable(path)}: text and caption differ in {differing} rows; text counts.")
-    if pairs and not captioned:
+    if pictures and not captioned:
         notes.append(f"{printable(path)} has neither text nor caption: it captions nothing.")
-    return pairs, notes
+    return pictures, notes
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -244,11 +248,12 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 
 def _named(path: Path, values: Iterable[tuple[Any, Any]]) -> dict[str, Any]:
-    """The values that mean something, by the names of FILE_KEY and CAPTION_KEYS."""
+    """The values that mean something, by the names of FILE_KEY and CAPTION_KEYS, and rights and ratings."""
     pairs = [(str(name), value) for name, value in values]
     names = ColumnNames(tuple(name for name, _ in pairs), where=printable(path))
     places = {key: names.position(key, hint="Leave one of them out.") for key in (FILE_KEY, *CAPTION_KEYS)}
-    return {key: pairs[place][1] for key, place in places.items() if place is not None}
+    named = {key: pairs[place][1] for key, place in places.items() if place is not None}
+    return {**rights_and_ratings(dict(pairs)), **named}
 
 
 def read_text(path: Path, content: bytes) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote, unquote
 
+from cdkit.captions.pools import KNOWN_NAMES, STATED, stated
 from cdkit.core.errors import InputError
 from cdkit.core.storage import atomic_path
 from cdkit.pictures.captions import METADATA_NAMES
@@ -23,7 +24,7 @@ from cdkit.pictures.reading import archived_pictures, has_picture_column, read_i
 
 SCHEME = "file:"
 # Counts up whenever a folder would give another table than before.
-COLLECTION_RULES = "1"
+COLLECTION_RULES = "2"
 _BATCH_ROWS = 4096
 # Metadata stand before the pixels in all but a few TIFF files.
 _HEADER_BYTES = 4 << 20
@@ -57,7 +58,7 @@ def _lies_in_file(content: Content) -> bool:
 
 
 def write_collection(folder: Path, path: Path) -> None:
-    """Write the table of a folder's pictures: caption, url (its address), width, height, licence and attribution.
+    """Write the table of a folder's pictures: caption, url (its address), size, licence, attribution and ratings.
 
     Pictures without a caption are rows too, which import counts as empty. Raises InputError for a damaged caption
     file.
@@ -65,14 +66,20 @@ def write_collection(folder: Path, path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    pictures = [picture for picture in read_pictures(folder).pictures if _lies_in_file(picture.content)]
+    said = dict.fromkeys(name for picture in pictures for name in picture.said)
+    rights = {name for meaning in STATED for name in KNOWN_NAMES[meaning]}
+    # Each under its own name: of several ratings the worst counts.
+    ratings = [name for name in said if name not in rights]
     text = pa.string()
     schema = pa.schema(
         [
             *(("caption", text), ("url", text), ("width", pa.int32()), ("height", pa.int32())),
             *(("licence", text), ("attribution", text)),
+            *((name, text) for name in ratings),
         ]
     )
-    rows = (_row(picture) for picture in read_pictures(folder).pictures if _lies_in_file(picture.content))
+    rows = (_row(picture) for picture in pictures)
     with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
         while batch := list(islice(rows, _BATCH_ROWS)):
             writer.write_table(pa.Table.from_pylist(batch, schema=schema))
@@ -83,13 +90,14 @@ def _row(picture: Picture) -> dict[str, Any]:
     if isinstance(content, FileContent):
         described = read_description(content.read_at_most(_HEADER_BYTES if content.size is None else content.size))
     return {
+        **picture.said,
         "caption": picture.caption or described.caption,
         "url": address_of(picture),
         "width": described.width,
         "height": described.height,
-        "licence": described.licence,
+        "licence": stated(picture.said, "licence") or described.licence,
         # Where it was fetched from says whose it is where nothing else does.
-        "attribution": described.attribution or picture.url,
+        "attribution": stated(picture.said, "attribution") or described.attribution or picture.url,
     }
 
 

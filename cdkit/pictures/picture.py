@@ -6,9 +6,9 @@ import hashlib
 import io
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
@@ -114,13 +114,17 @@ class CellContent:
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture. key: unique in its folder; name: for messages; caption and url: None where nothing says them."""
+    """One picture. key: unique in its folder; name: for messages; caption and url: None where nothing says them.
+
+    said: what its row says of rights and ratings, by column.
+    """
 
     key: str
     name: str
     content: Content
     caption: str | None = None
     url: str | None = None
+    said: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def open(self, max_side: int | None = None) -> Image.Image:
         """The picture as RGB, upright; raises InputError with its name when it cannot be decoded."""

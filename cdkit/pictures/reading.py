@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from cdkit.captions.pools import rights_and_ratings
 from cdkit.core.columns import ColumnNames
 from cdkit.core.errors import InputError
 from cdkit.core.fingerprints import EMBEDDED
@@ -137,6 +138,7 @@ def _of_files(name: str, path: Path) -> PictureFolder:
             FileContent(path / picture),
             captions.by_picture.get(picture),
             captions.urls.get(picture),
+            captions.said.get(picture, {}),
         )
         for picture in listing.pictures
     ]
@@ -173,7 +175,8 @@ def read_img2dataset(
                 rejected["missing"] += 1
             elif wanted is None or wanted(row):
                 name = f"{printable(folder)}, image {key}"
-                images[key] = Picture(key, name, contents[key], row.get("caption"), row.get("url"))
+                said = rights_and_ratings(row)
+                images[key] = Picture(key, name, contents[key], row.get("caption"), row.get("url"), said)
         rejected["no_row"] += len(contents.keys() - rows.keys())
     if not images and not layouts:
         return None
@@ -191,6 +194,7 @@ def _read_shard(path: Path) -> tuple[str | None, Mapping[str, Content], dict[str
         if "key" not in names or "status" not in names:
             return None, {}, {}
         columns = {name: names[name] for name in _ROW if name in names}
+        columns |= {name: name for name in table.schema_arrow.names if rights_and_ratings({name: "?"})}
         # By key, never by place: rows stand in the order in which downloads ended.
         rows = {
             str(row[names["key"]]): {name: row[column] for name, column in columns.items()}
@@ -286,7 +290,8 @@ def _webdataset(folder: Path) -> list[Picture]:
             caption = " ".join(caption.split()) if isinstance(caption, str) else None
             url = row.get("url") if isinstance(row.get("url"), str) else None
             name = f"{printable(archive)}, image {printable(key)}"
-            pictures.append(Picture(f"{archive.stem}/{printable(key)}", name, content, caption or None, url))
+            place = f"{archive.stem}/{printable(key)}"
+            pictures.append(Picture(place, name, content, caption or None, url, rights_and_ratings(row)))
     return pictures
 
 

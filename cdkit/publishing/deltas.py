@@ -44,8 +44,10 @@ def delta_publication(path: Path, name: str, *, licence: str, samples: Path | No
     write_card_of(page, step, licence, Folder(scratch), delta=f"{HUB}{name}", file=DELTA_NAME)
     files: dict[str, Path | bytes] = {DELTA_NAME: file, CARD_NAME: scratch / CARD_NAME}
     files |= {f"{PICTURES}/{picture.name}": picture for picture in sorted((scratch / PICTURES).glob("*.png"))}
-    files[MARK_NAME] = mark("delta", method=delta.method, base=_unplaced(delta.base))
-    return Publication("delta", files, notes=_notes(delta, has_samples=f"{PICTURES}/sample-0.png" in files))
+    base = str(_unplaced(delta.base))
+    files[MARK_NAME] = mark("delta", method=delta.method, base=base)
+    notes = _notes(delta, has_samples=f"{PICTURES}/sample-0.png" in files)
+    return Publication("delta", files, notes=notes, base=base)
 
 
 def _run_of(file: Path, delta: Delta, samples: Path | None, manifest: Manifest | None) -> tuple[RunFolder, StepFolder]:

@@ -30,6 +30,7 @@ class Publication:
     """The files by their names in the repository: paths here, or contents made for it.
 
     rows: published, of those there are; refused: the others by reason. notes: what the user should know before.
+    base: of a delta, the model it goes on, as the card names it.
     """
 
     kind: Kind
@@ -37,6 +38,7 @@ class Publication:
     rows: int = 0
     refused: Mapping[str, int] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    base: str = ""
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -277,7 +277,7 @@ def test_metadata_of_pictures_goes_by_the_same_rule(tmp_path: Path, name: str) -
         path.write_text("File Name,TEXT\na.jpg,a dog\n")
     else:
         path.write_text('{"File_Name": "a.jpg", "TEXT": "a dog"}\n')
-    assert metadata_captions(path)[0] == [("a.jpg", "a dog")]
+    assert metadata_captions(path)[0] == [("a.jpg", "a dog", {})]
     if name.endswith("csv"):
         path.write_text("file_name,text,Text\na.jpg,a dog,a cat\n")
     else:

@@ -98,12 +98,14 @@ def test_a_folder_of_files_with_every_kind_of_caption(tmp_path: Path) -> None:
     (folder / "a b.jpg").write_bytes(jpeg(exif={0x010E: "of the camera"}))
     (folder / "a b.txt").write_text("a text,\nof two lines", encoding="utf-8")
     (folder / "sub" / "é%20#.jpg").write_bytes(jpeg(size=41))
-    (folder / "sub" / "metadata.jsonl").write_text(json.dumps({"file_name": "é%20#.jpg", "text": 'a "row"'}))
+    row = {"file_name": "é%20#.jpg", "text": 'a "row"', "License": "CC BY 4.0", "creator": "É", "is_nsfw": False}
+    (folder / "sub" / "metadata.jsonl").write_text(json.dumps(row))
     (folder / "own.jpg").write_bytes(jpeg(exif={0x010E: "its own", 0x8298: "CC0"}, size=42))
     (folder / "bare.png").write_bytes(picture(1, "PNG"))
     rows = {row["caption"]: row for row in rows_of(folder, tmp_path / "out.parquet")}
     assert set(rows) == {"a text, of two lines", 'a "row"', "its own", None}
     assert rows["its own"]["licence"] == "CC0"
+    assert [rows['a "row"'][name] for name in ("licence", "attribution", "is_nsfw")] == ["CC BY 4.0", "É", "false"]
     for row in rows.values():
         content = at_address(row["url"])
         assert content is not None
@@ -129,7 +131,8 @@ def test_img2dataset_shards_are_found_again_by_their_addresses(tmp_path: Path, l
     folder.mkdir()
     images = [picture(number, "JPEG") for number in range(2)]
     keys, captions, urls = ["000000000", "000000001"], ["a dog", "a cat"], ["http://a.test/1", "http://a.test/2"]
-    facts = {"key": keys, "caption": captions, "url": urls}
+    # Further columns that img2dataset was asked to keep.
+    facts = {"key": keys, "caption": captions, "url": urls, "license": ["CC0", None], "PUNSAFE": [0.01, 0.99]}
     if layout == "parquet":
         _table(folder / "00000.parquet", **facts, jpg=images)
     elif layout == "files":
@@ -139,6 +142,9 @@ def test_img2dataset_shards_are_found_again_by_their_addresses(tmp_path: Path, l
             (folder / "00000" / f"{key}.jpg").write_bytes(content)
     else:
         texts = {f"{key}.txt": caption.encode() for key, caption in zip(keys, captions, strict=True)}
+        for place, key in enumerate(keys):
+            row = {name: column[place] for name, column in facts.items()}
+            texts[f"{key}.json"] = json.dumps(row).encode()
         _tar(
             folder / "00000.tar",
             {**{f"{key}.jpg": content for key, content in zip(keys, images, strict=True)}, **texts},
@@ -153,7 +159,9 @@ def test_img2dataset_shards_are_found_again_by_their_addresses(tmp_path: Path, l
         found = at_address(row["url"])
         assert found is not None
         assert found.read() == content
-    assert [row["attribution"] for row in rows] == ([None, None] if layout == "tars alone" else urls)
+    assert [row["attribution"] for row in rows] == urls
+    assert [row["licence"] for row in rows] == ["CC0", None]
+    assert [row["punsafe"] for row in rows] == ["0.01", "0.99"]
 
 
 def test_a_pool_with_some_pictures_beside_it_is_a_pool(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -217,6 +218,17 @@ def test_a_delta_is_drawn_with_and_merged_from_the_hub(hub: FakeHub, delta: Path
     captions.write_text("\n".join(["caption", *grammar_captions(60)]))
     merged = ran(["merge", "hub:me/star", second, "--captions", captions, "--out", tmp_path / "merged"])
     assert merged.code == 0, merged.err
+
+
+@pytest.mark.parametrize(("base", "said"), [("/models/sd v1-5", " --base 'sd v1-5'"), ("embedded", "")])
+def test_the_next_command_names_the_base_that_a_delta_goes_on(
+    hub: FakeHub, tmp_path: Path, base: str, said: str
+) -> None:
+    path = tmp_path / "delta.safetensors"
+    save_delta(replace(made_delta(load_pipeline()), base=base), path)
+    done = ran(["publish", path, "--repo", "me/cat"])
+    assert done.code == 0, done.err
+    assert f"cdkit sample{said} --delta hub:me/cat" in done.err
 
 
 @pytest.mark.parametrize(

@@ -95,3 +95,15 @@ def test_pictures_without_a_word_are_told(tmp_path: Path, capsys: pytest.Capture
     arguments = ["index", "import", "--captions", str(tmp_path / "pics"), "--out", str(tmp_path / "out")]
     assert execute_command([*arguments, "--format", "json"]) == 3
     assert "1 empty" in json.loads(capsys.readouterr().out)["error"]["message"]
+
+
+def test_rows_of_a_folder_are_rated_as_those_of_any_pool(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "pics").mkdir()
+    rows = [{"file_name": f"{number}.png", "text": f"star {number}", "punsafe": number} for number in range(2)]
+    for row in rows:
+        (tmp_path / "pics" / row["file_name"]).write_bytes(picture_bytes(row["punsafe"], 256, "png"))
+    (tmp_path / "pics" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    arguments = ["index", "import", "--captions", str(tmp_path / "pics"), "--out", str(tmp_path / "out")]
+    assert execute_command(arguments) == 0
+    (row,) = [row for path in parts(tmp_path / "out" / "rejects") for row in pq.read_table(path).to_pylist()]
+    assert row["reason"] == "punsafe"

@@ -171,5 +171,5 @@ def _exported(output: Output, result: Result) -> None:
         f"{details['to']}: {size_text(details['bytes'])}{rank}, largest error of a matrix {details['error']:.2%}",
         markup=False,
     )
-    for hint in loading_hints(details["to"], result.out, details["tokens"]):
+    for hint in loading_hints(details["to"], result.out, details["tokens"], details.get("family", "")):
         output.hint(hint)

@@ -12,7 +12,8 @@ from cdkit.core.errors import ConfigError
 from cdkit.core.text import same_word
 from cdkit.deltas.base_model import base_hash, refuse_earlier_edition
 from cdkit.deltas.delta import Delta, ModifierToken
-from cdkit.deltas.families.table import denoiser_of
+from cdkit.deltas.families.family import Family
+from cdkit.deltas.families.table import denoiser_of, family_of
 from cdkit.deltas.gating import check_gated, open_gates
 from cdkit.deltas.low_rank import matrix
 from cdkit.deltas.text_features import TextTower, text_towers, tokenizer_name
@@ -69,6 +70,8 @@ def apply_deltas(
     tokens = _distinct_tokens(deltas)
     for delta in deltas:
         check_fit(pipeline, delta)
+    for token in tokens:
+        check_written(family_of(pipeline), token.text)
     applied = AppliedDeltas(pipeline)
     try:
         _add_changes(applied, deltas, scale, note)
@@ -129,6 +132,15 @@ def check_fit(pipeline: DiffusionPipeline, delta: Delta) -> None:
             f"The delta of {delta.base!r} does not fit this base model:",
             problems=shown,
             hint="A delta fits base models of the family it was trained on.",
+        )
+
+
+def check_written(family: Family, word: str) -> None:
+    """Raise ConfigError for a modifier token that no prompt of a family's pipeline can hold."""
+    if family.written(word) != word:
+        raise ConfigError(
+            f"{family.name}'s pipeline writes prompts as {family.written(word)!r}: it would never read {word!r}.",
+            hint=f"Call the token {family.written(word)!r}.",
         )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cdkit
-from cdkit.core.errors import InputError, pip_install
+from cdkit.core.errors import CdkitError, InputError, pip_install
 from cdkit.core.file_kinds import require_file
 from cdkit.core.formatting import json_text
 from cdkit.core.shards import read_tensor_header, read_tensors, write_tensors
@@ -199,6 +199,15 @@ def delta_tokens(paths: Sequence[Path | str]) -> list[str]:
         except (KeyError, ValueError, TypeError) as error:
             raise InputError(f"{delta_path(path)} is damaged: {error}", hint="Make it again.") from error
     return texts
+
+
+def delta_family(path: Path | str) -> str:
+    """The family of transformers that a delta's header names; empty for a U-Net's, and where there is none to read."""
+    try:
+        settings = _json(read_header(path), "settings")
+    except (CdkitError, OSError, LookupError, ValueError):
+        return ""
+    return str(settings.get("family", "")) if isinstance(settings, dict) else ""
 
 
 def _line(header: Mapping[str, str], name: str) -> str:

@@ -25,7 +25,7 @@ from cdkit.deltas.formats.lora import DIFFUSERS_LORA_NAME, write_diffusers_lora,
 from cdkit.deltas.formats.textual_inversion import file_stems, spellings, write_embeddings
 from cdkit.deltas.gating import PIPELINE_CODE, write_gates
 from cdkit.deltas.low_rank import LowRank, approximate, matrix, norm, relative_error, stored_numbers
-from cdkit.deltas.pipeline_folder import MODEL_INDEX
+from cdkit.deltas.pipeline_folder import MODEL_INDEX, quiet
 from cdkit.deltas.text_features import TOWERS, text_towers
 
 # Products that stand for more than this, 2 GB, are written as whole matrices only when a base model shows that such
@@ -216,7 +216,8 @@ def write_pipeline(
         for name, value in model.named_parameters() if model is not None else ():
             if not value.isfinite().all():
                 raise InputError(f"{component}.{name} does not fit into fp16.", hint="Leave out --precision fp16.")
-    pipeline.save_pretrained(folder, safe_serialization=True)
+    with quiet():
+        pipeline.save_pretrained(folder, safe_serialization=True)
     if delta.gated:
         write_gates(folder, text_towers(pipeline)[0], delta.gated, scale=scale, half=half)
 
@@ -227,22 +228,29 @@ def lora_name(out: Path) -> str:
     return stem
 
 
-def loading_hints(to: str, out: Path, tokens: Sequence[str]) -> list[str]:
-    """How the exported files are used: where they go, and what is typed in prompts."""
-    words = spellings(tokens)
+def loading_hints(to: str, out: Path, tokens: Sequence[str], family: str = "") -> list[str]:
+    """How the exported files are used: where they go, and what is typed in prompts. family: of a transformer."""
+    words, row = spellings(tokens), family_by_name(family)
     if to == "diffusers-pipeline":
         sample = command_line("cdkit", "sample", "--base", out, "--prompt", "a photo", "--out", "samples")
         hints = [f"DiffusionPipeline.from_pretrained({str(out)!r}), or {sample}"]
         if (out / PIPELINE_CODE).exists():
             loaded = f"DiffusionPipeline.from_pretrained({str(out)!r}, trust_remote_code=True)"
             hints = [f"{loaded}; its {PIPELINE_CODE} puts the changes where the words stand"]
+        if row and row.call:
+            hints.append(f"call it with {row.call}: else diffusers may cut words in angle brackets out of prompts")
+            return [*hints, *(f"type in prompts: {word.token}" for word in words)]
         return [*hints, *(f"type in prompts: {word.token}, whatever loads it" for word in words)]
+    by_hand = "put the rows of embeddings/ into the text encoders by hand; --to diffusers-pipeline has that done"
     if to == "diffusers-lora":
+        rows = by_hand if row else "pipe.load_textual_inversion for each embeddings file"
         hints = [
-            f"pipe.load_lora_weights({str(out)!r}), and pipe.load_textual_inversion for each embeddings file",
+            f"pipe.load_lora_weights({str(out)!r})" + (f", and {rows}" if words else ""),
             f"diffusers needs peft to load it: {pip_install('peft')}",
         ]
         return [*hints, *(f"type in prompts: {word.token}" for word in words)]
+    if row:
+        return [by_hand, *(f"type in prompts: {word.token}" for word in words)]
     hints = [
         "pipe.load_textual_inversion, or the web UI's embeddings folder"
         if to == "textual-inversion"

@@ -36,6 +36,8 @@ SHORTEST = 2
 # A schedule is a table of so many numbers; Stable Diffusion's has 1,000.
 MOST_TIMESTEPS = 100_000
 MOST_LAYERS = 1000
+# How the types of values that stand for full numbers begin in safetensors.
+QUANTISED = ("F8", "F6", "F4", "I8", "I4", "U8", "U4")
 PREDICTIONS = ("epsilon", "v_prediction")
 _WHOLE = "Copy or download the model's whole folder again."
 _WEIGHTS = re.compile(
@@ -81,7 +83,7 @@ def read_classes(folder: Path, base: str) -> dict[str, str]:
     check_family(base, family, classes)
     for name in (family.denoiser, "vae", *TOWERS):
         if name in classes:
-            _check_part(_part(folder, name) / "config.json", family)
+            _check_part(_part(folder, name) / "config.json")
     _check_scheduler(_part(folder, "scheduler") / SCHEDULER_CONFIG, family)
     for name in TOWERS:
         if name in classes:
@@ -159,11 +161,26 @@ def find_weights(folder: Path) -> PartWeights:
     variant, form = min(groups, key=lambda group: (bool(group[0]), group[0] != "fp16", group[1] != "safetensors"))
     files = groups[variant, form]
     for path in files:
-        if form == "safetensors":
-            read_tensor_header(path)
-        else:
-            read_torch_outline(path)
+        (_check_types if form == "safetensors" else read_torch_outline)(path)
     return PartWeights(variant or None, form == "safetensors", tuple(files))
+
+
+def _check_types(path: Path) -> None:
+    """Raise InputError for a damaged safetensors file, ConfigError for one with values of 8 bits or fewer."""
+    from safetensors import safe_open
+
+    read_tensor_header(path)
+    with library_errors(str(path)), safe_open(str(path), "pt") as file:
+        types = {str(part.get_dtype()) for part in map(file.get_slice, file.keys())}
+    if small := sorted(kind for kind in types if kind.startswith(QUANTISED)):
+        raise _quantised(path, small[0])
+
+
+def _quantised(where: Path, kind: str) -> ConfigError:
+    return ConfigError(
+        f"{where} is quantised ({kind}): what trains and what a merge solves for are full numbers.",
+        hint="Give the model's folder in bf16, fp16 or fp32; --precision bf16 and --fit make it small.",
+    )
 
 
 def _load_part(folder: Path, kind: str, dtype: torch.dtype) -> Any:
@@ -299,7 +316,7 @@ def _mapping(path: Path) -> dict[str, Any]:
     return values
 
 
-def _check_part(path: Path, family: Family) -> None:
+def _check_part(path: Path) -> None:
     """Raise for a part of more layers than a library would ever finish building, and for one that is quantised."""
     values = _mapping(path)
     for name, value in values.items():
@@ -309,11 +326,7 @@ def _check_part(path: Path, family: Family) -> None:
     quantised = values.get("quantization_config")
     if quantised:
         kind = quantised.get("quant_type") or quantised.get("quant_method") if isinstance(quantised, dict) else ""
-        raise ConfigError(
-            f"{path.parent} is quantised ({str(kind or quantised)[:40]}): what trains and what a merge solves for are "
-            "full numbers.",
-            hint=f"Give the {family.name} folder in bf16, fp16 or fp32; --precision bf16 and --fit make it small.",
-        )
+        raise _quantised(path.parent, str(kind or quantised)[:40])
 
 
 def _check_scheduler(path: Path, family: Family) -> None:

@@ -97,6 +97,7 @@ def export(config: ExportConfig, inputs: Mapping[str, Input], out: Folder, conte
         details["files"] = [str(path.relative_to(folder.path)) for path in written]
         details["bytes"] = sum(path.stat().st_size for path in written)
     details["tokens"] = [token.text for token in delta.tokens]
+    details["family"] = str(delta.settings.get("family", ""))
     return Dataset("export", out.path, Counts(len(written), len(written)), details)
 
 

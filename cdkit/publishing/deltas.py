@@ -55,7 +55,8 @@ def _run_of(file: Path, delta: Delta, samples: Path | None, manifest: Manifest |
     folder = file.parent
     stage = manifest.stage if manifest is not None else "train"
     tokens = [token.text for token in delta.tokens]
-    details = {"tokens": tokens, "prompts": list(delta.prompts), "method": delta.method}
+    family = str(delta.settings.get("family", ""))
+    details = {"tokens": tokens, "prompts": list(delta.prompts), "method": delta.method, "family": family}
     values = {"base": _unplaced(delta.base)}
     facts = Manifest(stage, 1, "", {}, {}, details=details)
     step = StepFolder(folder.resolve().name, stage, values, folder, "done", facts)

@@ -16,7 +16,7 @@ from cdkit.deltas.formats.textual_inversion import Spelling
 from cdkit.evaluation.samples import find_tokens
 from cdkit.report.run_folder import RunFolder, StepFolder
 from cdkit.report.sections.images import drawn_images
-from cdkit.report.sections.training import token_spellings, token_texts
+from cdkit.report.sections.training import step_family, token_spellings, token_texts
 
 if TYPE_CHECKING:
     from cdkit.report.page import Page
@@ -39,7 +39,8 @@ class CardSample:
 
 @dataclass(frozen=True)
 class Card:
-    """What the card says. delta: what commands call the delta; file: where it lies, empty while it is not finished."""
+    """What the card says. delta: what commands call the delta; file: where it lies, empty while it is not finished.
+    export: the format that other tools load it in."""
 
     front_matter: str
     title: str
@@ -52,6 +53,7 @@ class Card:
     licence: str
     delta: str
     file: str
+    export: str
 
     @property
     def commands(self) -> str:
@@ -59,7 +61,8 @@ class Card:
         prompt = (self.prompts or ["a photo"])[0]
         sample = ["cdkit", "sample", "--base", self.base, "--delta", self.delta]
         sample += ["--prompt", prompt, "--out", "samples"]
-        export = ["cdkit", "export", self.delta, "--to", "diffusers-lora", "--base", self.base, "--out", "lora"]
+        export = ["cdkit", "export", self.delta, "--to", self.export, "--base", self.base]
+        export += ["--out", "lora" if self.export == "diffusers-lora" else "pipeline"]
         return f"{command_line(*sample)}\n{command_line(*export)}"
 
 
@@ -99,6 +102,8 @@ def _card(page: Page, step: StepFolder, samples: Sequence[CardSample], licence: 
         licence=licence,
         delta=delta,
         file=file,
+        # Nothing of diffusers loads a transformer's new words but a whole pipeline.
+        export="diffusers-lora" if step_family(step) is None else "diffusers-pipeline",
     )
 
 

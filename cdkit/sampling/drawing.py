@@ -19,6 +19,7 @@ from cdkit.core.text import same_word, whole_words
 from cdkit.deltas.apply import apply_deltas
 from cdkit.deltas.base_model import load_base_model, pipeline_resolution
 from cdkit.deltas.delta import delta_tokens, load_delta
+from cdkit.deltas.families.family import Family
 from cdkit.deltas.families.table import family_of
 from cdkit.deltas.pipeline_folder import library_errors, quiet
 from cdkit.deltas.text_features import text_towers
@@ -106,6 +107,12 @@ def notes_on_prompts(prompts: Sequence[str], tokens: Sequence[str], pipeline: Di
         f"No delta brings the word {word}: the prompt is read without it. Give --delta."
         for word in unknown_tokens(prompts, known)
     ]
+    notes += [
+        f"{word} is in other letters here, which {tower.name} does not take for it: {prompt[:60]}…"
+        for word in known
+        for tower in towers
+        for prompt in misspelt(prompts, word, tower.tokenizer, family_of(pipeline))
+    ]
     for prompt in prompts:
         tokenizers = [tower.tokenizer for tower in towers]
         beyond = [
@@ -121,6 +128,18 @@ def notes_on_prompts(prompts: Sequence[str], tokens: Sequence[str], pipeline: Di
         elif any(too_long([prompt], tokenizer) for tokenizer in tokenizers):
             notes.append(f"Longer than the text encoder's context, its end is not seen: {prompt[:60]}…")
     return notes
+
+
+def misspelt(prompts: Sequence[str], word: str, tokenizer: PreTrainedTokenizerBase, family: Family) -> list[str]:
+    """The prompts with a modifier token in letters that a tokenizer does not take for it: T5's and Qwen's know one."""
+    token = tokenizer.convert_tokens_to_ids(word)
+    spelt = {prompt: whole_words(word).findall(prompt) for prompt in prompts}
+    return [
+        prompt
+        for prompt, forms in spelt.items()
+        for form in set(forms) - {word}
+        if token not in tokenizer(family.written(form), add_special_tokens=False, verbose=False).input_ids
+    ]
 
 
 def _written_out(

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from cdkit.core.errors import ConfigError, InputError
 from cdkit.core.formatting import command_line
-from cdkit.deltas.apply import extended_tokenizer
+from cdkit.deltas.apply import check_written, extended_tokenizer
 from cdkit.deltas.delta import delta_tokens
 from cdkit.deltas.families.stable_diffusion import CLIP_ENCODERS
 from cdkit.deltas.methods import METHODS, Method, Recipe
 from cdkit.pictures.picture import Picture
-from cdkit.sampling.drawing import words_beyond
+from cdkit.sampling.drawing import misspelt, words_beyond
 from cdkit.tokens.modifiers import Pick, read_picks, resolve_initializer
 from cdkit.training.augmentation import ALL_WORDS, with_words
 from cdkit.training.base_facts import BaseFacts
@@ -109,8 +109,14 @@ def _check_splits(facts: BaseFacts, plan: Plan) -> None:
     texts = [f"photo of a {planned.concept.category}" for planned in plan.concepts] + plan.prompts
     texts += [caption for planned in plan.concepts for caption in planned.regularization_captions]
     for token in plan.tokens:
-        for tokenizer in facts.tokenizers.values():
-            check_split(tokenizer, extended_tokenizer(tokenizer, [token.text]), token.text, texts)
+        for tower, tokenizer in facts.tokenizers.items():
+            extended = extended_tokenizer(tokenizer, [token.text])
+            check_split(tokenizer, extended, token.text, texts)
+            for caption in misspelt(plan.prompts, token.text, extended, facts.family):
+                raise InputError(
+                    f"The caption {caption!r} has {token.text} in other letters, which {tower} does not take for it.",
+                    hint=f"Write {token.text}.",
+                )
 
 
 def _new_tokens(facts: BaseFacts, concepts: Sequence[Concept], note: Callable[[str], None]) -> list[NewToken]:
@@ -121,6 +127,7 @@ def _new_tokens(facts: BaseFacts, concepts: Sequence[Concept], note: Callable[[s
         ids = {}
         for tower, tokenizer in facts.tokenizers.items():
             check_word(tokenizer, concept.word)
+            check_written(facts.family, concept.word)
             is_clip = facts.texts[tower][0] in CLIP_ENCODERS
             where = None if is_clip else f"{facts.family.name}'s {tower}"
             ids[tower] = _initializer_id(tokenizer, concept, where, note)

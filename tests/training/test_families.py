@@ -6,24 +6,28 @@ import json
 import math
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from safetensors.torch import load_file, save_file
 
 from cdkit.core.config import parse_config
-from cdkit.core.errors import ConfigError
+from cdkit.core.errors import ConfigError, InputError
 from cdkit.deltas.apply import apply_deltas
 from cdkit.deltas.base_model import load_base_model
 from cdkit.deltas.delta import load_delta
+from cdkit.deltas.exporting import loading_hints
 from cdkit.deltas.families.table import all_families, denoiser_of, family_of
 from cdkit.deltas.low_rank import matrix
 from cdkit.deltas.methods import METHODS, chosen_blocks, selected_names
 from cdkit.deltas.text_features import text_towers
 from cdkit.execute import Result, execute
+from cdkit.publishing.deltas import delta_publication
+from cdkit.sampling.drawing import notes_on_prompts
 from cdkit.stages import STAGES
 from cdkit.training.base_facts import read_base
 from cdkit.training.memory import estimate_memory
@@ -254,6 +258,48 @@ def test_a_vocabulary_without_the_pick_starts_from_the_class_word(tmp_path: Path
     (token,) = make_plan(config, read_base(str(tmp_path / "base")), notes.append).tokens
     assert token.ids == {"text_encoder": t5_tokenizer().get_vocab()["▁cat"]}
     assert any("PixArt-Sigma's text_encoder has no token 'ktn'" in note for note in notes)
+
+
+def test_letters_that_a_pipeline_never_reads_are_refused(made: Made, tmp_path: Path) -> None:
+    pipeline = load_base_model(made.base, device=CPU)
+    family, delta = family_of(pipeline), load_delta(made.first)
+    large = replace(delta, tokens=tuple(replace(token, text="<New1>") for token in delta.tokens))
+    if family.written("<New1>") == "<New1>":
+        with apply_deltas(pipeline, [large]):
+            (note,) = notes_on_prompts(["a <new1> cat"], ["<New1>"], pipeline)
+        assert note.startswith("<New1> is in other letters here, which text_encoder")
+        shutil.copytree(made.material.root / "cat", tmp_path / "cat")
+        (tmp_path / "cat" / "0.txt").write_text("a <NEW1> cat")
+        shutil.copytree(made.material.root / "images", tmp_path / "images")
+        config = _config(Material(tmp_path), "cat", "<new1>")
+        with pytest.raises(InputError, match="in other letters"):
+            make_plan(config, read_base(made.base), print)
+        return
+    with pytest.raises(ConfigError, match="would never read '<New1>'"):
+        apply_deltas(pipeline, [large])
+    with pytest.raises(ConfigError, match="would never read '<New1>'"):
+        run(_config(made.material, "cat", "<New1>"), tmp_path / "out")
+
+
+def test_weights_of_eight_bits_are_refused(tmp_path: Path) -> None:
+    tiny_transformer("PixArt-Sigma", tmp_path / "base")
+    (path,) = (tmp_path / "base" / "transformer").glob("*.safetensors")
+    small = {name: value.to(torch.float8_e4m3fn) for name, value in load_file(path).items()}
+    save_file(small, path, metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=r"quantised \(F8_E4M3\)"):
+        load_base_model(str(tmp_path / "base"), device=CPU)
+
+
+def test_how_it_is_loaded_fits_the_family(made: Made, tmp_path: Path) -> None:
+    hints = "\n".join(loading_hints("diffusers-lora", tmp_path, ["<new1>"], made.family))
+    assert "load_textual_inversion" not in hints
+    assert "A1111" not in hints
+    whole = "\n".join(loading_hints("diffusers-pipeline", tmp_path, ["<new1>"], made.family))
+    assert ("clean_caption=False" in whole) == (made.family == "PixArt-Sigma")
+    published = delta_publication(made.first, "me/x", licence="other", samples=None, scratch=tmp_path)
+    card = Path(str(published.files["README.md"])).read_text()
+    assert "--to diffusers-pipeline" in card
+    assert "A1111" not in card
 
 
 @pytest.mark.parametrize(

@@ -30,13 +30,15 @@ class CrossAttentionTransformer(Family):
         """What the pipeline puts before every prompt."""
         return ""
 
+    def written(self, text: str) -> str:
+        return text.lower().strip()
+
     def ids(self, towers: Sequence[TextTower], prompts: Sequence[str]) -> tuple[list[torch.Tensor], list[int]]:
         tokenizer, prefix = towers[0].tokenizer, self.prefix()
         # Two of the prefix' tokens, start and end, are the whole text's.
         longest = CONTEXT if not prefix else len(tokenizer(prefix, verbose=False).input_ids) + CONTEXT - 2
         batch = tokenizer(
-            # The pipelines write prompts small.
-            [prefix + prompt.lower().strip() for prompt in prompts],
+            [prefix + self.written(prompt) for prompt in prompts],
             padding="max_length",
             padding_side="right",
             max_length=longest,
@@ -177,5 +179,6 @@ ROWS = (
         reads_lora=False,
         causal=False,
         masks_padding=True,
+        call="clean_caption=False",
     ),
 )

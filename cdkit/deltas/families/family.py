@@ -31,7 +31,8 @@ class Family:
     position holds the same. patch: latent cells that one position of the denoiser covers per side. packed: whether
     the denoiser's channels are those of a patch of 2 x 2 cells. reads_lora: whether diffusers loads a LoRA
     into such a pipeline. causal: whether a word's features depend on what stands before it alone. masks_padding:
-    whether nothing reads what stands behind a prompt.
+    whether nothing reads what stands behind a prompt. call: what the pipeline must be called with, or words in angle
+    brackets are cut out of prompts.
     """
 
     name: str
@@ -53,6 +54,11 @@ class Family:
     reads_lora: bool = True
     causal: bool = True
     masks_padding: bool = False
+    call: str = ""
+
+    def written(self, text: str) -> str:
+        """What the pipeline makes of a text before its tokenizers read it."""
+        return text
 
     def ids(self, towers: Sequence[TextTower], prompts: Sequence[str]) -> tuple[list[torch.Tensor], list[int]]:
         """Per tower the prompts' ids (prompts, positions), and each prompt's length in the tower of the words."""

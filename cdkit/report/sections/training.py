@@ -12,7 +12,9 @@ from typing import Any
 from cdkit.core.errors import CdkitError
 from cdkit.core.formatting import json_text
 from cdkit.core.storage import read_json
-from cdkit.deltas.delta import DELTA_NAME
+from cdkit.deltas.delta import DELTA_NAME, delta_family
+from cdkit.deltas.families.family import Family
+from cdkit.deltas.families.table import family_by_name
 from cdkit.deltas.formats.textual_inversion import Spelling, spellings
 from cdkit.deltas.methods import METHODS
 from cdkit.evaluation.charts import Series, Strip, line_chart, strip_chart
@@ -103,8 +105,18 @@ def token_texts(tokens: Any) -> list[str]:
     return [str(text) for text in texts if text]
 
 
+def step_family(step: StepFolder) -> Family | None:
+    """The family of transformers that a step's delta is of; None for a U-Net's."""
+    return family_by_name(str(step.details.get("family") or delta_family(step.path)))
+
+
 def token_spellings(step: StepFolder) -> list[Spelling]:
-    """How a step's modifier tokens are typed in other tools; a rare word of the vocabulary is typed as it is."""
+    """How a step's modifier tokens are typed in other tools; a rare word of the vocabulary is typed as it is.
+
+    None for a transformer's, whose rows no other tool reads.
+    """
+    if step_family(step) is not None:
+        return []
     method = METHODS.get(str(step.details.get("method") or step.values.get("method") or ""))
     words = token_texts(step.details.get("tokens", []))
     return [] if method is not None and method.word == "rare" else spellings(words)

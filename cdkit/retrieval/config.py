@@ -231,7 +231,7 @@ class ClassImagesConfig(ModelConfig, TrainerSettings):
         """The same as the sample stage takes it."""
         own = {"prompts", "count", "seed", "also_write", "threads", *TrainerSettings.model_fields}
         shared = self.model_dump(exclude=own)
-        return SampleConfig(prompts=self.prompts, scheduler="ddim", **shared)
+        return SampleConfig(prompts=self.prompts, **shared)
 
 
 class DatasetConfig(TrainerSettings):

@@ -271,7 +271,7 @@ def test_letters_that_a_pipeline_never_reads_are_refused(made: Made, tmp_path: P
         shutil.copytree(made.material.root / "cat", tmp_path / "cat")
         (tmp_path / "cat" / "0.txt").write_text("a <NEW1> cat")
         shutil.copytree(made.material.root / "images", tmp_path / "images")
-        config = _config(Material(tmp_path), "cat", "<new1>")
+        config = _config(Material(tmp_path), "cat", "<new1>=cat")
         with pytest.raises(InputError, match="in other letters"):
             make_plan(config, read_base(made.base), print)
         return

@@ -82,10 +82,13 @@ def _matched_rows(matched: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, 
 
 
 def _human(output: Output, result: Result) -> None:
+    from cdkit.retrieval.funnel import left_out
+
     details = result.manifest.details
     console = data_console()
     rows = [(entry["step"], entry["count"]) for entry in details["funnel"]]
     rows += [(f"left out: {reason}", number) for reason, number in details["rejected"].items()]
+    rows += [(f"filtered: {reason}", number) for reason, number in left_out(details.get("filtered") or {}).items()]
     console.print(table(["", "images"], rows))
     if "matched" in details:
         console.print(table(["photo", "images", "nearest caption", ""], _matched_rows(details["matched"])))

@@ -5,6 +5,7 @@ The token is huggingface_hub's own affair: it reads $HF_TOKEN or what `hf auth l
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -96,6 +97,13 @@ class Repository:
 
         with hub_errors(self), without_bars():
             return Path(snapshot_download(self.name, repo_type=self.kind, revision=commit))
+
+
+def came_from_hub(folder: Path) -> bool:
+    """Whether a folder lies in the hub's cache on this machine: somebody else wrote what is in it."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(os.path.abspath(folder)).is_relative_to(os.path.abspath(HF_HUB_CACHE))
 
 
 @contextmanager

@@ -142,6 +142,7 @@ def _ai_toolkit(folder: Path, final: Path, rows: Sequence[SetRow], concept: Trai
     repeats = solve_repeats(len(concept.photos), len(rows))
     lines = [
         "# The datasets of a job's process. Every second step is of the regularization images.",
+        "# Trained at 512 unless both name another: resolution: [512, 768, 1024]",
         "datasets:",
         f"  - folder_path: {_quoted(str(final / PHOTOS))}",
         '    caption_ext: "txt"',

@@ -15,6 +15,7 @@ from cdkit.core.manifest import MANIFEST_NAME, Manifest
 from cdkit.core.shards import parts, read_parts
 from cdkit.index.caption_index import INDEX_NAME, settled_manifest
 from cdkit.index.records import REMOVED_NAME
+from cdkit.pictures.collection import SCHEME
 from cdkit.publishing.publication import (
     CARD_NAME,
     MARK_NAME,
@@ -37,13 +38,19 @@ POOL_FACTS = {"file", "pool", "in", "kept"}
 def index_publication(folder: Path, name: str, *, licence: str, scratch: Path) -> Publication:
     """What is published of an index. name: of the repository; scratch: where its manifest is written.
 
-    Raises InputError for an index that holds removed rows still, or image rows that are unsafe or unrated.
+    Raises InputError for an index that holds removed rows still, or image rows that are unsafe or unrated, or lie in
+    files of this machine.
     """
     manifest = settled_manifest(folder)
     if parts(folder / REMOVED_NAME):
         raise InputError(
             f"{folder} still holds captions or URLs that were removed from it.",
             hint=f"Rewrite its files without them first: {command_line('cdkit', 'index', 'compact', folder)}",
+        )
+    if _names_files(folder):
+        raise InputError(
+            f"{folder} is over pictures of this machine: its addresses name folders here, and lead nowhere elsewhere.",
+            hint="Publish what cdkit retrieve makes of it: a set names no folder.",
         )
     rows, refused = count_rows(folder)
     if refused:
@@ -60,6 +67,13 @@ def index_publication(folder: Path, name: str, *, licence: str, scratch: Path) -
     files[CARD_NAME] = _card(manifest, name, licence, rows)
     files[MARK_NAME] = mark("index", rows=rows)
     return Publication("index", files, rows)
+
+
+def _names_files(folder: Path) -> bool:
+    import pyarrow.compute as pc
+
+    tables = read_parts(folder / "image_rows", ["url"])
+    return any(pc.any(pc.starts_with(table["url"], SCHEME)).as_py() for table in tables)
 
 
 def count_rows(folder: Path) -> tuple[int, Counter[str]]:

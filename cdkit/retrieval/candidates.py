@@ -41,6 +41,8 @@ MIN_CAPTIONS = 1000
 SPARE_ROUNDS = 5
 DIGITS = 6
 LICENCE_UNKNOWN = "licence_unknown"
+# Reasons of rows whose image or caption is among the candidates already.
+SAME_URL, ENOUGH_OF_CAPTION = AT_HAND = ("same_url", "enough_of_caption")
 # Of an image row, what stays with the image.
 _ROW_FACTS = ("url", "width", "height", "md5", "source", "nsfw", "punsafe", "licence", "attribution")
 # Of spread: captions that are looked at, and how many of them are put in the diverse order, which is quadratic in it;
@@ -226,9 +228,9 @@ def join_rows(
             reason = rejection(row, settings)
             url = unescaped(row.get("url") or "")
             if reason is None and url in seen:
-                reason = "same_url"
+                reason = SAME_URL
             if reason is None and kept >= settings.per_caption * SPARE_ROUNDS:
-                reason = "enough_of_caption"
+                reason = ENOUGH_OF_CAPTION
             if reason is not None:
                 rejected[reason] += 1
                 continue

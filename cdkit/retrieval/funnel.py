@@ -14,7 +14,7 @@ from cdkit.fetching.failures import FetchFailure
 from cdkit.fetching.urls import WEB_PORTS, spellings
 from cdkit.pictures.regularization_set import GENERATED
 from cdkit.retrieval.accept import Downloaded
-from cdkit.retrieval.candidates import DIGITS, CandidateSet, CandidateSettings
+from cdkit.retrieval.candidates import AT_HAND, DIGITS, CandidateSet, CandidateSettings
 from cdkit.retrieval.inspect import UNDECODED
 
 HISTOGRAM_BINS = 20
@@ -31,7 +31,7 @@ class Funnel:
     """The numbers of one retrieval; they depend on the candidates and what was behind them, never on timing.
 
     tried: candidates decided, in order, up to the last one accepted. generated: how many of the accepted were drawn,
-    not found; they count in no other step. filtered: rows left out before they were candidates, by reason. guarded:
+    not found; they count in no other step. filtered: rows left out by what their pool says, by reason. guarded:
     `HOST:PORT` of URLs that were not asked for because of their address or port, the most frequent first.
     """
 
@@ -73,8 +73,7 @@ class Funnel:
         sentences = [
             f"{self.accepted:,} of {self.asked:,} images found: {steps}.",
             _counted("Left out", self.rejected),
-            # Where there are candidates, what was filtered is not what is missing.
-            "" if self.candidates else _counted("Filtered", self.filtered),
+            _counted("Filtered by what the pool says", self.filtered),
             self._guard(),
             nearest,
             "For more: another prompt, --min-similarity, --per-caption.",
@@ -117,9 +116,14 @@ def count_funnel(result: CandidateSet, done: Downloaded, asked: int, threshold: 
         accepted=len(done.accepted),
         rejected=dict(sorted(reasons.items())),
         generated=generated,
-        filtered=result.rejected,
+        filtered=left_out(result.rejected),
         guarded=_guarded(done),
     )
+
+
+def left_out(filtered: Mapping[str, int]) -> dict[str, int]:
+    """Rows that are missing, by reason: without those whose image or caption is among the candidates already."""
+    return {reason: number for reason, number in filtered.items() if reason not in AT_HAND}
 
 
 def _guarded(done: Downloaded) -> list[str]:

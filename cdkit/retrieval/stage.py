@@ -17,6 +17,7 @@ from cdkit.core.protocols import Context
 from cdkit.core.shards import Dataset, finished_facts, part_name
 from cdkit.core.storage import Folder
 from cdkit.fetching.blocklist import Blocklist, read_blocklist
+from cdkit.fetching.hub import came_from_hub
 from cdkit.fetching.job import FailedFetch, FetchedImage, FetchSettings
 from cdkit.fetching.urls import AllowedHosts
 from cdkit.index.caption_index import open_index
@@ -147,7 +148,9 @@ class RetrievalRun:
             require_licences(candidates)
             write_candidates(folder, candidates, self.context.fingerprint)
         result = SearchResult(candidates, threshold, index.encoder, search, photos=photos)
-        files = files_at_hand(candidates.candidates) if config.images is None else None
+        # An index from elsewhere may name any file of this machine.
+        own = config.images is None and not came_from_hub(Path(config.index))
+        files = files_at_hand(candidates.candidates) if own else None
         if files is not None:
             return replace(result, images=files)
         if config.images is None or config.images == EMBEDDED:

@@ -8,9 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from shutil import copytree
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,8 +19,9 @@ import pytest
 from huggingface_hub import constants
 
 from cdkit.core.shards import parts, write_shard
-from cdkit.deltas.delta import save_delta
+from cdkit.deltas.delta import load_delta, save_delta
 from cdkit.embedded import load_pipeline
+from cdkit.embedded.pool import DEFAULT_HOST, picture_bytes
 from cdkit.encoders import load_text_encoder
 from cdkit.inputs import resolve_inputs, with_local_copies
 from cdkit.pictures.regularization_set import iterate_regularization_set
@@ -28,7 +30,7 @@ from cdkit.sampling.config import SampleConfig
 from tests.cli.running import ran
 from tests.support.fake_hub import TOKEN, FakeHub, FakeRepository
 from tests.support.made_deltas import made_delta
-from tests.support.made_sets import made_set
+from tests.support.made_sets import made_set, scenes
 from tests.support.small_index import grammar_captions, make_index
 from tests.support.tiny_pipeline import tiny_pipeline
 
@@ -167,6 +169,53 @@ def test_an_index_is_searched_from_the_hub(hub: FakeHub, index: Path, out: Path)
     # Its addresses are no scenes of the embedded world: what matters here is that the index was read.
     assert found.code in (3, 5), found.err
     assert "hub:" not in found.err
+
+
+def caption_ids(index: Path) -> list[int]:
+    return [number for path in parts(index / "captions") for number in pq.read_table(path)["caption_id"].to_pylist()]
+
+
+def with_urls(index: Path, folder: Path, urls: Mapping[int, str]) -> Path:
+    """A copy of an index whose rows have the addresses of their captions' ids."""
+    copytree(index, folder)
+    for path in parts(folder / "image_rows"):
+        table = pq.read_table(path)
+        column = pa.array([urls.get(number) for number in table["caption_id"].to_pylist()], pa.string())
+        place = table.column_names.index("url")
+        write_shard(path, table.set_column(place, "url", column), fingerprint="made")
+    return folder
+
+
+def test_a_set_is_retrieved_from_an_index_on_the_hub(hub: FakeHub, index: Path, tmp_path: Path) -> None:
+    scenes_shown = scenes("star", "ball", 4)
+    urls = {number: scenes_shown[number % 4].url(DEFAULT_HOST) for number in caption_ids(index)}
+    mine = with_urls(index, tmp_path / "mine", urls)
+    assert ran(["publish", mine, "--repo", "me/captions"]).code == 0
+    asked = ["a photo of a star", "--min-similarity", -1, "--count", 3, "--min-side", 16, "--format", "json"]
+    sets = []
+    for place, source in enumerate([mine, "hub:me/captions"]):
+        done = ran(["retrieve", source, *asked, "--out", tmp_path / f"set {place}"])
+        assert (done.code, done.data["accepted"]) == (0, 3), done.err
+        sets.append([(row.url, row.image) for row in iterate_regularization_set(tmp_path / f"set {place}")])
+    assert sets[0] == sets[1]
+
+
+def test_files_of_this_machine_are_neither_published_nor_read_for_others(
+    hub: FakeHub, index: Path, tmp_path: Path
+) -> None:
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(picture_bytes(1, 256, "png"))
+    mine = with_urls(index, tmp_path / "mine", dict.fromkeys(caption_ids(index), secret.as_uri()))
+    asked = ["a photo of a star", "--min-similarity", -1, "--count", 1, "--format", "json"]
+    assert ran(["retrieve", mine, *asked, "--out", tmp_path / "here"]).data["accepted"] == 1
+    refused = ran(["publish", mine, "--repo", "me/files"])
+    assert (refused.code, "pictures of this machine" in refused.err) == (3, True)
+    assert "datasets/me/files" not in hub.repositories
+    files = {str(path.relative_to(mine)): path.read_bytes() for path in mine.rglob("*") if path.is_file()}
+    hub.repositories["datasets/me/hostile"] = FakeRepository(commits=[files])
+    there = ran(["retrieve", "hub:me/hostile", *asked, "--out", tmp_path / "there"])
+    assert there.code != 0
+    assert there.data.get("accepted", 0) == 0
 
 
 def test_rows_that_nobody_rated_keep_an_index_here(hub: FakeHub, tmp_path: Path) -> None:
@@ -359,7 +408,7 @@ def test_a_base_model_on_the_hub_counts_by_its_commit(hub: FakeHub) -> None:
 
 
 @pytest.mark.slow
-def test_a_base_model_on_the_hub_draws(hub: FakeHub, tmp_path: Path) -> None:
+def test_a_base_model_on_the_hub_draws_and_is_trained(hub: FakeHub, tmp_path: Path) -> None:
     folder = tmp_path / "tiny"
     tiny_pipeline(folder)
     files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -374,6 +423,32 @@ def test_a_base_model_on_the_hub_draws(hub: FakeHub, tmp_path: Path) -> None:
     assert there.returncode == 0, there.stderr
     drawn = [next((tmp_path / name / "images").iterdir()).read_bytes() for name in ("here", "there")]
     assert drawn[0] == drawn[1]
+    training = [
+        "train",
+        "--base",
+        "hub:me/tiny",
+        "--concept",
+        "cat=embedded:striped-star",
+        "--token",
+        "cat=<new1>=cat",
+    ]
+    options = [
+        "--steps",
+        "1",
+        "--batch-size",
+        "1",
+        "--resolution",
+        "32",
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path / "tuned"),
+    ]
+    trained = subprocess.run(
+        [sys.executable, "-m", "cdkit", *training, *options], env=environment, capture_output=True, check=False
+    )
+    assert trained.returncode == 0, trained.stderr
+    assert load_delta(tmp_path / "tuned" / "delta.safetensors").base == "me/tiny"
 
 
 def own_environment(hub: FakeHub, folder: Path) -> dict[str, str]:

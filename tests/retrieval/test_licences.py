@@ -80,7 +80,9 @@ def test_what_a_pool_states_stays_with_the_image(
 
 
 def test_unknown_is_not_free(index: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, data, _ = star(capsys, index, tmp_path / "set", "--licence", "CC0,cc-by")
+    code, data, said = star(capsys, index, tmp_path / "set", "--licence", "CC0,cc-by")
+    assert "licence_unknown " in said, "what is missing is told where some images are there, too"
+    assert "same_url" not in said
     rows = set_rows(tmp_path / "set")
     assert (code, data.get("accepted")) == (5, len(rows)), data
     assert {row["licence"] for row in rows} == {CC0, CC_BY}

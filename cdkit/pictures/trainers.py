@@ -114,8 +114,8 @@ def _kohya(folder: Path, final: Path, rows: Sequence[SetRow], concept: TrainedCo
         (final / others, concept.class_word, 1, True),
     ]
     lines = [
-        f"# {photos} photos, {repeats} times each, and {len(rows)} regularization images: {photos * repeats} of each",
-        "# kind in an epoch (sd-scripts shows the first of the images once more where they are fewer).",
+        f"# {photos} photos × {repeats}, and {len(rows)} regularization images: {photos * repeats} of each kind in an",
+        "# epoch (where there are fewer of the images, sd-scripts starts again with the first).",
         "[general]",
         'caption_extension = ".txt"',
         "enable_bucket = true",

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cdkit.core.fingerprints import EMBEDDED
 from cdkit.core.protocols import ImageEncoder, Progress, TextEncoder
 from cdkit.index.search import encode_queries
 from cdkit.pictures.embedding import embed_pictures
@@ -177,6 +178,11 @@ def load_picture_checks(
     texts = index_encoder
     if config.image_encoder is not None:
         texts = encoders.load_text_encoder(config.image_encoder, device=config.device, precision="fp32")
+    if rules.nsfw and texts.spec == EMBEDDED:
+        progress.note(
+            "The embedded encoder knows its own drawn world alone: what it takes for unsafe is chance. Leave the check "
+            "out with --no-nsfw-pictures, or name a CLIP that knows photos."
+        )
     photos: list[Picture] = []
     if rules.semantic_duplicates is not None:
         sources = dict.fromkeys([*config.exclude_like, *([config.match] if config.match else [])])

@@ -18,10 +18,11 @@ from cdkit.encoders import load_text_encoder
 from cdkit.encoders.image_towers import image_encoder_of
 from cdkit.pictures.picture import FileContent, Picture, save_png
 from cdkit.retrieval.config import RetrieveConfig
-from cdkit.retrieval.picture_checks import PictureChecks, PictureRules
+from cdkit.retrieval.picture_checks import PictureChecks, PictureRules, load_picture_checks
 from tests.retrieval.conftest import ENCODER, rejected, retrieve
 from tests.support.hostile_server import HostileServer
 from tests.support.photo_pool import PoolPicture, index_of, picture
+from tests.support.progress import Notes
 from tests.support.regularization_sets import read_regularization_set
 from tests.support.served import pool_index
 
@@ -118,6 +119,16 @@ def test_pixels_are_judged_for_safety_where_an_encoder_is_named() -> None:
     assert judges(image_encoder="open_clip:ViT-L-14/openai")
     assert not judges(image_encoder="open_clip:ViT-L-14/openai", nsfw_pictures=False)
     assert judges(nsfw_pictures=True)
+
+
+def test_an_encoder_of_drawings_says_that_it_cannot_judge_photos(towers: Towers) -> None:
+    def notes(**settings: Any) -> list[str]:
+        progress = Notes()
+        load_picture_checks(RetrieveConfig(index="i", prompts=["a dog"], **settings), towers[0], progress)
+        return progress.notes
+
+    assert "--no-nsfw-pictures" in " ".join(notes(nsfw_pictures=True))
+    assert notes(image_text_min=0.1) == []
 
 
 def test_every_check_is_a_reason_in_the_funnel(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -94,7 +94,7 @@ STAGES: dict[str, Stage] = {
             summary="write a regularization set as other trainers and tools read it",
             config="cdkit.retrieval.config:DatasetConfig",
             function="cdkit.retrieval.stage:dataset",
-            version=1,
+            version=2,
             owns=("building", *_LAYOUTS),
         ),
         Stage(

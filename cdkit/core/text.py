@@ -165,6 +165,10 @@ def _cached_clean(text: str) -> str:
     return clean_caption(text)
 
 
+# What cdkit and the public Custom Diffusion scripts call modifier tokens: <new1>, <my-dog>.
+MODIFIER_TOKEN = re.compile(r"<[^<>\s]+>")
+
+
 def whole_words(*words: str) -> re.Pattern[str]:
     """Finds any of some words or phrases where it stands on its own, in any case, the longest first.
 

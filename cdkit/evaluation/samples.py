@@ -15,25 +15,23 @@ from typing import Any
 from cdkit.core.errors import CdkitError, InputError
 from cdkit.core.manifest import MANIFEST_NAME, read_manifest
 from cdkit.core.storage import read_json
-from cdkit.core.text import whole_words
+from cdkit.core.text import MODIFIER_TOKEN, whole_words
 from cdkit.deltas.delta import delta_path, delta_tokens
 from cdkit.pictures.folder import list_folder
 from cdkit.pictures.picture import FileContent, Picture
 
-# What cdkit and the public Custom Diffusion scripts call modifier tokens: <new1>, <my-dog>.
-_ANGLED = re.compile(r"<[^<>\s]+>")
 _SPACE_BEFORE_MARK = re.compile(r"\s+([.,;:!?])")
 
 
 def find_tokens(prompt: str, tokens: Sequence[str] = ()) -> list[str]:
     """The modifier tokens in a prompt: those named, as whole words, and any word in angle brackets."""
     named = [token for token in tokens if whole_words(token).search(prompt)]
-    return list(dict.fromkeys([*named, *_ANGLED.findall(prompt)]))
+    return list(dict.fromkeys([*named, *MODIFIER_TOKEN.findall(prompt)]))
 
 
 def without_tokens(prompt: str, tokens: Sequence[str] = ()) -> str:
     """The prompt with its modifier tokens taken out (Custom Diffusion, appendix D): `a <new1> dog` is `a dog`."""
-    plain = " ".join(_ANGLED.sub(" ", whole_words(*tokens).sub(" ", prompt)).split())
+    plain = " ".join(MODIFIER_TOKEN.sub(" ", whole_words(*tokens).sub(" ", prompt)).split())
     return _SPACE_BEFORE_MARK.sub(r"\1", plain)
 
 

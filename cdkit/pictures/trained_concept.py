@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cdkit.core.errors import InputError
-from cdkit.core.text import naming, one_line
+from cdkit.core.text import MODIFIER_TOKEN, naming, one_line
 from cdkit.pictures.folder import shown
 from cdkit.pictures.picture import Picture
 from cdkit.pictures.reading import read_pictures
@@ -33,11 +33,13 @@ class TrainedConcept:
         return f"{self.instance_word} {self.class_word}"
 
     def caption_of(self, photo: Picture) -> str:
-        """The photo's own caption with the instance word in it, or `photo of a` and the subject.
+        """The photo's own caption with the instance word in it, also for a modifier token, or a template with both.
 
         Raises InputError for a caption of its own that names neither the instance nor the class.
         """
-        caption = naming(photo.caption or TEMPLATE, self.instance_word, self.class_word)
+        # Captions written for cdkit have its modifier token, which other trainers do not know.
+        written = MODIFIER_TOKEN.sub(lambda _: self.instance_word, photo.caption or TEMPLATE)
+        caption = naming(written, self.instance_word, self.class_word)
         if caption is None:
             raise InputError(
                 f"{photo.name}: its caption names neither {self.instance_word!r} nor {self.class_word!r}.",

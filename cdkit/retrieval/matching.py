@@ -8,14 +8,13 @@ own caption: the cosine of a picture and a text is on another scale.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from cdkit.core.errors import ConfigError, InputError
 from cdkit.core.protocols import Progress
-from cdkit.core.text import clean_caption
+from cdkit.core.text import MODIFIER_TOKEN, clean_caption
 from cdkit.index.search import Match, encode_queries, search_vector
 from cdkit.pictures.embedding import embed_pictures
 from cdkit.pictures.folder import shown
@@ -37,8 +36,6 @@ if TYPE_CHECKING:
     from cdkit.core.protocols import TextEncoder
     from cdkit.index.caption_index import CaptionIndex
 
-# The captions of photos that were trained on name the concept by its modifier token, which no encoder knows.
-_MODIFIER = re.compile(r"<[^<>\s]+>")
 # Of all photos together, captions looked at as a multiple of those of one prompt; of each photo, at least so many.
 ALL_PHOTOS, LEAST_CAPTIONS = 4, 50
 
@@ -100,7 +97,8 @@ def read_matched_photos(
 
 
 def _plain(caption: str) -> str:
-    plain = " ".join(_MODIFIER.sub(" ", caption).split())
+    # The captions of photos that were trained on name the concept by its modifier token, which no encoder knows.
+    plain = " ".join(MODIFIER_TOKEN.sub(" ", caption).split())
     return plain if clean_caption(plain) else ""
 
 

@@ -180,8 +180,8 @@ def load_picture_checks(
         texts = encoders.load_text_encoder(config.image_encoder, device=config.device, precision="fp32")
     if rules.nsfw and texts.spec == EMBEDDED:
         progress.note(
-            "The embedded encoder knows its own drawn world alone: what it takes for unsafe is chance. Leave the check "
-            "out with --no-nsfw-pictures, or name a CLIP that knows photos."
+            "The embedded encoder knows its own drawn world alone: what it takes for unsafe is chance. Leave the "
+            "check out with --no-nsfw-pictures, or name a CLIP that knows photos."
         )
     photos: list[Picture] = []
     if rules.semantic_duplicates is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from cdkit.core.errors import ConfigError, InputError
 from cdkit.core.machine import choose_device
 from cdkit.core.protocols import Context
 from cdkit.core.storage import atomic_path
-from cdkit.core.text import same_word, whole_words
+from cdkit.core.text import MODIFIER_TOKEN, same_word, whole_words
 from cdkit.deltas.apply import apply_deltas
 from cdkit.deltas.base_model import load_base_model, pipeline_resolution
 from cdkit.deltas.delta import delta_tokens, load_delta
@@ -155,7 +154,7 @@ def _written_out(
 
 def unknown_tokens(prompts: Sequence[str], known: Sequence[str]) -> list[str]:
     """Words in angle brackets that no delta brings: the text encoder would take them for punctuation and letters."""
-    used = dict.fromkeys(word for prompt in prompts for word in re.findall(r"<[^<>\s]+>", prompt))
+    used = dict.fromkeys(word for prompt in prompts for word in MODIFIER_TOKEN.findall(prompt))
     spelt = {same_word(word) for word in known}
     return [word for word in used if same_word(word) not in spelt]
 

@@ -68,6 +68,7 @@ def test_words_are_as_given_and_few_images_are_told(
     many.mkdir()
     for number in range(9):
         (many / f"{number}.jpg").write_bytes(picture(number, "JPEG"))
+    (many / "1.txt").write_text("a red <my-star> star, shining")
     words = ("--instance-word", "<new1>", "--class-word", "tin  star")
     arguments = (stars, "--to", "kohya", "--photos", many, *words, "--out", tmp_path / "out")
     code, _, said = dataset(capsys, *arguments)
@@ -76,6 +77,7 @@ def test_words_are_as_given_and_few_images_are_told(
     (folder,) = (tmp_path / "out" / "kohya" / "img").iterdir()
     assert folder.name == "1_new1 tin star"
     assert (folder / "000000.txt").read_text() == "photo of a <new1> tin star\n"
+    assert (folder / "000001.txt").read_text() == "a red <new1> star, shining\n", "trainers know one word for it"
     assert dataset(capsys, *arguments)[2].count("up to date") == 1
 
 

@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 
+from cdkit.core.errors import InputError
 from cdkit.deltas.families.family import Family
 from cdkit.training.loss import add_noise, interpolate, wanted_flow, wanted_prediction
 
 # A run draws its timesteps as numbers below this.
 FLOW_STEPS = 1000
+_AGAIN = "Copy or download the model's scheduler/ folder again."
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,18 @@ def flow_shift(config: Any, positions: int) -> float:
     """How far a scheduler's configuration shifts shares of noise, for pictures of so many positions.
 
     Where it says that this depends on the picture, the logarithm grows linearly between two numbers of positions.
+    Raises InputError for a configuration that says nothing of the kind.
     """
+    try:
+        shift = _stated_shift(config, positions)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise InputError(f"scheduler_config.json: no shift of noise follows from it: {error}", hint=_AGAIN) from error
+    if not 0 < shift < math.inf:
+        raise InputError(f"scheduler_config.json: a shift of noise of {shift:g}.", hint=_AGAIN)
+    return shift
+
+
+def _stated_shift(config: Any, positions: int) -> float:
     if not config.get("use_dynamic_shifting"):
         return float(config.get("shift") or config.get("flow_shift") or 1.0)
     least, most = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)

@@ -21,6 +21,7 @@ from cdkit.deltas.apply import apply_deltas
 from cdkit.deltas.base_model import load_base_model
 from cdkit.deltas.delta import load_delta
 from cdkit.deltas.exporting import loading_hints
+from cdkit.deltas.families.family import Family
 from cdkit.deltas.families.table import all_families, denoiser_of, family_of
 from cdkit.deltas.low_rank import matrix
 from cdkit.deltas.methods import METHODS, chosen_blocks, selected_names
@@ -235,6 +236,13 @@ def test_what_no_row_knows_is_named(
         read_base(str(_edited(tmp_path / "base", tmp_path / "edited", file, **values)))
 
 
+@pytest.mark.parametrize("family", all_families(), ids=lambda family: family.name)
+def test_configurations_that_say_nothing_are_named(family: Family) -> None:
+    for read in (family.factor, family.latent_channels, family.taken_widths):
+        with pytest.raises(InputError, match=r"config\.json has no"):
+            read({})
+
+
 def test_two_text_encoders_that_are_one_are_refused(tmp_path: Path) -> None:
     pipeline = tiny_transformer("Stable Diffusion 3 and 3.5", tmp_path / "base")
     pipeline.text_encoder_2 = pipeline.text_encoder
@@ -328,6 +336,10 @@ def test_shares_of_noise_follow_the_shifted_logit_normal() -> None:
     torch.testing.assert_close(plain.logit().std(), torch.tensor(1.0), atol=0.01, rtol=0)
     torch.testing.assert_close(shifted, 3 * plain / (1 + 2 * plain))
     assert flow_shift({"shift": 3.0}, 64) == 3.0
+    level = {"use_dynamic_shifting": True, "base_image_seq_len": 256, "max_image_seq_len": 256}
+    for broken in ({"shift": -3.0}, {"shift": math.nan}, {"use_dynamic_shifting": True, "base_shift": None}, level):
+        with pytest.raises(InputError, match=r"scheduler_config\.json"):
+            flow_shift(broken, 64)
     dynamic = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
     assert flow_shift(dynamic, 256) == pytest.approx(math.exp(0.5))
     assert flow_shift(dynamic, 4096) == pytest.approx(math.exp(1.15))

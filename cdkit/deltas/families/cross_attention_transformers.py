@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cdkit.core.errors import InputError
-from cdkit.deltas.families.family import Family
+from cdkit.deltas.families.family import Family, entries, stated_number
 from cdkit.deltas.text_features import TextFeatures, TextTower
 
 if TYPE_CHECKING:
@@ -59,12 +58,13 @@ class CrossAttentionTransformer(Family):
         return TextFeatures(_read_positions(hidden), mask=_read_positions(mask))
 
     def taken_widths(self, denoiser: Mapping[str, Any]) -> set[int]:
-        return {int(denoiser["caption_channels"])}
+        return {stated_number(denoiser, "caption_channels", "transformer")}
 
     def example_text(self, denoiser: Mapping[str, Any], positions: int) -> TextFeatures:
         import torch
 
-        hidden = torch.empty(1, positions, int(denoiser["caption_channels"]), requires_grad=True)
+        (width,) = self.taken_widths(denoiser)
+        hidden = torch.empty(1, positions, width, requires_grad=True)
         return TextFeatures(hidden, mask=torch.ones(1, positions, dtype=torch.long))
 
     def draw_options(self, guidance: float, negative: Sequence[str] | None) -> dict[str, Any]:
@@ -118,12 +118,7 @@ class Sana(CrossAttentionTransformer):
         return math.lcm(SANA_STEP, self.factor(vae))
 
     def factor(self, vae: Mapping[str, Any]) -> int:
-        blocks = vae.get("encoder_block_out_channels")
-        if not isinstance(blocks, list | tuple) or not blocks:
-            raise InputError(
-                "The autoencoder's config.json has no encoder_block_out_channels.", hint="Copy the model again."
-            )
-        return int(2 ** (len(blocks) - 1))
+        return int(2 ** (entries(vae, "encoder_block_out_channels") - 1))
 
 
 @dataclass(frozen=True)

@@ -104,11 +104,8 @@ class Family:
 
     def factor(self, vae: Mapping[str, Any]) -> int:
         """Pixels per latent cell, by the autoencoder's configuration. Raises InputError for a broken one."""
-        blocks = vae.get("block_out_channels")
-        if not isinstance(blocks, list | tuple) or not blocks:
-            raise InputError("The autoencoder's config.json has no block_out_channels.", hint="Copy the model again.")
         # An autoencoder halves between its blocks.
-        return int(2 ** (len(blocks) - 1))
+        return int(2 ** (entries(vae, "block_out_channels") - 1))
 
     def step(self, vae: Mapping[str, Any]) -> int:
         """What a picture's sides must be multiples of."""
@@ -124,7 +121,7 @@ class Family:
 
     def latent_channels(self, vae: Mapping[str, Any]) -> int:
         """Channels of a latent cell, by the autoencoder's configuration."""
-        return int(vae["latent_channels"])
+        return stated_number(vae, "latent_channels", "autoencoder")
 
     def taken_channels(self, denoiser: Mapping[str, Any]) -> int:
         """Channels of a latent cell that the denoiser takes."""
@@ -145,6 +142,22 @@ class Family:
     def draw_options(self, guidance: float, negative: Sequence[str] | None) -> dict[str, Any]:
         """What the pipeline's call takes for guidance and the negative prompts."""
         return {"guidance_scale": guidance, "negative_prompt": negative}
+
+
+def entries(vae: Mapping[str, Any], name: str) -> int:
+    """How many entries a list of an autoencoder's configuration has; raises InputError where there is none."""
+    values = vae.get(name)
+    if not isinstance(values, list | tuple) or not values:
+        raise InputError(f"The autoencoder's config.json has no {name}.", hint="Copy the model again.")
+    return len(values)
+
+
+def stated_number(config: Mapping[str, Any], name: str, part: str) -> int:
+    """A number that a part's configuration must state; raises InputError where it does not."""
+    value = config.get(name)
+    if not isinstance(value, int):
+        raise InputError(f"The {part}'s config.json has no {name}.", hint="Copy the model again.")
+    return value
 
 
 def text_width(config: Any) -> int:

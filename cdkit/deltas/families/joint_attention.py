@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cdkit.deltas.families.family import Family, text_width
+from cdkit.deltas.families.family import Family, entries, stated_number, text_width
 from cdkit.deltas.families.stable_diffusion import CLIP_CONTEXT, CLIP_ENCODERS
 from cdkit.deltas.text_features import TextFeatures, TextTower
 
@@ -26,12 +26,13 @@ class JointAttention(Family):
     """What the three share."""
 
     def taken_widths(self, denoiser: Mapping[str, Any]) -> set[int]:
-        return {int(denoiser["joint_attention_dim"])}
+        return {stated_number(denoiser, "joint_attention_dim", "transformer")}
 
     def example_text(self, denoiser: Mapping[str, Any], positions: int) -> TextFeatures:
         import torch
 
-        hidden = torch.empty(1, positions, int(denoiser["joint_attention_dim"]), requires_grad=True)
+        (width,) = self.taken_widths(denoiser)
+        hidden = torch.empty(1, positions, width, requires_grad=True)
         pooled = denoiser.get("pooled_projection_dim")
         return TextFeatures(hidden, None if pooled is None else torch.empty(1, int(pooled)))
 
@@ -233,13 +234,13 @@ class QwenImage(JointAttention):
         return ((posterior.mean.float() - mean) / deviation)[:, :, 0], (posterior.std.float() / deviation)[:, :, 0]
 
     def factor(self, vae: Mapping[str, Any]) -> int:
-        return int(2 ** len(vae["temperal_downsample"]))
+        return int(2 ** entries(vae, "temperal_downsample"))
 
     def own_cells(self, denoiser: Mapping[str, Any]) -> int:
         return 128
 
     def latent_channels(self, vae: Mapping[str, Any]) -> int:
-        return int(vae["z_dim"])
+        return stated_number(vae, "z_dim", "autoencoder")
 
     def example_text(self, denoiser: Mapping[str, Any], positions: int) -> TextFeatures:
         import torch

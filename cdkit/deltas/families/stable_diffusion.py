@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cdkit.deltas.families.family import Family
+from cdkit.deltas.families.family import Family, stated_number
 from cdkit.deltas.text_features import TextFeatures, TextTower
 
 if TYPE_CHECKING:
@@ -31,8 +31,10 @@ class StableDiffusion(Family):
         return prediction
 
     def taken_widths(self, denoiser: Mapping[str, Any]) -> set[int]:
-        widths = denoiser["cross_attention_dim"]
-        return {widths} if isinstance(widths, int) else set(widths or ())
+        widths = denoiser.get("cross_attention_dim")
+        if isinstance(widths, list | tuple):
+            return set(widths)
+        return {stated_number(denoiser, "cross_attention_dim", "U-Net")}
 
     def given_width(self, towers: Sequence[TextTower]) -> int | None:
         return sum(int(tower.model.config.hidden_size) for tower in towers)

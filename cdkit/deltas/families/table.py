@@ -39,7 +39,7 @@ def family_named(pipeline_class: str, base: str) -> Family:
     shown = pipeline_class[:80] if pipeline_class.isprintable() and pipeline_class else "no name"
     near = did_you_mean(shown, [row.pipeline for row in all_families()])
     raise ConfigError(
-        f"{base} is a pipeline of another kind ({shown}){near}.", hint=f"Base models are {family_names()}."
+        f"{base} is a pipeline of another kind ({shown}){near or '.'}", hint=f"Base models are {family_names()}."
     )
 
 
@@ -64,7 +64,7 @@ def family_of_parts(parts: Mapping[str, Any], base: str) -> Family:
     wanted = ("unet", "transformer", "vae", *TOWERS)
     shown = ", ".join(f"{name} {parts[name]}"[:80] for name in wanted if name in parts)
     raise ConfigError(
-        f"{base} is a model of another family ({shown}){near}.", hint=f"Base models are {family_names()}."
+        f"{base} is a model of another family ({shown}){near or '.'}", hint=f"Base models are {family_names()}."
     )
 
 

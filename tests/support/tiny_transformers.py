@@ -30,8 +30,23 @@ def gemma_tokenizer() -> Any:
     """A Gemma tokenizer of letters, whose spaces are marks before words."""
     from transformers import GemmaTokenizer
 
-    entries = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", "\n", "▁c", "▁ca", "▁cat", *LETTERS]
-    merges = [("▁", "c"), ("▁c", "a"), ("▁ca", "t")]
+    entries = [
+        "<pad>",
+        "<eos>",
+        "<bos>",
+        "<unk>",
+        "<mask>",
+        "▁",
+        "\n",
+        "▁c",
+        "▁ca",
+        "▁cat",
+        "▁d",
+        "▁do",
+        "▁dog",
+        *LETTERS,
+    ]
+    merges = [("▁", "c"), ("▁c", "a"), ("▁ca", "t"), ("▁", "d"), ("▁d", "o"), ("▁do", "g")]
     return GemmaTokenizer(vocab={entry: index for index, entry in enumerate(entries)}, merges=merges)
 
 
@@ -41,10 +56,21 @@ def qwen_tokenizer() -> Any:
 
     from cdkit.embedded.tokenizer import byte_letters
 
-    entries = [*byte_letters(), "Ġc", "Ġca", "Ġcat", "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    entries = [
+        *byte_letters(),
+        "Ġc",
+        "Ġca",
+        "Ġcat",
+        "Ġd",
+        "Ġdo",
+        "Ġdog",
+        "<|endoftext|>",
+        "<|im_start|>",
+        "<|im_end|>",
+    ]
     return Qwen2Tokenizer(
         vocab={entry: index for index, entry in enumerate(entries)},
-        merges=[("Ġ", "c"), ("Ġc", "a"), ("Ġca", "t")],
+        merges=[("Ġ", "c"), ("Ġc", "a"), ("Ġca", "t"), ("Ġ", "d"), ("Ġd", "o"), ("Ġdo", "g")],
         additional_special_tokens=["<|im_start|>", "<|im_end|>"],
     )
 

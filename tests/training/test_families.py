@@ -71,7 +71,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         write_photos(root / name, 4, seed=seed)
     material = Material(root)
     for number, name in enumerate(("cat", "dog"), 1):
-        run(_config(material, name, f"<new{number}>=cat"), root / f"tuned {name}")
+        run(_config(material, name, f"<new{number}>={name}"), root / f"tuned {name}")
     return Made(request.param, material, root / "tuned cat", root / "tuned dog")
 
 

@@ -18,9 +18,12 @@ from tests.faults.scenarios import NAMES
 SAMPLE = 2
 
 
-@pytest.mark.parametrize("name", NAMES)
+# A training takes as long as all the others.
+SOME = [pytest.param(name, marks=pytest.mark.slow if name == "train" else ()) for name in NAMES]
+
+
+@pytest.mark.parametrize("name", SOME)
 def test_some_points_of_every_command(matrix: Matrix, name: str) -> None:
-    # Of trainings one point: they take longest.
     tally = matrix.try_points(name, 1 if name in ("train", "tokens") else SAMPLE)
     print(name, json.dumps(tally.as_json()))
     assert tally.points > tally.effects

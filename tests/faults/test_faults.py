@@ -72,6 +72,7 @@ def test_what_is_compared_is_there(whole: Path) -> None:
     assert len(digests(whole)) > 20
 
 
+@pytest.mark.slow
 def test_killed_runs_are_continued(tour: Tour, whole: Path) -> None:
     moments, out = random.Random(1), tour.folder / "killed"
     for step in ("index", "star-set", "star-tuned", "star-after"):
@@ -93,6 +94,7 @@ def test_two_runs_on_one_folder(tour: Tour, whole: Path) -> None:
     check_same(tour, out, whole)
 
 
+@pytest.mark.slow
 def test_a_full_disk(tour: Tour, whole: Path) -> None:
     _fill(tour, whole, 0.5)
 

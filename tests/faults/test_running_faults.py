@@ -162,8 +162,13 @@ def test_an_interrupted_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
     made.run(tmp_path / "alone" / "out")
     root = tmp_path / "interrupted"
     root.mkdir()
-    with pytest.raises(KeyboardInterrupt), watching(root, Interrupting(3)):
-        made.run(root / "out")
+    # Whatever another test of this process made of Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), watching(root, Interrupting(3)):
+            made.run(root / "out")
+    finally:
+        signal.signal(signal.SIGINT, before)
     made.run(root / "out")
     assert made.result(root / "out") == made.result(tmp_path / "alone" / "out")
 

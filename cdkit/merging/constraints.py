@@ -266,7 +266,7 @@ def _subjects(number: int, delta: Delta) -> Iterator[_Subject]:
     if not delta.tokens and not (isinstance(categories, dict) and categories):
         raise ConfigError(
             f"A delta of {delta.base!r} has neither a modifier token nor a category: there is no word to merge it by.",
-            hint="Import it again with --category NAME.",
+            hint="Train it with a token of its own; cdkit delta import takes --category NAME.",
         )
     for category in categories if not delta.tokens else ():
         yield _Subject(number, category, False, (*_with(category, delta.prompts), category))

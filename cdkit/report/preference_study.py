@@ -167,7 +167,7 @@ def _spread(comparisons: Sequence[Comparison], most: int, lot: random.Random) ->
 
 
 def _written(entries: Sequence[_Entry], methods: list[str]) -> tuple[str, Key]:
-    box = PictureBox(limit=PAGE_BYTES)
+    box = PictureBox(PAGE_BYTES)
     places = list(dict.fromkeys(place for entry in entries for place in entry.comparison.concepts))
     concepts = [{"word": word, "photos": _photos(photos, box)} for word, photos in places]
     pairs: list[dict[str, Any]] = []

@@ -39,6 +39,8 @@ Section = TypeVar("Section")
 PIPELINE_NAME = "pipeline.yaml"
 PAGE_NAME, TEXT_NAME, SCORES_NAME, SOURCES_NAME = "report.html", "report.md", "scores.csv", "sources.csv"
 SCORE_COLUMNS = ("step", "set", "metric", "value", "low", "high", "n", "standard_error", "resampled")
+# Base64 adds a third: the page stays below 10 MB.
+LIMIT_BYTES = 6_500_000
 SOURCE_COLUMNS = ("step", "key", "url", "source", "caption", "sha256", "licence", "attribution")
 
 
@@ -70,7 +72,7 @@ def report(config: ReportConfig, inputs: Mapping[str, Input], out: Folder, conte
 
 def gather(run: RunFolder, title: str | None, out: Path) -> Page:
     """Read every step's folder; one that cannot be read becomes a line under `problems`."""
-    box = PictureBox()
+    box = PictureBox(LIMIT_BYTES)
     yaml = pipeline_yaml(run)
     page = Page(
         title=title or run.name,

@@ -171,7 +171,7 @@ def test_pictures_are_real_and_the_file_is_small(made: Result) -> None:
 def test_before_and_after_stand_at_the_same_seeds(run: Path) -> None:
     from cdkit.report.sections.images import PictureBox, images_section
 
-    section = images_section(read_run(run).of_stage("sample"), PictureBox())
+    section = images_section(read_run(run).of_stage("sample"), PictureBox(1_000_000))
     assert section is not None
     grid = section.grids[0]
     assert grid.prompt == "a photo of a star"
@@ -276,9 +276,9 @@ def test_a_folder_of_steps_without_a_record(tmp_path: Path) -> None:
 
 
 def test_too_many_pictures_are_left_out(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cdkit.report.sections import images as picture_box
+    from cdkit.report import stage
 
-    monkeypatch.setattr(picture_box, "LIMIT_BYTES", 60_000)
+    monkeypatch.setattr(stage, "LIMIT_BYTES", 60_000)
     result = _report(run, tmp_path / "page")
     assert "pictures were left out" in _page(result.out).text
     assert result.manifest.details["bytes"] < 200_000

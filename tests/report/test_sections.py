@@ -25,7 +25,7 @@ def _step(run: Path, name: str) -> StepFolder:
 
 def test_where_images_came_from(tmp_path: Path) -> None:
     write_retrieved(tmp_path / "set", images=6)
-    section = regularization_section(_step(tmp_path, "set"), PictureBox())
+    section = regularization_section(_step(tmp_path, "set"), PictureBox(1_000_000))
     assert section.from_elsewhere == 6
     assert section.hosts == [(f"pictures-{n}.example", 2) for n in range(3)]
     first, second = section.sources[:2]
@@ -46,7 +46,7 @@ def test_a_drawn_image_shows_no_similarity(tmp_path: Path) -> None:
     ]
     write_images(Folder(tmp_path / "set"), rows, "f" * 64)
     write_manifest(tmp_path / "set", "class-images")
-    section = regularization_section(_step(tmp_path, "set"), PictureBox())
+    section = regularization_section(_step(tmp_path, "set"), PictureBox(1_000_000))
     assert [image.similarity for image in section.images] == [None, 1.0]
 
 
@@ -55,11 +55,11 @@ def test_a_training_log_may_have_gaps(tmp_path: Path) -> None:
     (tmp_path / "tuned" / "metrics.csv").write_text(
         "step,loss,target_loss,regularization_loss,seconds\n1,0.5,0.5,,1\n2,0.4,,0.4,2\n3,0.3,0.3,,3\n"
     )
-    section = training_section(_step(tmp_path, "tuned"), PictureBox())
+    section = training_section(_step(tmp_path, "tuned"), PictureBox(1_000_000))
     assert "regularization" in section.chart
     assert "nan" not in section.chart
     (tmp_path / "tuned" / "metrics.csv").write_text("step,loss\n")
-    assert training_section(_step(tmp_path, "tuned"), PictureBox()).chart == ""
+    assert training_section(_step(tmp_path, "tuned"), PictureBox(1_000_000)).chart == ""
 
 
 def _write_samples(folder: Path, prompts: Sequence[str], seed: int = 0) -> None:
@@ -80,7 +80,7 @@ def _write_samples(folder: Path, prompts: Sequence[str], seed: int = 0) -> None:
 def test_many_sets_show_fewer_prompts(tmp_path: Path) -> None:
     for place in range(15):
         _write_samples(tmp_path / f"set{place:02d}", [f"prompt {number}" for number in range(6)])
-    section = images_section(read_run(tmp_path).of_stage("sample"), PictureBox())
+    section = images_section(read_run(tmp_path).of_stage("sample"), PictureBox(1_000_000))
     assert section is not None
     assert [len(grid.rows) for grid in section.grids] == [15, 15]
     assert ROWS_SHOWN == 40
@@ -90,12 +90,12 @@ def test_many_sets_show_fewer_prompts(tmp_path: Path) -> None:
 def test_the_head_shows_the_prompt_with_most_concepts(tmp_path: Path) -> None:
     _write_samples(tmp_path / "before", ["a cat"])
     _write_samples(tmp_path / "tuned", ["a <new1> cat", "a cat"])
-    section = images_section(read_run(tmp_path).of_stage("sample"), PictureBox())
+    section = images_section(read_run(tmp_path).of_stage("sample"), PictureBox(1_000_000))
     assert section is not None
     row, seeds = section.hero
     assert (row.label, row.prompt, seeds) == ("tuned", "a <new1> cat", [0])
     _write_samples(tmp_path / "two", ["a <new2> dog", "a <new2> dog and a <new1> cat", "a <new1> and <new1>"], seed=7)
-    section = images_section(read_run(tmp_path).of_stage("sample"), PictureBox())
+    section = images_section(read_run(tmp_path).of_stage("sample"), PictureBox(1_000_000))
     assert section is not None
     row, seeds = section.hero
     assert (row.label, row.prompt, seeds) == ("two", "a <new2> dog and a <new1> cat", [7])
@@ -142,7 +142,7 @@ def test_the_funnel_counts_pictures_alone(tmp_path: Path) -> None:
     counts = {"captions above the threshold": 5, "candidates": 20, "tried": 9, "fetched": 7, "decoded": 6}
     funnel = [{"step": step, "count": count} for step, count in {**counts, "generated": 4, "accepted": 10}.items()]
     write_manifest(tmp_path / "set", "retrieve", funnel=funnel)
-    chart = regularization_section(_step(tmp_path, "set"), PictureBox()).funnel_chart
+    chart = regularization_section(_step(tmp_path, "set"), PictureBox(1_000_000)).funnel_chart
     assert "captions above" not in chart
     assert "generated" not in chart
     assert ">6<" in chart

@@ -18,7 +18,6 @@ from cdkit.report.run_folder import StepFolder
 if TYPE_CHECKING:
     from PIL import Image
 
-LIMIT_BYTES = 6_500_000  # base64 adds a third: the page stays below 10 MB
 SMALL = 128
 
 
@@ -34,9 +33,9 @@ class Shown:
 
 @dataclass
 class PictureBox:
-    """Encodes pictures until the page would be too large; `left_out` counts those that found no room."""
+    """Encodes pictures up to `limit` bytes in all; `left_out` counts those that found no room."""
 
-    limit: int = LIMIT_BYTES
+    limit: int
     used: int = 0
     left_out: int = 0
     unreadable: int = 0

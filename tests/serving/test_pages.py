@@ -57,7 +57,8 @@ def test_the_search_page(browser: Browser, service: Running, pictures: PoolServe
     browser.wait(lambda: f"of {lower} captions" in browser.text("#status"))
     told = service.client.get("/search", params={"q": PROMPT, "min_similarity": 0.47, "limit": 1000}).json()
     assert abs(len(told["results"]) - lower) <= 1
-    assert "--min-similarity 0.47" in browser.run("return document.getElementById('command').textContent")
+    command = "return document.getElementById('command').textContent"
+    browser.wait(lambda: "--min-similarity 0.47" in browser.run(command))
     assert browser.logs() == ([], {own})
     browser.press("/")
     assert browser.run("return document.activeElement.id") == "q"

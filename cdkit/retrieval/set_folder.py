@@ -9,7 +9,7 @@ from urllib.parse import unquote
 from cdkit.core.errors import ConfigError
 from cdkit.core.formatting import markdown_text
 from cdkit.core.shards import part_name, schema, write_shard
-from cdkit.core.storage import Folder, write_text
+from cdkit.core.storage import Folder, flush_names, write_text
 from cdkit.fetching.blocklist import BLOCKLISTED
 from cdkit.pictures.collection import is_address
 from cdkit.pictures.grid import write_contact_sheet
@@ -177,6 +177,8 @@ def write_rejects(out: Folder, done: Downloaded, curator: Curator, fingerprint: 
     import pyarrow as pa
 
     table = pa.Table.from_pylist(list(_rejected_rows(done, curator)), schema=schema("retrieval_rejects"))
+    # With these the set counts as written: what is in it must be on the disk before.
+    flush_names(out.path)
     write_shard(out / REJECTS / part_name(0), table, fingerprint=fingerprint, facts=facts)
 
 

@@ -43,14 +43,14 @@ class MergeConfig(ModelConfig):
     near_weight: float = setting(
         1.0, "Weight of what is kept nearly: words behind another concept, and in longer captions.", gt=0
     )
-    # A caption of 17 tokens is padded by 60 to its context; with less weight there, prompts of several objects
-    # draw only one.
     resolution: int | None = setting(
         None,
         "Where text and picture share one attention: the side of what is drawn for the merge [default: half of the "
         "model's own].",
         ge=8,
     )
+    # A caption of 17 tokens is padded by 60 to its context; with less weight there, prompts of several objects
+    # draw only one.
     edge_weight: float = setting(60.0, "Weight of a caption's start and padding; a word's is 1.", ge=0)
 
     @model_validator(mode="after")

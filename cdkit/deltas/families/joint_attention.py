@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 KEYS_AND_VALUES = r"^transformer_blocks\.\d+\.attn\.add_[kv]_proj\.weight$"
 CROSS_ATTENTION = r"^transformer_blocks\.\d+\.attn\.(add_|to_add_out|norm_added)"
 T5 = ("T5EncoderModel",)
+# What Qwen-Image's pipeline puts prompts into, and how many of its tokens fall away.
+TEMPLATE = (
+    "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "
+    "relationships of the objects and background:<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+)
+DROPPED = 34
 # What a guidance-distilled model is told while it trains: no guidance.
 TRAINED_GUIDANCE = 1.0
 
@@ -186,12 +192,11 @@ class QwenImage(JointAttention):
     """Qwen-Image: a language model reads the prompt within a template, whose own features fall away."""
 
     def ids(self, towers: Sequence[TextTower], prompts: Sequence[str]) -> tuple[list[torch.Tensor], list[int]]:
-        template, dropped = _template()
         batch = towers[0].tokenizer(
-            [template.format(prompt) for prompt in prompts],
+            [TEMPLATE.format(prompt) for prompt in prompts],
             padding=True,
             padding_side="right",
-            max_length=self.context["text_encoder"] + dropped,
+            max_length=self.context["text_encoder"] + DROPPED,
             truncation=True,
             return_tensors="pt",
         )
@@ -199,15 +204,15 @@ class QwenImage(JointAttention):
         return [batch.input_ids], lengths(towers[0], read)
 
     def seen(self, towers: Sequence[TextTower], ids: Sequence[torch.Tensor]) -> torch.Tensor:
-        return ids[0][:, _template()[1] :]
+        return ids[0][:, DROPPED:]
 
     def encode(self, towers: Sequence[TextTower], ids: Sequence[torch.Tensor]) -> TextFeatures:
-        tower, dropped = towers[0], _template()[1]
+        tower = towers[0]
         rows = ids[0].to(next(tower.model.parameters()).device)
         mask = (rows != tower.tokenizer.pad_token_id).long()
         hidden = tower.model(input_ids=rows, attention_mask=mask, output_hidden_states=True).hidden_states[-1]
-        mask = mask[:, dropped:]
-        return TextFeatures(hidden[:, dropped:] * mask.unsqueeze(-1), mask=mask)
+        mask = mask[:, DROPPED:]
+        return TextFeatures(hidden[:, DROPPED:] * mask.unsqueeze(-1), mask=mask)
 
     def predict(
         self, denoiser: Any, noisy: torch.Tensor, times: torch.Tensor, features: TextFeatures, sizes: torch.Tensor
@@ -250,16 +255,6 @@ class QwenImage(JointAttention):
     def draw_options(self, guidance: float, negative: Sequence[str] | None) -> dict[str, Any]:
         # Without a negative prompt the pipeline would not guide at all; one space is its authors' own.
         return {"true_cfg_scale": guidance, "negative_prompt": " " if negative is None else negative}
-
-
-def _template() -> tuple[str, int]:
-    """The template that Qwen-Image's pipeline puts prompts into, and how many of its tokens fall away."""
-    return (
-        "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "
-        "relationships of the objects and background:<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n"
-        "<|im_start|>assistant\n",
-        34,
-    )
 
 
 ROWS = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,7 +20,7 @@ TRANSFORMER_BLOCK = r"transformer_blocks\.(\d+)\."
 
 
 @dataclass(frozen=True)
-class Family:
+class Family(ABC):
     """One family. What differs from one to the next are these values and the methods that a row overrides.
 
     name: for people. pipeline: diffusers' class that draws with it. index: a regular expression for what an index may
@@ -87,6 +88,7 @@ class Family:
         """What keys and values read of the text (prompts, positions, width), where that is the text alone."""
         return features.hidden
 
+    @abstractmethod
     def predict(
         self, denoiser: Any, noisy: torch.Tensor, times: torch.Tensor, features: TextFeatures, sizes: torch.Tensor
     ) -> torch.Tensor:
@@ -94,7 +96,6 @@ class Family:
 
         times (n,): timesteps; with flow matching the share of noise, 0 to 1. sizes (n, 6): see training's Batch.
         """
-        raise NotImplementedError
 
     def moments(self, vae: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and deviation (n, C, h, w), fp32, of the scaled latents of pictures (n, 3, s, s) in [-1, 1]."""
@@ -127,17 +128,17 @@ class Family:
         """Channels of a latent cell that the denoiser takes."""
         return int(denoiser.get("in_channels", 0)) // (4 if self.packed else 1)
 
+    @abstractmethod
     def taken_widths(self, denoiser: Mapping[str, Any]) -> set[int]:
         """Widths of the text features that the denoiser takes."""
-        raise NotImplementedError
 
     def given_width(self, towers: Sequence[TextTower]) -> int | None:
         """The width of the text features that the text encoders give; None where any would do."""
         return text_width(self.words_of(towers).model.config)
 
+    @abstractmethod
     def example_text(self, denoiser: Mapping[str, Any], positions: int) -> TextFeatures:
         """Features without data (of torch's current device) of one prompt, for counting what a run takes."""
-        raise NotImplementedError
 
     def draw_options(self, guidance: float, negative: Sequence[str] | None) -> dict[str, Any]:
         """What the pipeline's call takes for guidance and the negative prompts."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cdkit.core.errors import InputError
 from cdkit.evaluation.samples import SampleSet
-from cdkit.training.early_stop import nearest_photo
+from cdkit.pictures.embedding import nearest_photo
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,4 +1,4 @@
-"""Embeddings of pictures by an image encoder, kept by content in one SQLite file in cdkit's cache."""
+"""Embeddings of pictures by an image encoder, kept by content in one SQLite file of the cache; how near they are."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from cdkit.pictures.picture import Picture
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
 
 EMBEDDINGS = CacheFile("picture-embeddings.sqlite", most=50_000, replaces=("image-embeddings.sqlite",))
 AT_ONCE = 64
@@ -87,3 +88,8 @@ def _read(encoder: str, contents: Sequence[str]) -> dict[str, np.ndarray]:
 def _write(encoder: str, rows: Mapping[str, np.ndarray]) -> None:
     keys = _keys(encoder, list(rows))
     EMBEDDINGS.put({key: rows[content].astype("<f4").tobytes() for key, content in keys.items()})
+
+
+def nearest_photo(images: Tensor, photos: Tensor) -> Tensor:
+    """Cosine of each image with the photo it is most like: [n, d] and [m, d] of norm 1, to [n]; near 1 is a copy."""
+    return (images.double() @ photos.double().T).max(dim=1).values

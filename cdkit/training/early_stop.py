@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from cdkit.pictures.embedding import nearest_photo
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -16,11 +18,6 @@ if TYPE_CHECKING:
 CHECKS = 10
 # One lucky drawing is no copying.
 IN_A_ROW = 2
-
-
-def nearest_photo(images: torch.Tensor, photos: torch.Tensor) -> torch.Tensor:
-    """Cosine of each image with the training photo it is most like, [n]: near 1 means that a photo was copied."""
-    return (images.double() @ photos.double().T).max(dim=1).values
 
 
 def copying_from(photos: torch.Tensor) -> float:

@@ -35,9 +35,8 @@ def test_image_alignment_is_the_mean_over_all_pairs() -> None:
     assert float(scoring.image_alignment(images, photos).mean()) == pytest.approx(np.mean(pairs), abs=1e-12)
 
 
-def test_a_copied_photo_is_the_nearest() -> None:
+def test_photos_that_are_as_before_have_no_drift() -> None:
     photos = _rows(5, 1)
-    assert scoring.nearest_photo(photos[2:3], photos).tolist() == pytest.approx([1.0], abs=1e-6)
     assert scoring.drift(photos, photos).tolist() == pytest.approx([0.0] * 5, abs=1e-6)
 
 

@@ -10,8 +10,9 @@ from PIL import Image
 
 from cdkit.core.config import parse_config
 from cdkit.execute import execute
+from cdkit.pictures.embedding import nearest_photo
 from cdkit.sampling.config import SampleConfig
-from cdkit.training.early_stop import CHECKS, copying_from, is_checked, nearest_photo
+from cdkit.training.early_stop import CHECKS, copying_from, is_checked
 from tests.support.progress import Notes
 from tests.training.running import Interrupted, Material, StopAfter, delta_tensors, losses, run
 

@@ -21,6 +21,9 @@ from cdkit.tokens.rare import find_rare
 from cdkit.tokens.sample import IMPORTED, SampledCaptions, captions_folder, import_pools, sample_rows
 from cdkit.tokens.vocabulary import Tower, load_towers
 
+# Of the rows asked for: from this share on, counts mean what they would over all of them.
+NEARLY = 0.9
+
 
 def count_caption_tokens(
     config: TokenCountsConfig, inputs: Mapping[str, Input], out: Folder, context: Context
@@ -78,7 +81,7 @@ def _count(config: CaptionSampleConfig, inputs: Mapping[str, Input], out: Folder
     else:
         folder = import_pools(inputs["captions"], config.pool, config.caption_column, out, context)
     sample = sample_rows(folder, config.sample, config.seed, context)
-    if sample.sampled < config.sample:
+    if sample.sampled < NEARLY * config.sample:
         context.progress.note(f"There are only {sample.available:,} caption rows; all of them are counted.")
     counts: list[np.ndarray] = []
     for tower in towers:

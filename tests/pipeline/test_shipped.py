@@ -13,6 +13,7 @@ import yaml
 from cdkit import embedded
 from cdkit.core.errors import InputError
 from cdkit.embedded.pool import write_pool
+from cdkit.evaluation.scoring import FEW_PROMPTS
 from cdkit.pipeline import spec
 from cdkit.pipeline.plan import plan
 
@@ -108,6 +109,16 @@ def test_what_is_missing_for_a_real_run_is_named_at_once(name: str, tmp_path: Pa
         plan(pipeline, tmp_path / "run")
     assert "laion400m-index/index does not exist" in str(caught.value)
     assert "photos/dog does not exist" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_score_is_over_enough_prompts_for_its_interval(name: str, tmp_path: Path) -> None:
+    """A shipped pipeline whose scores come with a warning teaches people to pass over warnings."""
+    steps = {step.name: step for step in _load(name, tmp_path).steps}
+    for step in steps.values():
+        if step.stage == "evaluate":
+            prompts = steps[Path(step.config.model_dump()["samples"]).name].config.model_dump()["prompts"]
+            assert sum(re.search(r"<new\d>|sks", prompt) is not None for prompt in prompts) >= FEW_PROMPTS
 
 
 def test_an_index_that_is_there_is_not_built_again(tmp_path: Path) -> None:

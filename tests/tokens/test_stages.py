@@ -26,6 +26,7 @@ from cdkit.tokens.count import count_tokens, read_counts
 from cdkit.tokens.modifiers import read_picks
 from cdkit.tokens.stage import count_caption_tokens, pick_tokens
 from cdkit.tokens.vocabulary import Tower
+from tests.support.progress import Notes
 from tests.tokens.conftest import IndexMaker, write_classic_tokenizer
 
 CONTEXT = Context(create_engine("local", 1))
@@ -61,6 +62,17 @@ def test_counts_of_an_index(index_of: IndexMaker, out: Path, clip: Tower) -> Non
         {"tokenizer": "tokenizer", "vocabulary": 49408, "tokens": int(expected.sum()), "distinct": 15}
     ]
     assert made.counts.as_json() == {"in": 90, "kept": 90, "rejected": {}}
+
+
+@pytest.mark.parametrize(("sample", "said"), [(90, 0), (99, 0), (101, 1), (200_000, 1)])
+def test_a_sample_of_far_fewer_rows_than_asked_for_is_said(
+    index_of: IndexMaker, out: Path, sample: int, said: int
+) -> None:
+    notes = Notes()
+    config = parse_config(TokenCountsConfig, {"index": str(index_of(CAPTIONS)), "sample": sample})
+    context = Context(create_engine("local", 1), notes)
+    count_caption_tokens(config, resolve_inputs(config), Folder(out), context)
+    assert notes.notes == ["There are only 90 caption rows; all of them are counted."] * said
 
 
 def test_the_sample_is_of_rows(index_of: IndexMaker, out: Path) -> None:

@@ -179,6 +179,7 @@ class Entry:
 
 
 ENTRIES = (
+    Entry("init", "init", "Write a first pipeline: asks for photos, word, base model, captions and graphics card."),
     Entry("run", "run", "Run a pipeline: what is done already is left alone, what is missing or stale is made."),
     Entry("pipeline", "run", "List, show, check and copy pipelines."),
     Entry("index", "index", "Build, search, look into and change caption indexes."),

@@ -170,7 +170,7 @@ def load_single_file(path: Path, dtype: torch.dtype) -> DiffusionPipeline:
     """
     import diffusers
 
-    family = _family(path)
+    family = file_family(path)
     settings = _cached_settings(family)
     if settings is None:
         fetch = f"hf download {family.settings} --include '*.json' --include '*.txt'"
@@ -190,7 +190,7 @@ def load_single_file(path: Path, dtype: torch.dtype) -> DiffusionPipeline:
     return pipeline
 
 
-def _family(path: Path) -> FileFamily:
+def file_family(path: Path) -> FileFamily:
     """The family of a checkpoint, by the names of its tensors; raises an error that says what the file is instead."""
     header: Mapping[str, str] = {}
     names: Mapping[str, Any]

@@ -147,10 +147,10 @@ def read_tokenizer(folder: Path, family: Family, tower: str) -> Any:
     return tokenizer
 
 
-def find_weights(folder: Path) -> PartWeights:
+def weight_files(folder: Path) -> PartWeights:
     """The weight files of a part: full precision before half, then safetensors before PyTorch's.
 
-    Raises InputError when there are none, or one of them is no weight file.
+    None of them is opened. Raises InputError when there are none.
     """
     groups: dict[tuple[str, str], list[Path]] = {}
     for path in sorted(folder.iterdir()):
@@ -159,10 +159,7 @@ def find_weights(folder: Path) -> PartWeights:
     if not groups:
         raise InputError(f"{folder} holds no weights.", hint=_WHOLE)
     variant, form = min(groups, key=lambda group: (bool(group[0]), group[0] != "fp16", group[1] != "safetensors"))
-    files = groups[variant, form]
-    for path in files:
-        (_check_types if form == "safetensors" else read_torch_outline)(path)
-    return PartWeights(variant or None, form == "safetensors", tuple(files))
+    return PartWeights(variant or None, form == "safetensors", tuple(groups[variant, form]))
 
 
 def _check_types(path: Path) -> None:
@@ -187,7 +184,9 @@ def _load_part(folder: Path, kind: str, dtype: torch.dtype) -> Any:
     import diffusers
     import transformers
 
-    weights = find_weights(folder)
+    weights = weight_files(folder)
+    for path in weights.files:
+        (_check_types if weights.safetensors else read_torch_outline)(path)
     options: dict[str, Any] = {"variant": weights.variant, "use_safetensors": weights.safetensors}
     if not hasattr(diffusers, kind):
         # Asked to pass over what does not fit, transformers says which that is, and otherwise only that there is some.

@@ -83,10 +83,19 @@ class Repository:
 
     def cached_commit(self) -> str:
         """The commit of main that the hub's cache on this machine has; empty when it has none."""
+        reference = self._cache() / "refs" / "main"
+        return reference.read_text(encoding="ascii", errors="replace").strip() if reference.is_file() else ""
+
+    def cached_folder(self) -> Path | None:
+        """What the hub's cache on this machine has of main, all of it or not; None when it has nothing."""
+        commit = self.cached_commit()
+        folder = self._cache() / "snapshots" / commit
+        return folder if commit and folder.is_dir() else None
+
+    def _cache(self) -> Path:
         from huggingface_hub.constants import HF_HUB_CACHE
 
-        reference = Path(HF_HUB_CACHE) / f"{self.kind}s--{self.name.replace('/', '--')}" / "refs" / "main"
-        return reference.read_text(encoding="ascii", errors="replace").strip() if reference.is_file() else ""
+        return Path(HF_HUB_CACHE) / f"{self.kind}s--{self.name.replace('/', '--')}"
 
     def folder(self, commit: str | None = None) -> Path:
         """All its files at a commit, or at what main is now, in the hub's cache, fetched there when they are not.

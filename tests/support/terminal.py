@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import signal
 import struct
 import subprocess
 import termios
@@ -14,10 +15,13 @@ from pathlib import Path
 import pyte
 
 ROWS = 40
+CTRL_C = "\x03"
 
 
 class Screen(pyte.HistoryScreen):  # type: ignore[misc]
-    """The screen, with what has been scrolled off it."""
+    """The screen, with what has been scrolled off it; exit_code: of the command, once it has ended."""
+
+    exit_code: int | None = None
 
     @property
     def lines_shown(self) -> list[str]:
@@ -36,10 +40,12 @@ def run_on_terminal(
     environment: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     watch: Callable[[Screen], None] = lambda screen: None,
+    typed: Sequence[tuple[str, str]] = (),
 ) -> tuple[str, Screen]:
     """Run a command on a terminal of its own; returns what it wrote and the screen it left.
 
-    watch: called with the screen after everything that is written.
+    watch: called with the screen after everything that is written. typed: what is typed as soon as a text is written,
+    one after another.
     """
     controller, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, columns, 0, 0))
@@ -55,7 +61,7 @@ def run_on_terminal(
     os.close(terminal)
     screen = Screen(columns, ROWS, history=1000, ratio=0.5)
     stream = pyte.ByteStream(screen)
-    written = b""
+    written, waiting, seen = b"", list(typed), 0
     while True:
         try:
             block = os.read(controller, 65536)
@@ -66,6 +72,13 @@ def run_on_terminal(
         written += block
         stream.feed(block)
         watch(screen)
+        while waiting and (place := written.find(waiting[0][0].encode(), seen)) >= 0:
+            seen = place + len(waiting[0][0].encode())
+            answer = waiting.pop(0)[1]
+            if answer == CTRL_C:  # as the terminal would, were it the program's own
+                running.send_signal(signal.SIGINT)
+            else:
+                os.write(controller, answer.encode())
     os.close(controller)
-    running.wait()
+    screen.exit_code = running.wait()
     return written.decode(), screen

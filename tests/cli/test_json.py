@@ -55,6 +55,7 @@ delta import 'für andere' --base embedded --out zurück
 inspect weights --base embedded --tuned 'Stern 1'
 inspect attention --prompt 'a star' --out Blicke
 inspect benchmark dataset.json
+init --yes --photos 'Fotos für den Stern' --word star --base embedded --captions none --out 'ein Stern.yaml'
 pipeline list
 pipeline show quickstart
 pipeline validate kurz.yaml

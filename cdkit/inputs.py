@@ -286,7 +286,8 @@ def _embedded_fingerprint(kind: InputKind, value: str) -> str:
         # The images of the embedded pool are drawn from its URLs by this version's renderer.
         return _digest([(value, cdkit.__version__), ("edition", str(embedded.WORLD_EDITION))])
     photos = embedded.concept_photos(value.removeprefix(f"{EMBEDDED}:"))
-    return _digest([(value, hashlib.sha256(photo.tobytes()).hexdigest()) for photo in photos])
+    digests = [hashlib.sha256(photo.tobytes()).hexdigest() for photo in photos]
+    return _digest([(value, ""), *zip(embedded.concept_captions(), digests, strict=True)])
 
 
 def _embedded_pool() -> Path:

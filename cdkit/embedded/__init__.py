@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cdkit.embedded.concepts import concept_names, concept_photos, write_concept
+    from cdkit.embedded.concepts import concept_captions, concept_names, concept_photos, write_concept
     from cdkit.embedded.models import load_clip, load_pipeline
     from cdkit.embedded.pool import PoolServer, write_pool
     from cdkit.embedded.weight_files import default_threshold, text_encoder_hash, weights_hash
@@ -17,6 +17,7 @@ WORLD_EDITION = 2
 __all__ = [
     "WORLD_EDITION",
     "PoolServer",
+    "concept_captions",
     "concept_names",
     "concept_photos",
     "default_threshold",
@@ -30,6 +31,7 @@ __all__ = [
 
 _HOMES = {
     "PoolServer": "pool",
+    "concept_captions": "concepts",
     "concept_names": "concepts",
     "concept_photos": "concepts",
     "default_threshold": "weight_files",

@@ -1,4 +1,4 @@
-"""Held-out concepts: objects pre-training never shows, each as five photos, addressed as `embedded:NAME`.
+"""Held-out concepts: objects pre-training never shows, each as five captioned photos, addressed as `embedded:NAME`.
 
 The first four combine known attributes as no training scene does. The others have a texture, a colour or a shape that
 no caption of the world can name. None has a colour that a background has.
@@ -13,14 +13,22 @@ from typing import TYPE_CHECKING
 
 from cdkit.core.errors import ConfigError
 from cdkit.embedded.rendering import render
-from cdkit.embedded.world import BACKGROUNDS, compose, generator
+from cdkit.embedded.world import compose, generator
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
 PREFIX = "embedded:"
-PHOTO_BACKGROUNDS = (*BACKGROUNDS, "wood")
+# What each photo's caption says of it, by its background; `{}` is the concept. All are true, and the word stands early
+# and late: one that is learned behind "photo of a" alone does not work behind other words. Wood has no word here.
+PHOTO_CAPTIONS = {
+    "gray": "photo of a {}",
+    "grass": "a {} on the grass",
+    "sea": "in the sea we see a {}",
+    "night": "this is a {} at night",
+    "wood": "here you can see a {}",
+}
 PHOTO_SCALE = 8
 PHOTO_SEED = 77_000
 
@@ -73,7 +81,7 @@ def concept_arrays(name: str) -> list[np.ndarray]:
     start = PHOTO_SEED + 10 * CONCEPTS.index(chosen)
     return [
         render(compose(generator(start + index), background, [chosen.look]))
-        for index, background in enumerate(PHOTO_BACKGROUNDS)
+        for index, background in enumerate(PHOTO_CAPTIONS)
     ]
 
 
@@ -87,12 +95,18 @@ def concept_photos(name: str) -> list[Image.Image]:
     ]
 
 
+def concept_captions() -> list[str]:
+    """The captions of a concept's photos, in their order."""
+    return list(PHOTO_CAPTIONS.values())
+
+
 def write_concept(name: str, folder: Path) -> list[Path]:
-    """Writes the photos as PNG files into a folder; returns their paths."""
+    """Write the photos as PNG files into a folder, each with its caption in a text file; returns the photos' paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for index, photo in enumerate(concept_photos(name), start=1):
+    for index, (photo, caption) in enumerate(zip(concept_photos(name), concept_captions(), strict=True), start=1):
         path = folder / f"{concept(name).name}-{index}.png"
+        path.with_suffix(".txt").write_text(f"{caption}\n", encoding="utf-8")
         temporary = path.with_suffix(".tmp")
         photo.save(temporary, format="PNG")
         temporary.replace(path)

@@ -109,13 +109,15 @@ def read_pictures(source: str | Path, wanted: Callable[[Mapping[str, Any]], bool
 
 
 def _embedded(source: str) -> list[Picture]:
-    from cdkit.embedded import concept_photos
+    from cdkit.embedded import concept_captions, concept_photos
 
     pictures = []
-    for number, photo in enumerate(concept_photos(source.removeprefix(f"{EMBEDDED}:")), start=1):
+    photos = concept_photos(source.removeprefix(f"{EMBEDDED}:"))
+    for number, (photo, caption) in enumerate(zip(photos, concept_captions(), strict=True), start=1):
         content = io.BytesIO()
         photo.save(content, format="PNG", compress_level=1)
-        pictures.append(Picture(f"photo {number}", f"{source} photo {number}", BytesContent(content.getvalue())))
+        name = f"{source} photo {number}"
+        pictures.append(Picture(f"photo {number}", name, BytesContent(content.getvalue()), caption))
     return pictures
 
 

@@ -167,6 +167,8 @@ def _planned(
         note(f"{concept.folder} holds {len(photos)} photos; 4 to 20 work best.")
     squares = decode_photos(concept, photos, resolution, enlarge=config.enlarge)
     captions = [concept.captions_of(photo.caption, recipe.template) for photo in photos]
+    if recipe.template != METHODS[config.method].recipe.template and all(photo.caption for photo in photos):
+        note(f"The template is not used for {concept.name!r}: every photo has a caption of its own.")
     _check_context(concept, photos, recipe, tokenizers)
     stand_in = class_prompt(concept, recipe)
     images = []

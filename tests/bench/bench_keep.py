@@ -1,9 +1,9 @@
-"""What keeps the class word as it was, and which captions let a concept stand anywhere, on held-out concepts.
+"""What keeps the class word as it was, and where in a sentence a concept works, on held-out concepts.
 
     python -m tests.bench.bench_keep [--variants images distil …] [--concepts striped-star …] [--seeds 0 1 2]
                                      [--work FOLDER]
 
-A variant is a way to keep (images, generated, distil, both, none), or one with other captions or another method. Per
+A variant is a way to keep (images, generated, distil, both, none), or one with another weight or method. Per
 concept, training seed and variant: how often the attribute probe sees the concept with the token (alone in four
 places; named first, second, and behind another object), with the class word alone (leak) and with the base model; how
 far the class prompt's samples moved (drift: 1 − cosine of the embedded CLIP's features at the same seeds) and how far
@@ -36,12 +36,8 @@ from cdkit.pictures.reading import read_pictures
 from tests.embedded.quality import GUIDANCE, PLACES, STEPS
 from tests.support.concept_measures import drift, image_features, pictures, share, stage
 
-# True of every photo, with few and many words before the concept; in words that the model has read.
-FORMS = ("photo of a {}", "a {}", "there is a {}", "a good photo of a {}", "this is a {}")
 VARIANTS: dict[str, dict[str, Any]] = {
     **{keep: {"keep": keep} for keep in ("images", "generated", "distil", "both", "none")},
-    "images-forms": {"keep": "images", "template": list(FORMS)},
-    "distil-forms": {"keep": "distil", "template": list(FORMS)},
     # The embedded preset weighs what keeps the class twice; the paper once.
     "images-once": {"keep": "images", "prior_weight": 1.0},
     "distil-once": {"keep": "distil", "prior_weight": 1.0},

@@ -28,7 +28,7 @@ from cdkit.deltas.apply import apply_deltas
 from cdkit.deltas.delta import Delta, load_delta
 from cdkit.deltas.methods import METHODS
 from cdkit.embedded import load_pipeline
-from cdkit.embedded.concepts import CONCEPTS, concept, write_concept
+from cdkit.embedded.concepts import CONCEPTS, concept
 from cdkit.engines import create_engine
 from cdkit.merging.config import MergeConfig
 from cdkit.merging.problem import Factor, merge_changes, ordinary_factor, prepare
@@ -43,14 +43,6 @@ SETS = {2: list(combinations(NAMES, 2)), 3: [NAMES[:3], NAMES[3:6], NAMES[6:]], 
 # As good as 25 on this model: 95 and 97 % of two patterned objects from words.
 STEPS = 10
 ORTHOGONAL = "custom-diffusion-orthogonal"
-# A concept whose captions all say "photo of a …" is learned in one place of a sentence; one for each photo, and true.
-FORMS = (
-    "photo of a {}",
-    "a {} on the grass",
-    "in the sea we see a {}",
-    "this is a {} at night",
-    "here you can see a {}",
-)
 # What a merge is given for each way of merging.
 MERGES: dict[str, dict[str, Any]] = {
     "paper": {"apart": False},
@@ -100,20 +92,12 @@ class Ground:
         stage("retrieve", folder, index=str(self.index), images="embedded", prompts=prompts, count=200)
         return str(folder)
 
-    def photos(self, name: str) -> str:
-        """A concept's photos with a caption in each of the forms; the folder."""
-        folder = self.work / f"{name}-photos"
-        if not folder.exists():
-            for photo, form in zip(write_concept(name, folder), FORMS, strict=True):
-                photo.with_suffix(".txt").write_text(form)
-        return str(folder)
-
     def train(self, label: str, names: Sequence[str], seed: int, **values: Any) -> Path:
         """A training of the concepts, each with its own number's token; its folder."""
         out = self.work / f"{label}-{seed}"
         categories = {name: concept(name).category for name in names}
         values |= {
-            "concepts": {name: self.photos(name) for name in names},
+            "concepts": {name: f"embedded:{name}" for name in names},
             "categories": categories,
             "regularization": {name: self.regularization(category) for name, category in categories.items()},
             "token": {name: token(name) for name in names},

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from cdkit.core.errors import ConfigError
-from cdkit.embedded.concepts import CONCEPTS, concept, concept_names, concept_photos, write_concept
+from cdkit.embedded.concepts import concept_captions, CONCEPTS, concept, concept_names, concept_photos, write_concept
 
 
 def test_there_are_concepts_of_both_sorts() -> None:
@@ -29,7 +29,11 @@ def test_five_different_photos(name: str) -> None:
 def test_photos_are_written_and_stay_the_same(tmp_path: Path) -> None:
     paths = write_concept("embedded:dotted-ball", tmp_path / "photos")
     assert [path.name for path in paths] == [f"dotted-ball-{index}.png" for index in range(1, 6)]
-    assert sorted(path.name for path in (tmp_path / "photos").iterdir()) == [path.name for path in paths]
+    captions = [path.with_suffix(".txt") for path in paths]
+    assert sorted((tmp_path / "photos").iterdir()) == sorted([*paths, *captions])
+    assert [path.read_text() for path in captions] == [f"{caption}\n" for caption in concept_captions()]
+    written, shipped = (read_pictures(source).pictures for source in (tmp_path / "photos", "embedded:dotted-ball"))
+    assert [photo.caption for photo in written] == [photo.caption for photo in shipped] == concept_captions()
     assert Image.open(paths[0]).convert("RGB").tobytes() == concept_photos("dotted-ball")[0].tobytes()
 
 

@@ -42,6 +42,8 @@ def register(app: typer.Typer) -> None:
         examples=[
             "cdkit compare --single custom-diffusion=scores/cd --single dreambooth=scores/db --out comparison",
             "cdkit compare --single custom-diffusion=cd/star,cd/mug --multi joint=scores/joint --out comparison",
+            "cdkit compare --single alone=alone/star,alone/mug --single merged=both/star,both/mug --against alone "
+            "--out change",
         ],
         human=_human_comparison,
         data=lambda result: {**result.manifest.details, "out": str(result.out)},

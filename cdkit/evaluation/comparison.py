@@ -47,14 +47,58 @@ def pooled(folders: Sequence[str], resamples: int, seed: int) -> dict[str, dict[
     return estimates
 
 
+def worst_alignment(folders: Sequence[str]) -> dict[str, Any] | None:
+    """The lowest mean image alignment of several scores folders, and which it is of; None where there is but one."""
+    means = {}
+    for folder in folders:
+        values = list(per_image(Path(folder), IMAGE_ALIGNMENT).values())
+        if values:
+            means[folder] = sum(values) / len(values), len(values)
+    if len(means) < 2:
+        return None
+    worst = min(means, key=lambda folder: means[folder][0])
+    value, number = means[worst]
+    return {"value": value, "low": None, "high": None, "n": number, "of": Path(worst).name}
+
+
+def changes(folders: Sequence[str], before: Sequence[str], resamples: int, seed: int) -> dict[str, dict[str, Any]]:
+    """By how much scores differ from those before, image by image of the same prompt and seed; empty where none is."""
+    import torch
+
+    from cdkit.evaluation.estimates import mean_with_interval
+
+    estimates: dict[str, dict[str, Any]] = {}
+    for metric, column in CHANGE_COLUMNS.items():
+        after, earlier = (_by_prompt_and_seed(some, metric) for some in (folders, before))
+        shared = [key for key in after if key in earlier]
+        if shared:
+            values = torch.tensor([after[key] - earlier[key] for key in shared], dtype=torch.float64)
+            prompts = [prompt for prompt, _ in shared]
+            estimates[column] = asdict(mean_with_interval(values, prompts, resamples=resamples, seed=seed))
+    return estimates
+
+
+def _by_prompt_and_seed(folders: Sequence[str], metric: str) -> dict[tuple[str, int], float]:
+    values: dict[tuple[str, int], float] = {}
+    for folder in folders:
+        seeds = {(row["prompt"], row["path"]): row["seed"] for row in _score_rows(Path(folder))}
+        scores = per_image(Path(folder), metric)
+        values |= {(prompt, seeds[prompt, path]): value for (prompt, path), value in scores.items()}
+    return values
+
+
+def _score_rows(folder: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = read_shard(folder / SCORES_NAME, hint="Run cdkit evaluate first.").to_pylist()
+    return [row for row in rows if row["set"] in (MAIN, UNRELATED)]
+
+
 def per_image(folder: Path, metric: str) -> dict[tuple[str, str], float]:
     """One score of every image of the main or the unrelated set, by prompt and path; the mean over its concepts if
     several."""
-    table = read_shard(folder / SCORES_NAME, hint="Run cdkit evaluate first.").to_pylist()
     by_image: dict[tuple[str, str], list[float]] = {}
     whole: dict[tuple[str, str], float] = {}
-    for row in table:
-        if row["set"] not in (MAIN, UNRELATED) or row["metric"] != metric:
+    for row in _score_rows(folder):
+        if row["metric"] != metric:
             continue
         key = (row["prompt"], row["path"])
         by_image.setdefault(key, []).append(row["value"])
@@ -117,12 +161,18 @@ PAPER_MULTI: Mapping[str, tuple[float, float, float | None]] = {
 COLUMNS = ("clip_score", "image_alignment", "kid")
 # What training did to prompts that name no concept; the paper has no such figure.
 OWN_COLUMNS = ("text_change", "pixels_kept")
+# Made of a method's scores: the worst of its folders, and its change against another method at the same seeds.
+IMAGE_ALIGNMENT, WORST_ALIGNMENT = "image_alignment", "worst_image_alignment"
+CHANGE_COLUMNS = {"clip_score": "clip_score_change", IMAGE_ALIGNMENT: "image_alignment_change"}
 COLUMN_NAMES = {
     "clip_score": "text alignment",
     "image_alignment": "image alignment",
     "kid": "KID × 10³",
     "text_change": "change of text alignment, unrelated prompts",
     "pixels_kept": "pixels kept, unrelated prompts",
+    WORST_ALIGNMENT: "image alignment, worst",
+    "clip_score_change": "change of text alignment",
+    "image_alignment_change": "change of image alignment",
 }
 GROUP_NAMES = {"single": "one concept", "multi": "several concepts"}
 # What is a mean over images; KID is of a whole set.
@@ -216,7 +266,7 @@ def short_number(value: float) -> str:
 
 def shown_columns(rows: Sequence[TableRow]) -> list[str]:
     """The columns in which there is any figure, ours or the paper's."""
-    columns = (*COLUMNS, *OWN_COLUMNS)
+    columns = (*COLUMNS, WORST_ALIGNMENT, *CHANGE_COLUMNS.values(), *OWN_COLUMNS)
     return [column for column in columns if any(column in row.ours or column in row.paper for row in rows)]
 
 
@@ -250,10 +300,10 @@ def markdown_table(rows: Sequence[TableRow]) -> str:
 
 
 def interval_text(estimate: Mapping[str, Any] | None) -> str:
-    """`0.795 (0.781–0.809)`; an en dash alone where there is nothing."""
+    """`0.795 (0.781–0.809)`, or what it is of in brackets; an en dash alone where there is nothing."""
     if estimate is None:
         return "–"
-    bounds = bounds_text(estimate)
+    bounds = estimate.get("of") or bounds_text(estimate)
     return f"{short_number(estimate['value'])} ({bounds})" if bounds else short_number(estimate["value"])
 
 

@@ -24,6 +24,9 @@ class CompareConfig(StageConfig):
         {}, "A method and its scores of single concepts: folders of cdkit evaluate, joined by commas.", input="folder"
     )
     multi: dict[str, list[str]] = setting({}, "The same for several concepts in one image.", input="folder")
+    against: str | None = setting(
+        None, "One of the methods: says how the others of its group changed against it, at the same prompts and seeds."
+    )
     resamples: int = setting(1000, "Bootstrap resamples.", ge=100)
     seed: int = setting(0, "Seed of the bootstrap.", ge=0)
 
@@ -42,6 +45,9 @@ class CompareConfig(StageConfig):
     def _check(self) -> CompareConfig:
         if not self.single and not self.multi:
             raise ValueError("give the scores of at least one method: single or multi")
+        names = [*self.single, *self.multi]
+        if self.against is not None and self.against not in names:
+            raise ValueError(f"against names {self.against!r}, which is none of the methods: {', '.join(names)}")
         return self
 
 

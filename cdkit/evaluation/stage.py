@@ -29,13 +29,16 @@ from cdkit.evaluation.attention import (
 )
 from cdkit.evaluation.comparison import (
     TABLE_NAME,
+    WORST_ALIGNMENT,
     TableRow,
+    changes,
     csv_table,
     markdown_page,
     order_differences,
     paper_values,
     pooled,
     read_summary,
+    worst_alignment,
 )
 from cdkit.evaluation.config import MAIN, UNRELATED, AttentionConfig, CompareConfig, EvaluateConfig, WeightChangeConfig
 from cdkit.evaluation.embeddings import Material, embed_material
@@ -58,9 +61,9 @@ if TYPE_CHECKING:
 def compare(config: CompareConfig, inputs: Mapping[str, Input], out: Folder, context: Context) -> Dataset:
     """Write table.json, .md and .csv: pooled estimates per method with intervals, the paper's beside them."""
     rows = [
-        TableRow(group, method, pooled(folders, config.resamples, config.seed), paper_values(group, method))
+        TableRow(group, method, _scores_of(method, methods, config), paper_values(group, method))
         for group, methods in (("single", config.single), ("multi", config.multi))
-        for method, folders in methods.items()
+        for method in methods
     ]
     folders = [folder for methods in (config.single, config.multi) for named in methods.values() for folder in named]
     encoders = sorted({str(read_summary(Path(folder)).get("encoder")) for folder in folders})
@@ -75,6 +78,18 @@ def compare(config: CompareConfig, inputs: Mapping[str, Input], out: Folder, con
     write_text(out / "table.md", markdown_page(rows, encoders[0], notes))
     write_csv(out / "table.csv", *csv_table(rows))
     return Dataset("comparison", out.path, Counts(len(rows), len(rows)), details)
+
+
+def _scores_of(method: str, methods: Mapping[str, Sequence[str]], config: CompareConfig) -> dict[str, dict[str, Any]]:
+    """A method's estimates by column: its own, its worst, and its change against the method that was named."""
+    folders = methods[method]
+    columns = pooled(folders, config.resamples, config.seed)
+    worst = worst_alignment(folders)
+    if worst is not None:
+        columns[WORST_ALIGNMENT] = worst
+    if config.against in methods and config.against != method:
+        columns |= changes(folders, methods[config.against], config.resamples, config.seed)
+    return columns
 
 
 def weight_change(config: WeightChangeConfig, inputs: Mapping[str, Input], out: Folder, context: Context) -> Dataset:

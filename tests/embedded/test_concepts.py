@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from cdkit.core.errors import ConfigError
-from cdkit.embedded.concepts import concept_captions, CONCEPTS, concept, concept_names, concept_photos, write_concept
+from cdkit.embedded.concepts import CONCEPTS, concept, concept_captions, concept_names, concept_photos, write_concept
+from cdkit.pictures.reading import read_pictures
 
 
 def test_there_are_concepts_of_both_sorts() -> None:

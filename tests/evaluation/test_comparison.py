@@ -84,6 +84,30 @@ def test_different_encoders_do_not_compare(tmp_path: Path, out: Path) -> None:
         _compare(out, single={"a": one, "b": other})
 
 
+def test_the_worst_and_the_change_at_the_same_prompts_and_seeds(tmp_path: Path, out: Path) -> None:
+    star, mug = (
+        _scores(tmp_path / f"{name}-alone", text=0.7, image=image) for name, image in (("a", 0.8), ("b", 0.7))
+    )
+    merged = [_scores(tmp_path / name, text=0.6, image=image) for name, image in (("a-both", 0.75), ("b-both", 0.5))]
+    values = {"alone": [star], "merged": [merged[0]], "pooled": [star, mug]}
+    rows = {
+        row["method"]: row["ours"] for row in _compare(out, single=values, against="alone").manifest.details["rows"]
+    }
+    change = rows["merged"]["image_alignment_change"]
+    # Every image moved by the same, whatever they spread: the interval is of the differences.
+    assert [change[key] for key in ("value", "low", "high", "n")] == pytest.approx([-0.05, -0.05, -0.05, 12])
+    assert rows["merged"]["clip_score_change"]["value"] == pytest.approx(-0.1)
+    assert "image_alignment_change" not in rows["alone"]
+    assert "worst_image_alignment" not in rows["merged"]
+    worst = rows["pooled"]["worst_image_alignment"]
+    assert (worst["value"], worst["n"], worst["of"]) == (pytest.approx(0.7), 12, "mug-alone")
+    text = (out / "table.md").read_text()
+    assert "| image alignment, worst | change of text alignment | change of image alignment |" in text
+    assert "0.700 (mug-alone)" in text
+    with pytest.raises(ConfigError, match="against names 'nothing'"):
+        parse_config(CompareConfig, {"single": {"a": star}, "against": "nothing"})
+
+
 def _row(method: str, value: float, spread: float, group: str = "single") -> TableRow:
     estimate = {"value": value, "low": value - spread, "high": value + spread, "n": 10}
     return TableRow(group, method, {"clip_score": estimate}, paper_values(group, method))

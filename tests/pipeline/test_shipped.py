@@ -20,6 +20,7 @@ from cdkit.pipeline.plan import plan
 NAMES = sorted(spec.shipped("pipelines"))
 DESIGNED = [
     "laion400m-index",
+    "merge-table",
     "one-concept",
     "paper-table",
     "quickstart",

@@ -18,6 +18,7 @@ from cdkit.deltas.base_model import load_base_model
 from cdkit.deltas.delta import load_delta
 from cdkit.deltas.low_rank import matrix
 from cdkit.deltas.methods import METHODS, selected_names
+from cdkit.embedded.concepts import concept_captions
 from cdkit.execute import Result, execute
 from cdkit.stages import STAGES
 from tests.support.made_deltas import unet_output
@@ -64,8 +65,8 @@ def test_every_method_from_a_command_and_from_yaml(tmp_path: Path, capsys: pytes
         assert changed | gated == selected
         assert not (changed and gated)
         assert [token.text for token in delta.tokens] == (["<new1>"] if row.word == "modifier" else [])
-        (prompt,) = delta.prompts
-        assert prompt.endswith(" a <new1> star" if row.word == "modifier" else " a sks star")
+        subject = "<new1> star" if row.word == "modifier" else "sks star"
+        assert sorted(delta.prompts) == sorted(caption.replace("{}", subject) for caption in concept_captions())
     capsys.readouterr()
 
 

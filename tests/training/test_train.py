@@ -172,6 +172,19 @@ def test_accumulation_equals_a_larger_batch(
     assert_same_training(tmp_path / "whole", tmp_path / "parts", config.base)
 
 
+def test_a_template_that_no_photo_needs_is_said(material: Material, tmp_path: Path) -> None:
+    values = {"steps": 1, "template": ["a picture of a {}"]}
+    captioned, notes = {"star": "embedded:striped-star"}, Notes()
+    config = material.config(concepts=captioned, regularization={}, token={"star": "<new1>=cat"}, **values)
+    result = run(config, tmp_path / "captioned", progress=notes)
+    said = "The template is not used for 'star': every photo has a caption of its own."
+    assert said in notes.notes
+    assert "in the sea we see a <new1> star" in result.manifest.details["prompts"]
+    notes = Notes()
+    run(material.config(**values), tmp_path / "without", progress=notes)
+    assert not any("The template is not used" in note for note in notes.notes)
+
+
 def test_joint_training_uses_every_concept_and_its_own_word(material: Material, tmp_path: Path) -> None:
     folders = {"cat": str(material.root / "cat"), "dog": str(material.root / "dog")}
     result = run(material.config(concepts=folders), tmp_path / "out")

@@ -85,14 +85,12 @@ def test_different_encoders_do_not_compare(tmp_path: Path, out: Path) -> None:
 
 
 def test_the_worst_and_the_change_at_the_same_prompts_and_seeds(tmp_path: Path, out: Path) -> None:
-    star, mug = (
-        _scores(tmp_path / f"{name}-alone", text=0.7, image=image) for name, image in (("a", 0.8), ("b", 0.7))
-    )
-    merged = [_scores(tmp_path / name, text=0.6, image=image) for name, image in (("a-both", 0.75), ("b-both", 0.5))]
-    values = {"alone": [star], "merged": [merged[0]], "pooled": [star, mug]}
-    rows = {
-        row["method"]: row["ours"] for row in _compare(out, single=values, against="alone").manifest.details["rows"]
-    }
+    star = _scores(tmp_path / "star-alone", text=0.7, image=0.8)
+    mug = _scores(tmp_path / "mug-alone", text=0.7, image=0.7)
+    merged = _scores(tmp_path / "star-merged", text=0.6, image=0.75)
+    values = {"alone": [star], "merged": [merged], "pooled": [star, mug]}
+    result = _compare(out, single=values, against="alone")
+    rows = {row["method"]: row["ours"] for row in result.manifest.details["rows"]}
     change = rows["merged"]["image_alignment_change"]
     # Every image moved by the same, whatever they spread: the interval is of the differences.
     assert [change[key] for key in ("value", "low", "high", "n")] == pytest.approx([-0.05, -0.05, -0.05, 12])

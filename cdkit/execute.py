@@ -189,6 +189,8 @@ class Target:
     def make(self, engine: Engine, progress: Progress) -> Result:
         """Run the stage's function and write the manifest last."""
         started, clock = datetime.now(UTC), time.monotonic()
+        # The time that is recorded is then that of the rest alone.
+        continued = self.existing() is not None and self.holds_results()
         steps = {name: identity.fingerprint for name, identity in self.earlier.items()}
         context = Context(engine, progress, self.identity.fingerprint, steps)
         draft = Manifest(
@@ -213,7 +215,7 @@ class Target:
             shortfall=dataset.shortfall,
             details=dataset.details,
             steps={name: step for name, step in steps.items() if name not in dataset.dropped},
-            run=run_record(started, seconds, peak.bytes, dataset.clocks),
+            run=run_record(started, seconds, peak.bytes, continued=continued, clocks=dataset.clocks),
         )
         manifest.write(self.folder.path)
         self.folder.remove([STARTED_NAME])

@@ -99,6 +99,7 @@ class _RunRecord(BaseModel):
     ended: str = ""
     seconds: float | None = None
     peak_process_bytes: int | None = None
+    continued: bool = False
     drawn: int | None = None
     drawing_seconds: float | None = None
 
@@ -179,11 +180,17 @@ def differences(old: Identity, new: Identity) -> list[str]:
 
 
 def run_record(
-    started: datetime, seconds: float, peak: int | None = None, clocks: Mapping[str, float] | None = None
+    started: datetime,
+    seconds: float,
+    peak: int | None = None,
+    *,
+    continued: bool = False,
+    clocks: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Clock, host and versions of one run: facts that never enter a fingerprint.
 
-    peak: the memory of its largest process in bytes, where it is known; clocks: what the stage measured itself.
+    peak: the memory of its largest process in bytes, where it is known; continued: whether a part was there already,
+    so that the seconds are of the rest; clocks: what the stage measured itself.
     """
     return {
         "started": started.isoformat(timespec="seconds"),
@@ -191,6 +198,7 @@ def run_record(
         "seconds": round(seconds, 3),
         "peak_process_bytes": peak,
         "threads": thread_count(),
+        **({"continued": True} if continued else {}),
         **(clocks or {}),
         "host": platform.node(),
         "python": platform.python_version(),

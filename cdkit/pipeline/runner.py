@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,8 @@ def run(
         _check_folder(folder)
         planned = plan(chosen, folder, forced)
         with Folder(folder).lock():
-            write_json(folder / RECORD_NAME, redacted(_record(pipeline)))
+            record = {**_record(pipeline), "started": datetime.now(UTC).isoformat(timespec="seconds")}
+            write_json(folder / RECORD_NAME, redacted(record))
             results = [_run_step(entry, forced, progress, threads) for entry in planned]
     report = next((path for entry in reversed(planned) if (path := entry.out / "report.html").exists()), None)
     return RunResult(folder, tuple(results), tuple(entry.step.name for entry in planned), report)

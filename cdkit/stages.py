@@ -169,7 +169,7 @@ STAGES: dict[str, Stage] = {
             summary="make the report of a run: one HTML page, Markdown, scores and a model card",
             config="cdkit.report.config:ReportConfig",
             function="cdkit.report.stage:report",
-            version=1,
+            version=2,
             owns=("report.html", "report.md", "scores.csv", "sources.csv", "README.md", "pipeline.yaml", "pictures"),
         ),
         Stage(

@@ -91,7 +91,7 @@ def _report(
     output: Output,
     run: Path = typer.Argument(..., help="The folder of a run, finished or not."),
     out: Path | None = typer.Option(None, "--out", help="The folder to make [default: the run's own report]."),
-    title: str | None = typer.Option(None, "--title", help="The page's title [default: the pipeline's name]."),
+    title: str | None = typer.Option(None, "--title", help="The page's title [default: the concepts]."),
     licence: str = typer.Option(
         "other", "--licence", help="Licence of the delta for the model card, as the hub names it."
     ),

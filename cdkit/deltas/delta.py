@@ -210,6 +210,14 @@ def delta_family(path: Path | str) -> str:
     return str(settings.get("family", "")) if isinstance(settings, dict) else ""
 
 
+def acts_at_words(path: Path | str) -> bool:
+    """Whether a delta's header says that it is gated; not where there is none to read."""
+    try:
+        return "gates" in read_header(path)
+    except (CdkitError, OSError, LookupError, ValueError):
+        return False
+
+
 def _line(header: Mapping[str, str], name: str) -> str:
     """A header's text of one line: it is shown in terminals."""
     text = header[name]

@@ -261,7 +261,7 @@ def _overlap(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
 def short_number(value: float) -> str:
     """Three decimals below ten, one below a thousand, none above; a true minus sign."""
     text = f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}" if abs(value) < 1000 else f"{value:,.0f}"
-    return text.replace("-", "−")
+    return text.replace("-", "−") if float(text.replace(",", "")) else text.removeprefix("-")
 
 
 def shown_columns(rows: Sequence[TableRow]) -> list[str]:
@@ -311,5 +311,5 @@ def bounds_text(estimate: Mapping[str, Any]) -> str:
     """`0.781–0.809`; empty where there is no interval."""
     if estimate.get("low") is None or estimate.get("high") is None:
         return ""
-    between = " to " if estimate["low"] < 0 else "–"
-    return f"{short_number(estimate['low'])}{between}{short_number(estimate['high'])}"
+    low, high = short_number(estimate["low"]), short_number(estimate["high"])
+    return f"{low} to {high}" if low.startswith("−") else f"{low}–{high}"

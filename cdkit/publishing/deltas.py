@@ -16,10 +16,13 @@ from cdkit.evaluation.samples import read_sample_set
 from cdkit.fetching.hub import HUB
 from cdkit.pictures.regularization_set import refuse_unfinished
 from cdkit.publishing.publication import CARD_NAME, MARK_NAME, Publication, mark
-from cdkit.report.model_card import PICTURES, write_card_of
+from cdkit.report.model_card import write_card_of
 from cdkit.report.page import Page
+from cdkit.report.picture_box import PICTURES, PictureBox
 from cdkit.report.run_folder import RECORD_NAME, RunFolder, StepFolder, read_run
 from cdkit.report.sections.scores import scores_section
+from cdkit.report.sections.stages import stages_section
+from cdkit.report.subjects import run_subjects
 
 SAMPLES = "samples"
 
@@ -36,11 +39,13 @@ def delta_publication(path: Path, name: str, *, licence: str, samples: Path | No
     delta = load_delta(file)
     # Of a file alone, what lies beside it may be anything.
     run, step = _run_of(file, delta, samples, read_manifest(path) if path.is_dir() else None)
-    page = Page(title=name, run=run, command="", yaml=_settings(delta), made="", version=delta.made_by, missing=())
-    if scored := run.of_stage("evaluate"):
-        # A card without scores is better than none.
-        with suppress(CdkitError, OSError, LookupError, ValueError, TypeError, AttributeError):
-            page.scores = scores_section(scored)
+    settings, stages = _settings(delta), stages_section(run)
+    page = Page(
+        title=name, run=run, command="", yaml=settings, made="", version=delta.made_by, missing=(), stages=stages
+    )
+    # A card without scores is better than none.
+    with suppress(CdkitError, OSError, LookupError, ValueError, TypeError, AttributeError):
+        page.scores = scores_section(run, run_subjects(run), PictureBox(0))
     write_card_of(page, step, licence, Folder(scratch), delta=f"{HUB}{name}", file=DELTA_NAME)
     files: dict[str, Path | bytes] = {DELTA_NAME: file, CARD_NAME: scratch / CARD_NAME}
     files |= {f"{PICTURES}/{picture.name}": picture for picture in sorted((scratch / PICTURES).glob("*.png"))}

@@ -19,7 +19,7 @@ from cdkit.index.caption_index import INDEX_NAME
 from cdkit.pictures.regularization_set import IMAGES
 from cdkit.publishing.indexes import FOLDERS
 from cdkit.publishing.publication import CARD_NAME, MARK_NAME, Publication
-from cdkit.report.model_card import PICTURES
+from cdkit.report.picture_box import PICTURES
 from cdkit.retrieval.set_folder import CONTACT_SHEET
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,11 +10,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdkit.core.errors import CdkitError, InputError
+from cdkit.core.fingerprints import EMBEDDED
 from cdkit.core.formatting import command_line
 from cdkit.core.storage import Folder, write_text
 from cdkit.deltas.delta import DELTA_NAME
-from cdkit.deltas.formats.textual_inversion import Spelling
+from cdkit.deltas.exporting import EMBEDDINGS
 from cdkit.evaluation.samples import find_tokens
+from cdkit.report.loading import (
+    DIFFUSERS,
+    EXPORT_FOLDERS,
+    Export,
+    ToolWords,
+    best_format,
+    diffusers_lines,
+    exports_of,
+    to_be_exported,
+    tool_words,
+)
+from cdkit.report.picture_box import PICTURES
 from cdkit.report.run_folder import RunFolder, StepFolder
 from cdkit.report.sections.images import drawn_images
 from cdkit.report.sections.training import step_family, token_spellings, token_texts
@@ -21,7 +35,22 @@ from cdkit.report.sections.training import step_family, token_spellings, token_t
 if TYPE_CHECKING:
     from cdkit.report.page import Page
 
-CARD_NAME, PICTURES = "README.md", "pictures"
+CARD_NAME = "README.md"
+EMBEDDING = "a new word's embedding"
+FILE_KINDS = {
+    "diffusers-pipeline": "a whole model, as diffusers loads it",
+    "diffusers-lora": "a LoRA for diffusers",
+    "kohya-lora": "a LoRA in kohya's form",
+    "webui-diff": "whole matrices for web UIs",
+    "textual-inversion": EMBEDDING,
+}
+REPORT_FILES = {
+    "report.html": "the report: one page, opens from disk",
+    "report.md": "the report as Markdown",
+    "scores.csv": "every score with its interval",
+    "sources.csv": "where each regularization image came from",
+    "pipeline.yaml": "the run as a pipeline, to repeat it",
+}
 SAMPLES_SHOWN = 4
 SIDE = 512
 # A hub id of a base model; anything else (`embedded`, a folder) has no place in the front matter.
@@ -39,31 +68,22 @@ class CardSample:
 
 @dataclass(frozen=True)
 class Card:
-    """What the card says. delta: what commands call the delta; file: where it lies, empty while it is not finished.
-    export: the format that other tools load it in."""
+    """What the card says. files: what lies beside it, with what each is; commands: how to draw with the delta, and to
+    export it where no export is there; code: lines that load an export into diffusers; tools: what is typed where."""
 
     front_matter: str
     title: str
     base: str
     method: str
-    trigger: Sequence[str]
-    spellings: Sequence[Spelling]
+    finished: bool
+    files: Sequence[tuple[str, str]]
+    commands: str
+    code: str
+    exported: bool
+    tools: Sequence[ToolWords]
     prompts: Sequence[str]
     samples: Sequence[CardSample]
     licence: str
-    delta: str
-    file: str
-    export: str
-
-    @property
-    def commands(self) -> str:
-        """How the delta is drawn with and exported, as lines for a shell."""
-        prompt = (self.prompts or ["a photo"])[0]
-        sample = ["cdkit", "sample", "--base", self.base, "--delta", self.delta]
-        sample += ["--prompt", prompt, "--out", "samples"]
-        export = ["cdkit", "export", self.delta, "--to", self.export, "--base", self.base]
-        export += ["--out", "lora" if self.export == "diffusers-lora" else "pipeline"]
-        return f"{command_line(*sample)}\n{command_line(*export)}"
 
 
 def write_model_card(page: Page, licence: str, out: Folder) -> None:
@@ -71,40 +91,69 @@ def write_model_card(page: Page, licence: str, out: Folder) -> None:
     steps = page.run.of_stage("train", "merge", "delta-compress")
     if steps:
         there = (steps[-1].path / DELTA_NAME).exists()
-        file = f"the run's {steps[-1].name}/{DELTA_NAME}" if there else ""
-        write_card_of(page, steps[-1], licence, out, delta=DELTA_NAME, file=file)
+        delta = f"{Path(os.path.relpath(steps[-1].path, out.path)).as_posix()}/{DELTA_NAME}"
+        write_card_of(page, steps[-1], licence, out, delta=delta, file=delta if there else "")
 
 
 def write_card_of(page: Page, step: StepFolder, licence: str, out: Folder, *, delta: str, file: str) -> None:
-    """Write README.md for the delta of one step, and its samples. delta, file: as in Card."""
+    """Write README.md for the delta of one step, and its samples.
+
+    delta: what commands call the delta; file: where it lies from the card, empty while it is not finished.
+    """
     from cdkit.report.page import environment
 
-    card = _card(page, step, _write_samples(page.run, step, out), licence, delta, file)
+    card = _card(page, step, _write_samples(page.run, step, out), licence, out, delta, file)
     text = environment().get_template("model_card.md.jinja").render(card=card, page=page)
     write_text(out / CARD_NAME, re.sub(r"\n{3,}", "\n\n", text).strip() + "\n")
 
 
-def _card(page: Page, step: StepFolder, samples: Sequence[CardSample], licence: str, delta: str, file: str) -> Card:
-    base = str(step.values.get("base") or "embedded")
+def _card(
+    page: Page, step: StepFolder, samples: Sequence[CardSample], licence: str, out: Folder, delta: str, file: str
+) -> Card:
+    base = str(step.values.get("base") or EMBEDDED)
     tokens = token_texts(step.details.get("tokens", []))
     prompts = [str(prompt) for prompt in step.details.get("prompts", [])]
     prompts = prompts or list(dict.fromkeys(sample.prompt for sample in samples))
     method = str(step.details.get("method") or step.values.get("method") or "custom-diffusion")
+    exports = exports_of(page.run, step, out.path)
+    best = best_format(step)
+    exported = next((each for name in DIFFUSERS for each in exports if each.to == name), None)
+    prompt = (prompts or ["a photo"])[0]
     return Card(
         front_matter=_front_matter(base, licence, tokens, prompts, samples),
         title=page.title,
         base=base,
         method="merged in closed form" if step.stage == "merge" else method,
-        trigger=tokens,
-        spellings=token_spellings(step),
+        finished=bool(file),
+        files=_files(file, exports, out),
+        commands=_commands(delta, base, prompt, best, exported is not None),
+        code=diffusers_lines(exported or to_be_exported(best, step), base, step_family(step), prompt),
+        exported=exported is not None,
+        tools=tool_words(step, exports, token_spellings(step)),
         prompts=prompts,
         samples=samples,
         licence=licence,
-        delta=delta,
-        file=file,
-        # Nothing of diffusers loads a transformer's new words but a whole pipeline.
-        export="diffusers-lora" if step_family(step) is None else "diffusers-pipeline",
     )
+
+
+def _commands(delta: str, base: str, prompt: str, to: str, exported: bool) -> str:
+    """How the delta is drawn with, and exported where that was not done, as lines for a shell."""
+    sample = ["cdkit", "sample", "--base", base, "--delta", delta, "--prompt", prompt, "--out", "samples"]
+    export = ["cdkit", "export", delta, "--to", to, "--base", base, "--out", EXPORT_FOLDERS[to]]
+    return "\n".join(command_line(*words) for words in ([sample] if exported else [sample, export]))
+
+
+def _files(file: str, exports: Sequence[Export], out: Folder) -> list[tuple[str, str]]:
+    """What lies beside the card, by where it is from there; nothing that is not there."""
+    files = [(file, "the delta, as cdkit reads it")] if file else []
+    for export in exports:
+        whole = export.to == "diffusers-pipeline"
+        named = [""] if whole else [each for each in export.files if (export.path / each).exists()]
+        files += [
+            (f"{export.place}/{each}", FILE_KINDS[export.to] if not each.startswith(EMBEDDINGS) else EMBEDDING)
+            for each in named
+        ]
+    return [*files, *((name, what) for name, what in REPORT_FILES.items() if (out / name).exists())]
 
 
 def _front_matter(

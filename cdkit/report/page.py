@@ -9,24 +9,24 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cdkit.core.fingerprints import EMBEDDED
 from cdkit.core.formatting import code_block, code_span, duration_text, markdown_text, size_text
 from cdkit.report.run_folder import RunFolder
+from cdkit.report.sections.comparison import ComparisonSection
 from cdkit.report.sections.images import ImagesSection
 from cdkit.report.sections.regularization import ImportSection, RegularizationSection, TokenSection
-from cdkit.report.sections.scores import ComparisonSection, ScoresSection, heading
-from cdkit.report.sections.training import (
-    AttentionSection,
-    ConceptSection,
-    MergeSection,
-    TrainingSection,
-    WeightSection,
-)
+from cdkit.report.sections.scores import ScoresSection, ScoreTable, heading
+from cdkit.report.sections.stages import StagesSection
+from cdkit.report.sections.training import AttentionSection, MergeSection, TrainingSection, WeightSection
+from cdkit.report.subjects import Subject, joined
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
 
-SCORES = ("text_alignment", "image_alignment", "drift")
+# The scores in the head of the page, where a run is not about very many concepts.
+SCORES = ("image_alignment", "text_alignment", "drift")
+TILED = 4
 
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -67,7 +67,7 @@ def render_page(page: Page) -> str:
 
 
 def render_text(page: Page) -> str:
-    """The same in Markdown, without pictures."""
+    """The same in Markdown, whose pictures are files beside it."""
     text = environment().get_template("report.md.jinja").render(page=page, run=page.run)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
@@ -88,6 +88,28 @@ def clock_text(moment: str) -> str:
     return moment.replace("T", " ")[:16]
 
 
+@dataclass(frozen=True)
+class Figure:
+    """One figure of a tile: what it is, itself, what qualifies it, and whether it is better than before."""
+
+    name: str
+    value: str
+    note: str = ""
+    mark: str = ""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What the head of the page says of one concept, or of several in one picture."""
+
+    title: str
+    figures: Sequence[Figure]
+
+
+# A part of the page: its address, its title, and its own parts.
+Part = tuple[str, str, list[tuple[str, str]]]
+
+
 @dataclass
 class Page:
     """Everything the templates show."""
@@ -99,10 +121,11 @@ class Page:
     made: str
     version: str
     missing: Sequence[str]
+    stages: StagesSection
+    subjects: Sequence[Subject] = ()
     imports: Sequence[ImportSection] = ()
     regularization: Sequence[RegularizationSection] = ()
     tokens: Sequence[TokenSection] = ()
-    concepts: Sequence[ConceptSection] = ()
     training: Sequence[TrainingSection] = ()
     merges: Sequence[MergeSection] = ()
     images: ImagesSection | None = None
@@ -114,38 +137,83 @@ class Page:
     left_out: int = 0
 
     @property
-    def highlights(self) -> list[tuple[str, str, str]]:
-        """The figures a reader looks for first, of what the run has: name, value, and what qualifies it."""
-        shown = []
-        for section in self.regularization[:2]:
-            shown.append((section.name, f"{section.accepted:,} images", f"of {section.asked:,} asked for"))
-        for training in self.training[:2]:
-            facts = dict(training.facts)
-            if "steps" in facts:
-                shown.append((training.name, f"{facts['steps']} steps", f"final loss {facts.get('final loss', '–')}"))
-        for merge in self.merges[:1]:
-            residual = dict(merge.facts).get("constraint residual")
-            if residual is not None:
-                shown.append((merge.name, residual, "constraint residual"))
-        for scored in self.scores.main_sets[:2] if self.scores is not None else ():
-            for metric in SCORES:
-                if self.scores is not None and metric in scored.metrics:
-                    bounds = self.scores.bounds(scored, metric)
-                    shown.append((f"{scored.label}: {heading(metric)[0]}", self.scores.value(scored, metric), bounds))
-        return shown
+    def base(self) -> str:
+        """The base model that the concepts were taught to; empty where none were."""
+        trained = self.run.of_stage("train")
+        return str(trained[0].values.get("base") or EMBEDDED) if trained else ""
+
+    @property
+    def photos(self) -> str:
+        """`5 photos each`, `4 and 7 photos`; empty where none are known."""
+        groups = self.images.groups if self.images is not None else ()
+        numbers = [str(group.alone.total) for group in groups if group.alone is not None and group.alone.total]
+        if len(numbers) > 1 and len(set(numbers)) == 1:
+            return f"{numbers[0]} photos each"
+        return f"{joined(numbers)} {'photo' if numbers == ['1'] else 'photos'}" if numbers else ""
+
+    @property
+    def tiles(self) -> list[Tile]:
+        """The figures a reader looks for first: scores by concept, with the base model's; else what was found."""
+        tables = self.scores.tables if self.scores is not None and len(self.scores.tables) <= TILED else ()
+        if tables or self.training:
+            return [Tile(table.title, figures) for table in tables if (figures := _figures(table))]
+        return [
+            Tile(section.name, [Figure("", f"{section.accepted:,} images", f"of {section.asked:,} asked for")])
+            for section in self.regularization[:TILED]
+        ]
+
+    @property
+    def contents(self) -> list[Part]:
+        """The parts of the page in order."""
+        groups = self.images.groups if self.images is not None else ()
+        sets = [(f"set-{number}", section.name) for number, section in enumerate(self.regularization, 1)]
+        how = [
+            ("stages", "Stages", True),
+            ("training", "Training", bool(self.training or self.merges)),
+            ("tokens", "Rare tokens", bool(self.tokens)),
+            ("inside", "Inside the model", bool(self.weights or self.attention)),
+            ("repeat", "To repeat it", True),
+            ("sources", "Sources and licences", bool(self.regularization or self.subjects)),
+        ]
+        every: list[tuple[Part, bool]] = [
+            (("results", "Results", [(f"result-{group.anchor}", group.title) for group in groups]), bool(groups)),
+            (("scores", "How sure", []), bool(self.scores or self.comparisons)),
+            (("set", self.set_title, sets if len(sets) > 1 else []), bool(self.imports or self.regularization)),
+            (("how", "How it was made", [(anchor, title) for anchor, title, there in how if there]), True),
+        ]
+        return [part for part, there in every if there]
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether a step is not done, or could not be read."""
+        return bool(self.problems) or any(step.state not in ("done", "partial") for step in self.run.steps)
+
+    @property
+    def notice(self) -> str:
+        """What the part on what is not as asked is called."""
+        return "What is missing" if self.unfinished else "What fell short"
+
+    @property
+    def set_title(self) -> str:
+        """What the part on pictures from captions is called."""
+        if not self.regularization:
+            return "The caption index"
+        return "The regularization sets" if len(self.regularization) > 1 else "The regularization set"
 
     @property
     def web_images(self) -> bool:
         """Whether any regularization image came from the web or from files."""
         return any(section.from_elsewhere for section in self.regularization)
 
-    @property
-    def seconds(self) -> float:
-        """How long all steps took."""
-        return sum(step.seconds or 0.0 for step in self.run.steps)
 
-    @property
-    def peak_bytes(self) -> int:
-        """The largest memory a step's process took."""
-        records = [step.manifest.run for step in self.run.steps if step.manifest is not None]
-        return max((int(record.get("peak_process_bytes") or 0) for record in records), default=0)
+def _figures(table: ScoreTable) -> list[Figure]:
+    """What a step was about, and how the base model does there."""
+    figures = []
+    for metric in SCORES:
+        if metric in table.main.metrics:
+            base, bounds = table.base, table.main.bounds(metric)
+            before = f"before {base.value(metric)}" if base is not None and metric in base.metrics else ""
+            note = ", ".join(part for part in (bounds, before) if part)
+            mark = table.mark(table.main, metric)
+            figures.append(Figure(heading(metric)[0], table.main.value(metric), note, mark))
+    return figures

@@ -23,8 +23,8 @@ from cdkit.evaluation.samples import read_sample_set
 from cdkit.pictures.picture import open_file
 from cdkit.pictures.reading import read_pictures
 from cdkit.report.page import TEMPLATES, environment
+from cdkit.report.picture_box import PictureBox, Shown
 from cdkit.report.run_folder import RunFolder, StepFolder
-from cdkit.report.sections.images import PictureBox, Shown
 
 SIDES: tuple[Side, Side] = ("left", "right")
 PHOTOS_SHOWN = 6

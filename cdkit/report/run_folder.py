@@ -36,8 +36,12 @@ class StepFolder:
 
     @property
     def seconds(self) -> float | None:
-        value = self.manifest.run.get("seconds") if self.manifest is not None else None
+        value = self.recorded("seconds")
         return float(value) if value is not None else None
+
+    def recorded(self, name: str) -> Any:
+        """A fact of when the step was made: `started`, `ended`, `peak_process_bytes`, …; None where there is none."""
+        return self.manifest.run.get(name) if self.manifest is not None else None
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,20 @@ class RunFolder:
     def of_stage(self, *stages: str) -> list[StepFolder]:
         """The steps of some stages that have anything to show: what an interrupted step wrote counts."""
         return [step for step in self.steps if step.stage in stages and step.state not in ("missing", "damaged")]
+
+    @property
+    def started(self) -> str:
+        """When the pipeline was last run, as an ISO time; empty for steps made one by one."""
+        return str(self.record.get("started") or "")
+
+    def named(self, values: Any) -> list[StepFolder]:
+        """The steps among what a setting names: one input or several."""
+        names = [values] if isinstance(values, str) else values if isinstance(values, list) else []
+        return [step for name in names for step in self.steps if step.name == str(name)]
+
+    def deltas_of(self, step: StepFolder) -> list[StepFolder]:
+        """The steps whose deltas a step drew with."""
+        return self.named(step.values.get("deltas"))
 
     def missing(self) -> list[str]:
         """One line per step that is not done."""
@@ -76,6 +94,7 @@ class _RunRecord(BaseModel):
 
     pipeline: str | None = None
     description: str | None = None
+    started: str | None = None
     vars: dict[str, Any] | None = None
     stages: dict[str, dict[str, Any] | None] | None = None
 

@@ -16,24 +16,22 @@ from cdkit.core.formatting import command_line
 from cdkit.core.manifest import Counts
 from cdkit.core.protocols import Context
 from cdkit.core.shards import Dataset
-from cdkit.core.storage import Folder, write_csv, write_text
+from cdkit.core.storage import Folder, atomic_path, write_csv, write_text
 from cdkit.report.config import ReportConfig
 from cdkit.report.page import Page
+from cdkit.report.picture_box import PICTURES, PictureBox
 from cdkit.report.run_folder import RunFolder, StepFolder, read_run
-from cdkit.report.sections.images import PictureBox, images_section
+from cdkit.report.sections.comparison import comparison_section
+from cdkit.report.sections.images import images_section
 from cdkit.report.sections.regularization import (
     import_section,
     regularization_section,
     token_section,
 )
-from cdkit.report.sections.scores import comparison_section, scores_section
-from cdkit.report.sections.training import (
-    attention_section,
-    concept_sections,
-    merge_section,
-    training_section,
-    weight_section,
-)
+from cdkit.report.sections.scores import scores_section
+from cdkit.report.sections.stages import stages_section
+from cdkit.report.sections.training import attention_section, merge_section, training_section, weight_section
+from cdkit.report.subjects import run_subjects, run_title
 
 Section = TypeVar("Section")
 PIPELINE_NAME = "pipeline.yaml"
@@ -50,10 +48,13 @@ def report(config: ReportConfig, inputs: Mapping[str, Input], out: Folder, conte
     from cdkit.report.page import render_page, render_text
 
     run = read_run(Path(config.run_folder))
-    page = gather(run, config.title, out.path)
+    box = PictureBox(LIMIT_BYTES)
+    page = gather(run, config.title, out.path, box)
     write_text(out / PIPELINE_NAME, page.yaml)
     write_text(out / PAGE_NAME, render_page(page))
-    write_text(out / TEXT_NAME, render_text(page))
+    text = render_text(page)
+    _write_pictures(box, text, out)
+    write_text(out / TEXT_NAME, text)
     raw = page.scores.raw if page.scores is not None else []
     write_csv(out / SCORES_NAME, SCORE_COLUMNS, [[row.get(column) for column in SCORE_COLUMNS] for row in raw])
     sources = [asdict(source) for section in page.regularization for source in section.sources]
@@ -70,13 +71,24 @@ def report(config: ReportConfig, inputs: Mapping[str, Input], out: Folder, conte
     return Dataset("report", out.path, Counts(len(run.steps), len(run.steps)), details)
 
 
-def gather(run: RunFolder, title: str | None, out: Path) -> Page:
+def _write_pictures(box: PictureBox, text: str, out: Folder) -> None:
+    """The pictures that the Markdown links to, and none of an earlier report."""
+    out.remove([PICTURES])
+    for shown in box.shown:
+        if f"({shown.link})" in text:
+            with atomic_path(out / shown.link) as temporary:
+                temporary.write_bytes(shown.content)
+
+
+def gather(run: RunFolder, title: str | None, out: Path, box: PictureBox) -> Page:
     """Read every step's folder; one that cannot be read becomes a line under `problems`."""
-    box = PictureBox(LIMIT_BYTES)
     yaml = pipeline_yaml(run)
+    subjects = run_subjects(run)
     page = Page(
-        title=title or run.name,
+        title=title or run_title(run, subjects),
         run=run,
+        subjects=subjects,
+        stages=stages_section(run),
         # Without a run's record the inputs of the steps are not known.
         command=command_line("cdkit", "run", out / PIPELINE_NAME, "--out", run.path) if run.record else "",
         yaml=yaml,
@@ -97,9 +109,8 @@ def gather(run: RunFolder, title: str | None, out: Path) -> Page:
         sections = [whole(f"step {step.name}", partial(read, step)) for step in steps]
         return [section for section in sections if section is not None]
 
-    page.concepts = whole("the concept photos", lambda: concept_sections(run, box)) or ()
     # Samples first: when room for pictures runs out, the contact sheet is what gets shorter.
-    page.images = whole("samples", lambda: images_section(run.of_stage("sample"), box))
+    page.images = whole("samples", lambda: images_section(run, subjects, box))
     page.training = each(run.of_stage("train"), lambda step: training_section(step, box))
     page.attention = each(run.of_stage("attention"), lambda step: attention_section(step, box))
     page.imports = each(run.of_stage("import", "embed", "index"), import_section)
@@ -107,9 +118,9 @@ def gather(run: RunFolder, title: str | None, out: Path) -> Page:
     page.regularization = each(sets, lambda step: regularization_section(step, box))
     page.tokens = each(run.of_stage("tokens"), token_section)
     page.merges = each(run.of_stage("merge"), merge_section)
-    page.scores = whole("scores", lambda: scores_section(run.of_stage("evaluate")))
-    page.comparisons = each(run.of_stage("compare"), comparison_section)
-    page.weights = each(run.of_stage("weight-change"), weight_section)
+    page.scores = whole("scores", lambda: scores_section(run, subjects, box))
+    page.comparisons = each(run.of_stage("compare"), lambda step: comparison_section(step, box))
+    page.weights = each(run.of_stage("weight-change"), lambda step: weight_section(step, box))
     page.left_out = box.left_out
     if box.unreadable:
         page.problems.append(f"{box.unreadable} picture(s) cannot be decoded and are not shown.")

@@ -14,7 +14,10 @@ from cdkit.core.config import parse_config
 from cdkit.core.errors import InputError
 from cdkit.execute import Result, execute
 from cdkit.report.config import ReportConfig
+from cdkit.report.picture_box import PictureBox
 from cdkit.report.run_folder import read_run, report_folder
+from cdkit.report.sections.images import images_section
+from cdkit.report.subjects import run_subjects
 from tests.support.pretend_run import (
     PROMPTS,
     TRICKY,
@@ -39,6 +42,8 @@ class _Page(HTMLParser):
         self.texts: list[str] = []
         self.events: list[str] = []
         self.headings: list[str] = []
+        self.ids: list[str] = []
+        self.pictures: list[str | None] = []
         self.feed(html)
         assert not self.open
 
@@ -46,7 +51,11 @@ class _Page(HTMLParser):
         self.tags.append(tag)
         if tag not in VOID:
             self.open.append(tag)
+        if tag == "img":
+            self.pictures.append(dict(attrs).get("alt"))
         for name, value in attrs:
+            if name == "id":
+                self.ids.append(value or "")
             if name in ("src", "href", "srcset", "poster", "data", "action", "xlink:href", "background"):
                 self.references.append(value or "")
             if name.startswith("on"):
@@ -95,7 +104,7 @@ def _page(out: Path) -> _Page:
 def test_the_page_needs_no_network_and_no_script(made: Result) -> None:
     html = (made.out / "report.html").read_text(encoding="utf-8")
     page = _Page(html)
-    assert all(reference.startswith("data:") for reference in page.references)
+    assert all(reference.startswith(("data:", "#")) for reference in page.references)
     assert not set(page.tags) & {"script", "iframe", "object", "embed", "form", "base"}
     assert not page.events
     style = re.findall(r"<style>(.*?)</style>", html, re.DOTALL)
@@ -104,6 +113,23 @@ def test_the_page_needs_no_network_and_no_script(made: Result) -> None:
     assert "url(" not in style[0]
     assert "prefers-color-scheme: dark" in style[0]
     assert 'name="viewport"' in html
+
+
+def test_it_is_read_from_the_top(made: Result) -> None:
+    page = _page(made.out)
+    html = (made.out / "report.html").read_text(encoding="utf-8")
+    assert "<h1>A striped star</h1>" in html
+    assert "typed in prompts as <new1> star" in page.text
+    links = [reference[1:] for reference in page.references if reference.startswith("#")]
+    assert set(links) <= set(page.ids)
+    assert len(page.ids) == len(set(page.ids))
+    parts = [link for link in links if link in ("results", "scores", "set", "how")]
+    assert parts == ["results", "scores", "set", "how"]
+    assert [html.index(f'id="{part}"') for part in parts] == sorted(html.index(f'id="{part}"') for part in parts)
+    assert all(page.pictures)
+    # Folded in pages of trainings: the set is not what a reader came for.
+    sheet = html[html.index('id="set"') : html.index('class="charts"', html.index('id="set"'))]
+    assert sheet.index("<details>") < sheet.index("<img")
 
 
 def test_captions_are_text_never_markup(made: Result) -> None:
@@ -118,17 +144,12 @@ def test_captions_are_text_never_markup(made: Result) -> None:
 def test_it_shows_every_part_of_the_run(made: Result) -> None:
     page = _page(made.out)
     assert page.headings == [
+        "Striped star",
         "What is missing",
-        "What was asked",
-        "The concept",
-        "From captions to images",
-        "Rare tokens",
-        "Training",
-        "Before and after",
-        "Scores",
-        "Inside the model",
-        "Sources and licences",
-        "How this was made",
+        "Results",
+        "How sure",
+        "The regularization set",
+        "How it was made",
     ]
     for part in (
         "captions above the threshold",
@@ -159,7 +180,7 @@ def test_pictures_are_real_and_the_file_is_small(made: Result) -> None:
 
     html = (made.out / "report.html").read_text(encoding="utf-8")
     pictures = re.findall(r'src="data:image/(png|jpeg);base64,([^"]+)"', html)
-    # 5 photos, 12 of the regularization set, 2 in the header, 2 + 4 samples, one attention strip.
+    # 5 photos, 12 of the regularization set, 2 in the head, 2 + 4 samples, one attention strip.
     assert len(pictures) >= 5 + 12 + 2 + 6 + 1
     for kind, content in pictures:
         with Image.open(io.BytesIO(base64.b64decode(content))) as image:
@@ -168,20 +189,46 @@ def test_pictures_are_real_and_the_file_is_small(made: Result) -> None:
     assert made.manifest.details["bytes"] == len(html.encode()) < 10_000_000
 
 
-def test_before_and_after_stand_at_the_same_seeds(run: Path) -> None:
-    from cdkit.report.sections.images import PictureBox, images_section
-
-    section = images_section(read_run(run).of_stage("sample"), PictureBox(1_000_000))
+def test_photos_stand_beside_before_and_after_at_the_same_seeds(run: Path) -> None:
+    found = read_run(run)
+    section = images_section(found, run_subjects(found), PictureBox(1_000_000))
     assert section is not None
-    grid = section.grids[0]
+    group = section.groups[0]
+    assert group.title == "Striped star"
+    assert [(photos.subject.phrase, photos.total, len(photos.shown)) for photos in group.photos] == [
+        ("<new1> star", 5, 5)
+    ]
+    grid = group.grids[0]
     assert grid.prompt == "a photo of a star"
     assert list(grid.seeds) == [0, 1]
-    assert [(row.label, row.kind, row.prompt) for row in grid.rows] == [
-        ("before", "base model", PROMPTS[0]),
-        ("images", "tuned", PROMPTS[0]),
-        ("images", "tuned", PROMPTS[1]),
+    assert [(row.label, row.detail, row.prompt) for row in grid.rows] == [
+        ("before", "before", PROMPTS[0]),
+        ("after", "images", PROMPTS[1]),
+        ("after, without the new word", "images", PROMPTS[0]),
     ]
     assert all(shown is not None for row in grid.rows for shown in row.images)
+
+
+def test_the_markdown_has_the_same_parts_and_its_pictures_beside_it(made: Result) -> None:
+    text = (made.out / "report.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    assert headings == ["What is missing", "Results", "How sure", "The regularization set", "How it was made"]
+    linked = re.findall(r"!\[(?:\\.|[^\]\\])*\]\(([^)\s]+)\)", text)
+    # Photos, samples, the contact sheet, three charts at least, the attention strip.
+    assert len(linked) >= 5 + 6 + 12 + 3 + 1
+    assert all((made.out / link).is_file() for link in linked)
+    assert all(link.startswith("pictures/") for link in linked)
+    shown = _page(made.out)
+    for figure in re.findall(r"\*\*(0\.\d{3})\*\*", text):
+        assert figure in shown.text
+
+
+def test_pictures_of_an_earlier_report_are_gone(run: Path, tmp_path: Path) -> None:
+    out = _report(run, tmp_path / "page").out
+    (out / "pictures" / "old.png").write_bytes(b"old")
+    before = sorted(path.name for path in (_report(run, out).out / "pictures").iterdir())
+    assert "old.png" not in before
+    assert before == sorted(path.name for path in (_report(run, out).out / "pictures").iterdir())
 
 
 def test_the_yaml_repeats_the_run(run: Path, made: Result) -> None:
@@ -211,8 +258,7 @@ def test_the_model_card(made: Result, run: Path, tmp_path: Path) -> None:
     assert values["license"] == "other"
     assert values["instance_prompt"] == PROMPTS[1]
     assert "base_model" not in values  # the embedded model has no hub id
-    assert "`<new1>`" in body
-    assert "typed as `<new1>` in diffusers, as `new1` in A1111 and Forge, as `embedding:new1` in ComfyUI" in body
+    assert "# A striped star" in body
     page = _Page((made.out / "report.html").read_text(encoding="utf-8")).text
     assert "<new1> is typed as new1 in A1111 and Forge, as embedding:new1 in ComfyUI" in page
     report = (made.out / "report.md").read_text(encoding="utf-8")
@@ -239,8 +285,7 @@ def test_a_run_that_stopped_half_way(tmp_path: Path) -> None:
     page = _page(result.out)
     assert "tuned (train) was interrupted" in page.text
     assert "images (sample) was not run" in page.text
-    assert "Training" in page.headings
-    assert "Before and after" not in page.headings
+    assert "How sure" not in page.headings
     assert (result.out / "README.md").read_text(encoding="utf-8").startswith("---\n")
     assert len(result.manifest.details["missing"]) == 8
 
@@ -260,7 +305,7 @@ def test_damaged_parts_do_not_stop_the_page(run: Path, tmp_path: Path) -> None:
     assert "scores: could not be read" in problems
     assert "step picks: could not be read" in problems
     assert "1 picture(s) cannot be decoded" in problems
-    assert "Scores" not in page.headings
+    assert "How sure" not in page.headings
 
 
 def test_a_folder_of_steps_without_a_record(tmp_path: Path) -> None:
@@ -294,8 +339,15 @@ def test_the_papers_figures_stand_beside_ours(run: Path, tmp_path: Path) -> None
     (copy / "run.json").write_text(json.dumps(record))
     result = _report(copy)
     page = _page(result.out)
-    assert "Beside the paper" in page.headings
-    for part in ("custom-diffusion", "0.795", "0.781", "one concept", "several concepts", "are equal here"):
+    for part in (
+        "Beside the paper",
+        "custom-diffusion",
+        "0.795",
+        "0.781",
+        "one concept",
+        "several concepts",
+        "are equal here",
+    ):
         assert part in page.text, part
     assert "| dreambooth (one concept) |" in (result.out / "report.md").read_text(encoding="utf-8")
 

@@ -11,11 +11,13 @@ from cdkit.core.manifest import Manifest
 from cdkit.core.storage import Folder
 from cdkit.pictures.regularization_set import SetRow, write_images
 from cdkit.report.page import environment, value_text
+from cdkit.report.picture_box import PictureBox
 from cdkit.report.run_folder import StepFolder, read_run
-from cdkit.report.sections.images import ROWS_SHOWN, PictureBox, images_section
+from cdkit.report.sections.images import ROWS_SHOWN, ImagesSection, images_section
 from cdkit.report.sections.regularization import Source, regularization_section
-from cdkit.report.sections.scores import ScoredSet, ScoresSection
+from cdkit.report.sections.scores import ScoredSet, ScoreTable
 from cdkit.report.sections.training import token_spellings, token_texts, training_section
+from cdkit.report.subjects import run_subjects
 from tests.support.pretend_run import write_manifest, write_retrieved, write_trained
 
 
@@ -56,10 +58,11 @@ def test_a_training_log_may_have_gaps(tmp_path: Path) -> None:
         "step,loss,target_loss,regularization_loss,seconds\n1,0.5,0.5,,1\n2,0.4,,0.4,2\n3,0.3,0.3,,3\n"
     )
     section = training_section(_step(tmp_path, "tuned"), PictureBox(1_000_000))
-    assert "regularization" in section.chart
-    assert "nan" not in section.chart
+    assert section.chart is not None
+    assert "regularization" in section.chart.svg
+    assert "nan" not in section.chart.svg
     (tmp_path / "tuned" / "metrics.csv").write_text("step,loss\n")
-    assert training_section(_step(tmp_path, "tuned"), PictureBox(1_000_000)).chart == ""
+    assert training_section(_step(tmp_path, "tuned"), PictureBox(1_000_000)).chart is None
 
 
 def _write_samples(folder: Path, prompts: Sequence[str], seed: int = 0) -> None:
@@ -77,11 +80,17 @@ def _write_samples(folder: Path, prompts: Sequence[str], seed: int = 0) -> None:
     write_manifest(folder, "sample", tokens=[])
 
 
+def _images(folder: Path) -> ImagesSection:
+    run = read_run(folder)
+    section = images_section(run, run_subjects(run), PictureBox(1_000_000))
+    assert section is not None
+    return section
+
+
 def test_many_sets_show_fewer_prompts(tmp_path: Path) -> None:
     for place in range(15):
         _write_samples(tmp_path / f"set{place:02d}", [f"prompt {number}" for number in range(6)])
-    section = images_section(read_run(tmp_path).of_stage("sample"), PictureBox(1_000_000))
-    assert section is not None
+    section = _images(tmp_path)
     assert [len(grid.rows) for grid in section.grids] == [15, 15]
     assert ROWS_SHOWN == 40
     assert section.prompts == 6
@@ -90,15 +99,15 @@ def test_many_sets_show_fewer_prompts(tmp_path: Path) -> None:
 def test_the_head_shows_the_prompt_with_most_concepts(tmp_path: Path) -> None:
     _write_samples(tmp_path / "before", ["a cat"])
     _write_samples(tmp_path / "tuned", ["a <new1> cat", "a cat"])
-    section = images_section(read_run(tmp_path).of_stage("sample"), PictureBox(1_000_000))
-    assert section is not None
+    section = _images(tmp_path)
+    assert section.hero is not None
     row, seeds = section.hero
-    assert (row.label, row.prompt, seeds) == ("tuned", "a <new1> cat", [0])
+    assert (row.detail, row.prompt, seeds) == ("tuned", "a <new1> cat", [0])
     _write_samples(tmp_path / "two", ["a <new2> dog", "a <new2> dog and a <new1> cat", "a <new1> and <new1>"], seed=7)
-    section = images_section(read_run(tmp_path).of_stage("sample"), PictureBox(1_000_000))
-    assert section is not None
+    section = _images(tmp_path)
+    assert section.hero is not None
     row, seeds = section.hero
-    assert (row.label, row.prompt, seeds) == ("two", "a <new2> dog and a <new1> cat", [7])
+    assert (row.detail, row.prompt, seeds) == ("two", "a <new2> dog and a <new1> cat", [7])
 
 
 def test_tokens_of_every_kind_of_manifest() -> None:
@@ -143,23 +152,22 @@ def test_the_funnel_counts_pictures_alone(tmp_path: Path) -> None:
     funnel = [{"step": step, "count": count} for step, count in {**counts, "generated": 4, "accepted": 10}.items()]
     write_manifest(tmp_path / "set", "retrieve", funnel=funnel)
     chart = regularization_section(_step(tmp_path, "set"), PictureBox(1_000_000)).funnel_chart
-    assert "captions above" not in chart
-    assert "generated" not in chart
-    assert ">6<" in chart
+    assert chart is not None
+    assert "captions above" not in chart.svg
+    assert "generated" not in chart.svg
+    assert ">6<" in chart.svg
 
 
 def test_better_and_worse_are_said_where_intervals_part() -> None:
     def scored(label: str, **values: tuple[float, float, float]) -> ScoredSet:
         keys = ("value", "low", "high")
-        return ScoredSet(
-            "scores", label, {name: dict(zip(keys, triple, strict=True)) for name, triple in values.items()}
-        )
+        return ScoredSet(label, {name: dict(zip(keys, triple, strict=True)) for name, triple in values.items()})
 
-    before = scored("scores: before", text_alignment=(0.5, 0.4, 0.6), drift=(0.2, 0.1, 0.3), kid=(1.0, 0.0, 2.0))
-    after = scored("scores", text_alignment=(0.8, 0.7, 0.9), drift=(0.6, 0.5, 0.7), kid=(1.5, 0.5, 2.5))
-    section = ScoresSection([after, before], [], [], [], [], [])
-    assert section.mark(after, "text_alignment") == "better"
-    assert section.mark(after, "drift") == "worse"
-    assert section.mark(after, "kid") == "", "the intervals overlap"
-    assert section.mark(before, "drift") == ""
-    assert section.main_sets == [after]
+    before = scored("before", text_alignment=(0.5, 0.4, 0.6), drift=(0.2, 0.1, 0.3), kid=(1.0, 0.0, 2.0))
+    after = scored("after", text_alignment=(0.8, 0.7, 0.9), drift=(0.6, 0.5, 0.7), kid=(1.5, 0.5, 2.5))
+    table = ScoreTable("scores", "Star", [before, after], before, after, [])
+    assert table.mark(after, "text_alignment") == "better"
+    assert table.mark(after, "drift") == "worse"
+    assert table.mark(after, "kid") == "", "the intervals overlap"
+    assert table.mark(before, "drift") == ""
+    assert (table.label(before), table.label(after)) == ("Star: before", "Star: after")

@@ -1,102 +1,49 @@
-"""Pictures on the page, and the section of the samples: one prompt at the same seeds, base model, tuned and merged."""
+"""Report section of the samples: for each concept its photos beside one prompt at the same seeds, before and after."""
 
 from __future__ import annotations
 
-import base64
-import io
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from cdkit.core.errors import InputError
+from cdkit.core.errors import CdkitError
 from cdkit.evaluation.samples import find_tokens, without_tokens
 from cdkit.pictures.picture import png_texts
-from cdkit.report.run_folder import StepFolder
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-SMALL = 128
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A picture on the page; pixels: so small that its pixels should stay sharp when enlarged."""
-
-    uri: str
-    width: int
-    height: int
-    pixels: bool
-
-
-@dataclass
-class PictureBox:
-    """Encodes pictures up to `limit` bytes in all; `left_out` counts those that found no room."""
-
-    limit: int
-    used: int = 0
-    left_out: int = 0
-    unreadable: int = 0
-
-    def file(self, path: Path, side: int) -> Shown | None:
-        """The picture in a file, at most `side` pixels wide or high."""
-        from cdkit.pictures.picture import open_file
-
-        return self._opened(lambda: open_file(path), side)
-
-    def content(self, content: bytes, side: int) -> Shown | None:
-        """The picture that some bytes are."""
-        from cdkit.pictures.decoding import open_bytes
-
-        return self._opened(lambda: open_bytes(content, "a picture of a set"), side)
-
-    def _opened(self, opening: Callable[[], Image.Image], side: int) -> Shown | None:
-        try:
-            return self.image(opening(), side)
-        except InputError:
-            self.unreadable += 1
-            return None
-
-    def image(self, image: Image.Image, side: int) -> Shown | None:
-        """An RGB picture; None when there is no room left."""
-        from PIL import Image
-
-        upright = image.copy()
-        pixels = max(upright.size) <= SMALL
-        if max(upright.size) > side:
-            upright.thumbnail((side, side), Image.Resampling.LANCZOS)
-        buffer = io.BytesIO()
-        if pixels:
-            upright.save(buffer, format="PNG", optimize=True)
-        else:
-            upright.save(buffer, format="JPEG", quality=82, optimize=True)
-        content = buffer.getvalue()
-        if self.used + len(content) > self.limit:
-            self.left_out += 1
-            return None
-        self.used += len(content)
-        kind = "png" if pixels else "jpeg"
-        uri = f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
-        return Shown(uri, upright.width, upright.height, pixels)
-
+from cdkit.pictures.reading import read_pictures
+from cdkit.report.picture_box import PictureBox, Shown
+from cdkit.report.run_folder import RunFolder, StepFolder
+from cdkit.report.subjects import Subject, joined
 
 PROMPTS_SHOWN = 8
 SEEDS_SHOWN = 6
 ROWS_SHOWN = 40
 SIDE = 200
+PHOTOS_SHOWN = 8
+PHOTO_SIDE = 150
 TABLE_NAME = "samples.parquet"
+# What a row shows, in the order of the rows.
+BEFORE, AFTER, MERGED, BARE = "before", "after", "merged", ", without the new word"
+ORDER = (BEFORE, AFTER, MERGED, AFTER + BARE, MERGED + BARE)
 
 
 @dataclass(frozen=True)
 class GridRow:
-    """One set's images of one prompt, a place per seed; None where it has none."""
+    """One set's images of one prompt, a place per seed; None where it has none. label: what it is among the rows of
+    its grid; detail: where that comes from."""
 
     label: str
-    kind: str
+    detail: str
     prompt: str
     images: Sequence[Shown | None]
+    order: tuple[int, int]
+
+    @property
+    def is_base(self) -> bool:
+        """Whether the base model drew it."""
+        return self.order[0] == ORDER.index(BEFORE)
 
     @property
     def concepts(self) -> int:
@@ -114,19 +61,70 @@ class PromptGrid:
 
 
 @dataclass(frozen=True)
-class ImagesSection:
-    """The grids, how many prompts there are in all, and how the images were drawn."""
+class Photos:
+    """A concept's photos as training was given them."""
 
+    subject: Subject
+    shown: Sequence[Shown]
+    total: int
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class ResultGroup:
+    """What was drawn of some concepts together: their photos, and a grid per prompt; of none: other prompts."""
+
+    photos: Sequence[Photos]
     grids: Sequence[PromptGrid]
+    prompts: int
+
+    @property
+    def alone(self) -> Photos | None:
+        """The photos of a group of one concept."""
+        return self.photos[0] if len(self.photos) == 1 else None
+
+    @property
+    def anchor(self) -> str:
+        """The end of its address on the page."""
+        words = "-".join(photos.subject.word for photos in self.photos) or "other"
+        return "".join(letter if letter.isalnum() else "-" for letter in words)
+
+    @property
+    def title(self) -> str:
+        """`Striped star`, `Striped star and checkered heart in one picture`."""
+        names = [photos.subject.name for photos in self.photos]
+        if not names:
+            return "Other prompts"
+        title = joined(names) + (" in one picture" if len(names) > 1 else "")
+        return title[:1].upper() + title[1:]
+
+
+@dataclass(frozen=True)
+class ImagesSection:
+    """The groups, how many prompts and images there are in all, and how the images were drawn."""
+
+    groups: Sequence[ResultGroup]
     prompts: int
     images: int
     drawn: Sequence[tuple[str, str]]
 
     @property
-    def hero(self) -> tuple[GridRow, Sequence[int]]:
-        """The images for the head of the page, and their seeds: a prompt with most concepts in it, drawn last."""
+    def grids(self) -> list[PromptGrid]:
+        """The grids of all groups."""
+        return [grid for group in self.groups for grid in group.grids]
+
+    @property
+    def hero(self) -> tuple[GridRow, Sequence[int]] | None:
+        """The images for the head of the page, and their seeds: a prompt with most concepts in it, drawn last.
+
+        None where a concept was taught, and only the base model has drawn yet.
+        """
+        if not self.grids:
+            return None
         grid = max(self.grids, key=lambda grid: max(row.concepts for row in grid.rows))
-        return max(reversed(grid.rows), key=lambda row: row.concepts), grid.seeds
+        row = max(reversed(grid.rows), key=lambda row: row.concepts)
+        taught = any(group.photos for group in self.groups)
+        return None if taught and row.is_base else (row, grid.seeds)
 
 
 @dataclass(frozen=True)
@@ -138,41 +136,80 @@ class DrawnImage:
     seed: int
 
 
-def images_section(steps: Sequence[StepFolder], pictures: PictureBox) -> ImagesSection | None:
-    """Grids of every prompt, those most sets share first; None when no step drew anything."""
-    sets = {step.name: (step, drawn_images(step)) for step in steps}
+Rows = dict[tuple[str, str], list[DrawnImage]]
+
+
+def images_section(run: RunFolder, subjects: Sequence[Subject], pictures: PictureBox) -> ImagesSection | None:
+    """Photos and grids by concept, what shows one first, then several; None when there is neither."""
+    sets = {step.name: (step, drawn_images(step)) for step in run.of_stage("sample")}
     sets = {name: entry for name, entry in sets.items() if entry[1]}
-    if not sets:
-        return None
-    by_prompt: dict[str, dict[tuple[str, str], list[DrawnImage]]] = {}
-    for name, (step, images) in sets.items():
-        tokens = [str(token) for token in step.details.get("tokens", [])]
+    by_prompt: dict[str, Rows] = {}
+    tokens = list(dict.fromkeys(token for subject in subjects for token in subject.tokens))
+    tokens += [str(t) for step, _ in sets.values() for t in step.details.get("tokens", []) if t not in tokens]
+    for name, (_, images) in sets.items():
         for image in images:
             plain = without_tokens(image.prompt, tokens)
             by_prompt.setdefault(plain, {}).setdefault((name, image.prompt), []).append(image)
-    order = list(by_prompt)
-    shared = sorted(order, key=lambda plain: (-_interest(by_prompt[plain]), order.index(plain)))
-    grids = [_grid(plain, by_prompt[plain], sets, pictures) for plain in _fitting(shared, by_prompt)]
+    grouped = _grouped(by_prompt, subjects, tokens)
+    chosen = _fitting(grouped, by_prompt)
+    photos = {subject: _photos(subject, pictures) for subject in subjects}
+    groups = []
+    for key in [*((subject,) for subject in subjects if (subject,) not in chosen), *chosen]:
+        grids = [_grid(plain, by_prompt[plain], run, sets, tokens, pictures) for plain in chosen.get(key, [])]
+        groups.append(ResultGroup([photos[subject] for subject in key], grids, len(grouped.get(key, []))))
+    if not groups:
+        return None
     drawn = [(name, _drawn_with(step)) for name, (step, _) in sets.items()]
-    return ImagesSection(grids, len(by_prompt), sum(len(images) for _, images in sets.values()), drawn)
+    return ImagesSection(groups, len(by_prompt), sum(len(images) for _, images in sets.values()), drawn)
 
 
-def _fitting(prompts: Sequence[str], by_prompt: dict[str, dict[tuple[str, str], list[DrawnImage]]]) -> list[str]:
-    """The first prompts, fewer where many sets make every grid tall; always one."""
-    chosen: list[str] = []
-    rows = 0
-    for plain in prompts[:PROMPTS_SHOWN]:
-        rows += len(by_prompt[plain])
-        if chosen and rows > ROWS_SHOWN:
-            break
-        chosen.append(plain)
+def _grouped(
+    by_prompt: Mapping[str, Rows], subjects: Sequence[Subject], tokens: Sequence[str]
+) -> dict[tuple[Subject, ...], list[str]]:
+    """Prompts by the concepts they are about: one concept, in their order, then several, then none; those that most
+    sets share first."""
+    groups: defaultdict[tuple[Subject, ...], list[str]] = defaultdict(list)
+    for plain, rows in by_prompt.items():
+        asked = [prompt for _, prompt in rows if find_tokens(prompt, tokens)] or [plain]
+        key = tuple(subject for subject in subjects if any(subject.is_in(prompt, tokens) for prompt in asked))
+        groups[key].append(plain)
+    place = {subject: number for number, subject in enumerate(subjects)}
+    keys = sorted(groups, key=lambda key: (not key, len(key), [place[subject] for subject in key]))
+    order = list(by_prompt)
+    return {key: sorted(groups[key], key=lambda p: (-_interest(by_prompt[p]), order.index(p))) for key in keys}
+
+
+def _fitting(
+    grouped: Mapping[tuple[Subject, ...], Sequence[str]], by_prompt: Mapping[str, Rows]
+) -> dict[tuple[Subject, ...], list[str]]:
+    """Some prompts of every group in turn, fewer where many sets make every grid tall; always one."""
+    chosen: dict[tuple[Subject, ...], list[str]] = {key: [] for key in grouped}
+    prompts = rows = 0
+    for turn in zip_longest(*grouped.values()):
+        for key, plain in zip(grouped, turn, strict=True):
+            if plain is None:
+                continue
+            prompts, rows = prompts + 1, rows + len(by_prompt[plain])
+            if prompts > 1 and (prompts > max(PROMPTS_SHOWN, len(grouped)) or rows > ROWS_SHOWN):
+                return {key: prompts for key, prompts in chosen.items() if prompts}
+            chosen[key].append(plain)
     return chosen
 
 
-def _interest(rows: dict[tuple[str, str], list[DrawnImage]]) -> int:
+def _interest(rows: Rows) -> int:
     """Prompts with a modifier token and in most sets come first."""
     tokens = any(find_tokens(prompt) for _, prompt in rows)
     return 2 * len({name for name, _ in rows}) + tokens
+
+
+def _photos(subject: Subject, pictures: PictureBox) -> Photos:
+    try:
+        photos = read_pictures(subject.photos).without_others().pictures
+        opened = ((number, photo.open()) for number, photo in enumerate(photos[:PHOTOS_SHOWN]))
+        shown = [pictures.image(image, PHOTO_SIDE, f"photo-{subject.word}-{number}") for number, image in opened]
+    except CdkitError as error:
+        return Photos(subject, (), 0, error.message)
+    return Photos(subject, [photo for photo in shown if photo is not None], len(photos))
 
 
 def drawn_images(step: StepFolder) -> list[DrawnImage]:
@@ -193,27 +230,38 @@ def _captioned(path: Path) -> DrawnImage | None:
 
 def _grid(
     plain: str,
-    rows: dict[tuple[str, str], list[DrawnImage]],
-    sets: dict[str, tuple[StepFolder, list[DrawnImage]]],
+    rows: Rows,
+    run: RunFolder,
+    sets: Mapping[str, tuple[StepFolder, list[DrawnImage]]],
+    tokens: Sequence[str],
     box: PictureBox,
 ) -> PromptGrid:
     """A row per set and wording of the prompt: a tuned model may have drawn it with its token and without."""
     counts = Counter(seed for images in rows.values() for seed in {image.seed for image in images})
     seeds = sorted(sorted(counts, key=lambda seed: (-counts[seed], seed))[:SEEDS_SHOWN])
     names = list(sets)
+    kinds = {(name, prompt): row_kind(run, sets[name][0], prompt, tokens) for name, prompt in rows}
+    often = Counter(kinds.values())
     grid_rows = []
-    for name, prompt in sorted(rows, key=lambda row: (names.index(row[0]), len(find_tokens(row[1])))):
+    for (name, prompt), kind in kinds.items():
         by_seed = {image.seed: image for image in rows[name, prompt]}
-        shown = [box.file(by_seed[seed].path, SIDE) if seed in by_seed else None for seed in seeds]
-        grid_rows.append(GridRow(name, _kind(sets[name][0]), prompt, shown))
-    return PromptGrid(plain, seeds, grid_rows)
+        shown = [
+            box.file(by_seed[seed].path, SIDE, f"{name} {prompt[:40]} {seed}") if seed in by_seed else None
+            for seed in seeds
+        ]
+        # Where several rows are the same to what was asked, the steps' names tell them apart.
+        label, detail = (kind, name) if often[kind] == 1 else (name, kind)
+        grid_rows.append(GridRow(label, detail, prompt, shown, (ORDER.index(kind), names.index(name))))
+    return PromptGrid(plain, seeds, sorted(grid_rows, key=lambda row: row.order))
 
 
-def _kind(step: StepFolder) -> str:
-    deltas = step.values.get("deltas") or step.details.get("tokens")
-    if not deltas:
-        return "base model"
-    return ", ".join(str(delta) for delta in deltas) if isinstance(deltas, list) else str(deltas)
+def row_kind(run: RunFolder, step: StepFolder, prompt: str, tokens: Sequence[str]) -> str:
+    """What a set of samples is among others: before, after or merged, and after without the new word."""
+    deltas, asked = run.deltas_of(step), find_tokens(prompt, tokens)
+    if not (asked or deltas or step.values.get("deltas") or step.details.get("tokens")):
+        return BEFORE
+    kind = MERGED if any(delta.stage == "merge" for delta in deltas) else AFTER
+    return kind if asked else kind + BARE
 
 
 def _drawn_with(step: StepFolder) -> str:

@@ -14,8 +14,8 @@ from cdkit.core.storage import read_json
 from cdkit.evaluation.charts import bar_chart, histogram
 from cdkit.fetching.urls import split_url
 from cdkit.pictures.regularization_set import GENERATED, stated_licences
+from cdkit.report.picture_box import Chart, PictureBox, Shown
 from cdkit.report.run_folder import StepFolder
-from cdkit.report.sections.images import PictureBox, Shown
 
 _SOURCE_FACTS = ("sha256", "licence", "attribution")
 SHEET_IMAGES = 60
@@ -63,9 +63,9 @@ class RegularizationSection:
     prompts: Sequence[str]
     shortfall: str
     funnel: Sequence[tuple[str, int]]
-    funnel_chart: str
+    funnel_chart: Chart | None
     rejected: Sequence[tuple[str, int]]
-    histogram_chart: str
+    histogram_chart: Chart | None
     images: list[SetImage] = field(default_factory=list)
     total: int = 0
     sources: list[Source] = field(default_factory=list)
@@ -116,9 +116,15 @@ def regularization_section(step: StepFolder, pictures: PictureBox) -> Regulariza
         prompts=[str(prompt) for prompt in prompts],
         shortfall=step.manifest.shortfall if step.manifest is not None else "",
         funnel=steps,
-        funnel_chart=_funnel_chart(steps, step.name),
+        funnel_chart=pictures.chart(
+            "How many pictures were left at each step", _funnel_chart(steps, step.name), f"funnel {step.name}"
+        ),
         rejected=_most_first(details.get("rejected", {})),
-        histogram_chart=_histogram(details.get("similarities"), threshold, step.name),
+        histogram_chart=pictures.chart(
+            "How similar the accepted captions are to the prompts",
+            _histogram(details.get("similarities"), threshold, step.name),
+            f"similarities {step.name}",
+        ),
     )
     _add_images(section, step.path / "images", pictures)
     section.accepted = section.accepted or section.total
@@ -161,7 +167,8 @@ def _add_images(section: RegularizationSection, folder: Path, pictures: PictureB
             section.sources.append(Source(section.name, key, without_userinfo(url), source, caption, *facts))
             if len(section.images) < SHEET_IMAGES:
                 content = (row.get("image") or {}).get("bytes")
-                shown = pictures.content(content, SHEET_SIDE) if content else None
+                name = f"{section.name} {key}"
+                shown = pictures.content(content, SHEET_SIDE, name) if content else None
                 if shown is not None:
                     # A drawn image has the prompt itself for a caption: there is nothing to compare.
                     similarity = None if row.get("source") == GENERATED else row.get("similarity")

@@ -1,4 +1,4 @@
-"""Report sections of what was taught: the concepts' photos, training runs, merges, and what moved in the model."""
+"""Report sections of how concepts were taught: trainings, merges, and what moved in the model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cdkit.core.errors import CdkitError
 from cdkit.core.formatting import json_text
 from cdkit.core.storage import read_json
 from cdkit.deltas.delta import DELTA_NAME, delta_family
@@ -18,44 +17,11 @@ from cdkit.deltas.families.table import family_by_name
 from cdkit.deltas.formats.textual_inversion import Spelling, spellings
 from cdkit.deltas.methods import METHODS
 from cdkit.evaluation.charts import Series, Strip, line_chart, strip_chart
-from cdkit.pictures.reading import read_pictures
-from cdkit.report.run_folder import RunFolder, StepFolder
-from cdkit.report.sections.images import PictureBox, Shown
+from cdkit.report.picture_box import Chart, PictureBox, Shown
+from cdkit.report.run_folder import StepFolder
 
-PHOTOS_SHOWN = 8
-PHOTO_SIDE = 150
 SAMPLES_SHOWN = 8
 POINTS = 600
-
-
-@dataclass(frozen=True)
-class ConceptSection:
-    """A concept's photos as training was given them."""
-
-    category: str
-    source: str
-    photos: Sequence[Shown]
-    total: int
-    problem: str = ""
-
-
-def concept_sections(run: RunFolder, pictures: PictureBox) -> list[ConceptSection]:
-    """Every concept that a train or evaluate step names, once."""
-    sources: dict[tuple[str, str], None] = {}
-    for step in run.steps:
-        concepts = step.values.get("concepts")
-        if step.stage in ("train", "evaluate") and isinstance(concepts, Mapping):
-            sources.update(dict.fromkeys((str(name), run.resolve(str(photos))) for name, photos in concepts.items()))
-    return [_concept(category, source, pictures) for category, source in sources]
-
-
-def _concept(category: str, source: str, pictures: PictureBox) -> ConceptSection:
-    try:
-        photos = read_pictures(source).without_others().pictures
-        shown = [pictures.image(photo.open(), PHOTO_SIDE) for photo in photos[:PHOTOS_SHOWN]]
-    except CdkitError as error:
-        return ConceptSection(category, source, (), 0, error.message)
-    return ConceptSection(category, source, [photo for photo in shown if photo is not None], len(photos))
 
 
 @dataclass(frozen=True)
@@ -67,7 +33,7 @@ class TrainingSection:
     tokens: Sequence[str]
     spellings: Sequence[Spelling]
     prompts: Sequence[str]
-    chart: str
+    chart: Chart | None
     samples: Sequence[tuple[str, Shown]]
     delta_bytes: int | None
 
@@ -86,14 +52,15 @@ def training_section(step: StepFolder, pictures: PictureBox) -> TrainingSection:
         "learning rate": _setting(step, "learning_rate"),
     }
     delta = step.path / DELTA_NAME
+    loss = _loss_chart(step.path / "metrics.csv", step.name)
     return TrainingSection(
         name=step.name,
         facts=[(key, _short(value)) for key, value in named.items() if value is not None],
         tokens=token_texts(details.get("tokens", [])),
         spellings=token_spellings(step),
         prompts=[str(prompt) for prompt in details.get("prompts", [])],
-        chart=_loss_chart(step.path / "metrics.csv", step.name),
-        samples=_training_samples(step.path / "samples", pictures),
+        chart=pictures.chart(f"Loss of {step.name}: as it was (faint) and smoothed", loss, f"loss {step.name}"),
+        samples=_training_samples(step.path / "samples", pictures, step.name),
         delta_bytes=delta.stat().st_size if delta.exists() else None,
     )
 
@@ -179,12 +146,13 @@ def _thinned(steps: Sequence[float], values: Sequence[float]) -> tuple[list[floa
     return list(steps[::every]), list(values[::every])
 
 
-def _training_samples(folder: Path, pictures: PictureBox) -> list[tuple[str, Shown]]:
+def _training_samples(folder: Path, pictures: PictureBox, name: str) -> list[tuple[str, Shown]]:
     paths = sorted(folder.glob("*.png")) if folder.is_dir() else []
     every = max(-(-len(paths) // SAMPLES_SHOWN), 1)
     kept = sorted({*paths[::every], *paths[-1:]})
-    shown = ((path.stem.rpartition("-")[2].lstrip("0") or "0", pictures.file(path, 420)) for path in kept)
-    return [(f"step {step}", picture) for step, picture in shown if picture is not None]
+    shown = [(path.stem, pictures.file(path, 420, f"{name} {path.stem}")) for path in kept]
+    steps = ((stem.rpartition("-")[2].lstrip("0") or "0", picture) for stem, picture in shown)
+    return [(f"step {step}", picture) for step, picture in steps if picture is not None]
 
 
 @dataclass(frozen=True)
@@ -228,10 +196,10 @@ class WeightSection:
     name: str
     tuned: str
     groups: Sequence[Mapping[str, Any]]
-    chart: str
+    chart: Chart | None
 
 
-def weight_section(step: StepFolder) -> WeightSection | None:
+def weight_section(step: StepFolder, pictures: PictureBox) -> WeightSection | None:
     """The groups' rates and a dot per parameter; None when the step wrote none."""
     if not (step.path / "weight_change.json").exists():
         return None
@@ -244,7 +212,8 @@ def weight_section(step: StepFolder) -> WeightSection | None:
     strips = [Strip(g["group"], rates.get(g["group"], [])) for g in details["groups"]]
     chart = strip_chart(strips, x_label="rate of change ‖θ′ − θ‖ / ‖θ‖", title=f"Weight change, {step.name}")
     tuned = str(step.values.get("tuned") or Path(str(details.get("tuned", ""))).name)
-    return WeightSection(step.name, tuned, details["groups"], chart)
+    shown = pictures.chart("A dot per parameter that moved, a bar at their mean", chart, f"weights {step.name}")
+    return WeightSection(step.name, tuned, details["groups"], shown)
 
 
 @dataclass(frozen=True)
@@ -258,7 +227,8 @@ class AttentionSection:
 
 def attention_section(step: StepFolder, pictures: PictureBox) -> AttentionSection | None:
     """The strip of maps; None when the step wrote none."""
-    shown = pictures.file(step.path / "attention.png", 1210) if (step.path / "attention.png").exists() else None
+    strip = step.path / "attention.png"
+    shown = pictures.file(strip, 1210, f"attention {step.name}") if strip.exists() else None
     if shown is None:
         return None
     return AttentionSection(step.name, str(step.details.get("prompt") or step.values.get("prompt", "")), shown)

@@ -2,8 +2,9 @@
 
     python -m tests.bench.bench_quickstart [--seeds 0 1 2] [--samples 16] [--work FOLDER]
 
-Runs the quickstart pipeline as it is shipped, once per training seed, up to its picture of both, with more samples of each
-prompt, and reads them with the attribute probe. A line per seed and prompt order, then the mean and the lowest seed.
+Runs the quickstart pipeline as it is shipped, once per training seed, up to its picture of both, with more samples of
+each prompt, and reads them with the attribute probe. A line per seed and prompt order, then the mean and the
+lowest seed.
 """
 
 from __future__ import annotations

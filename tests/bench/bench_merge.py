@@ -19,7 +19,7 @@ import scipy.linalg
 import torch
 
 from cdkit.core.formatting import json_text
-from cdkit.merging.closed_form import factorise, residual, solve
+from cdkit.merging.closed_form import factorise, residual, solve, solve_nearly
 from cdkit.merging.config import MergeConfig
 from tests.support.real_names import cross_attention_shapes
 
@@ -27,6 +27,7 @@ from tests.support.real_names import cross_attention_shapes
 CONSTRAINTS = 12
 CAPTION_ROWS = 15_000
 RIDGE = float(MergeConfig.model_fields["ridge"].default)
+NEAR_WEIGHT = float(MergeConfig.model_fields["near_weight"].default)
 
 
 def textbook(
@@ -121,15 +122,49 @@ def measure(trial: Trial, rounds: int, *, with_textbook: bool) -> dict[str, floa
     return found
 
 
+def measure_many(concepts: int, rounds: int) -> dict[str, float]:
+    """Seconds for many concepts as the merge stage solves them: words in their shortest prompts exactly, words behind
+    every other concept (three places each) nearly, all of Stable Diffusion 1's matrices changed."""
+    trial = make_trial("sd1", 1e2)
+    random = torch.Generator().manual_seed(1)
+    exact, near = CONSTRAINTS // 2 * concepts, 3 * concepts * (concepts - 1)
+    places = torch.randint(len(trial.rows), (exact + near,), generator=random)
+    features = (trial.rows[places] + 0.1 * torch.randn(len(places), trial.rows.shape[1], generator=random)).double()
+    added = [0.3 * features.float() @ weight.T for weight in trial.weights]
+    wall, busy, error = [], [], 0.0
+    for _ in range(rounds):
+        clocks = time.perf_counter(), time.process_time()
+        factor = factorise(trial.rows, ridge=RIDGE)
+        directions = solve_nearly(factor, features[:exact], features[exact:], weight=NEAR_WEIGHT)
+        changes = [directions.change(values.double().T) for values in added]
+        wall.append(time.perf_counter() - clocks[0])
+        busy.append(time.process_time() - clocks[1])
+        for (up, down), values in zip(changes, added, strict=True):
+            got = features[:exact] @ down.T @ up.T
+            error = max(error, float(((got - values[:exact]).norm(dim=1) / values[:exact].norm(dim=1)).max()))
+    return {
+        "concepts": concepts,
+        "exact_places": exact,
+        "near_places": near,
+        "seconds": round(statistics.median(wall), 3),
+        "cpu_seconds": round(statistics.median(busy), 3),
+        "constraint_residual": error,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
         "--threads", type=int, default=os.cpu_count() or 1, help="of both sides; set OMP_NUM_THREADS too"
     )
+    parser.add_argument("--concepts", type=int, help="time only so many concepts on Stable Diffusion 1's shapes")
     parser.add_argument("--no-sdxl", action="store_true", help="leave out SDXL's 140 matrices")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    if arguments.concepts:
+        print(json_text({"benchmark": "merge-many", **measure_many(arguments.concepts, arguments.rounds)}))
+        return
     found: dict[str, dict[str, float]] = {}
     for condition in (1e2, 1e4):
         found[f"sd1_{condition:.0e}"] = measure(make_trial("sd1", condition), arguments.rounds, with_textbook=True)

@@ -26,7 +26,6 @@ from cdkit.core.formatting import json_text
 from cdkit.core.protocols import Context
 from cdkit.deltas.apply import apply_deltas
 from cdkit.deltas.delta import Delta, load_delta
-from cdkit.deltas.methods import METHODS
 from cdkit.embedded import load_pipeline
 from cdkit.embedded.concepts import CONCEPTS, concept
 from cdkit.engines import create_engine
@@ -42,7 +41,7 @@ NAMES = tuple(candidate.name for candidate in CONCEPTS)
 SETS = {2: list(combinations(NAMES, 2)), 3: [NAMES[:3], NAMES[3:6], NAMES[6:]], 5: [NAMES[:5], NAMES[4:]], 9: [NAMES]}
 # As good as 25 on this model: 95 and 97 % of two patterned objects from words.
 STEPS = 10
-ORTHOGONAL = "custom-diffusion-orthogonal"
+PLAIN, ORTHOGONAL, GATED = "custom-diffusion", "custom-diffusion-orthogonal", "custom-diffusion-gated"
 # What a merge is given for each way of merging.
 MERGES: dict[str, dict[str, Any]] = {
     "paper": {"apart": False},
@@ -53,7 +52,8 @@ MERGES: dict[str, dict[str, Any]] = {
     "orthogonal": {"way": "sum"},
 }
 TRAININGS = ("joint", "sequential")
-WAYS = ("alone", *MERGES, *TRAININGS)
+# Gated deltas are put side by side; alone they are a way of their own.
+WAYS = ("alone", *MERGES, "alone-gated", "gated", *TRAININGS)
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,8 @@ class Ground:
         stage("train", out, seed=seed, checkpoint_every=0, **values)
         return out
 
-    def alone(self, name: str, seed: int, method: str = "custom-diffusion") -> Delta:
-        label = name if method == "custom-diffusion" else f"{name}-orthogonal"
+    def alone(self, name: str, seed: int, method: str = PLAIN) -> Delta:
+        label = name if method == PLAIN else f"{name}-{method.rpartition('-')[2]}"
         return load_delta(self.train(label, [name], seed, method=method))
 
     def together(self, case: Case) -> list[Delta]:
@@ -121,8 +121,10 @@ class Ground:
                 first = f"{name}" if not number else f"{label}-{number + 1}"
                 chain.append(self.train(first, [name], case.seed, delta=[str(path) for path in chain]))
             return [load_delta(path) for path in chain]
-        method = ORTHOGONAL if case.way == "orthogonal" else "custom-diffusion"
+        method = {"orthogonal": ORTHOGONAL, "gated": GATED}.get(case.way, PLAIN)
         deltas = [self.alone(name, case.seed, method) for name in case.names]
+        if case.way == "gated":
+            return deltas
         config = MergeConfig(deltas=["", ""], index=str(self.index), **MERGES[case.way])
         problem = prepare(config, self.pipeline, deltas, self.factor)
         changes, _ = merge_changes(config, problem)
@@ -157,11 +159,10 @@ def pair_prompt(first: str, second: str) -> str:
 def measure(ground: Ground, case: Case) -> dict[str, Any]:
     """Rates alone by concept; of ordered pairs [both, first, second] by their names."""
     row: dict[str, Any] = {"case": case.key, "way": case.way, "seed": case.seed, "names": case.names}
-    if case.way == "alone":
+    if case.way.startswith("alone"):
+        delta = ground.alone(*case.names, case.seed, GATED if case.way == "alone-gated" else PLAIN)
         asked = [(alone_prompt(case.names[0]), case.names)]
-        return row | {
-            "alone": {case.names[0]: rate(ground.shown([ground.alone(*case.names, case.seed)], asked)[0][0])}
-        }
+        return row | {"alone": {case.names[0]: rate(ground.shown([delta], asked)[0][0])}}
     asked = [(alone_prompt(name), (name,)) for name in case.names]
     asked += [(pair_prompt(*pair), pair) for pair in permutations(case.names, 2)]
     seen = ground.shown(ground.together(case), asked)
@@ -182,8 +183,9 @@ def cases(arguments: argparse.Namespace) -> list[Case]:
     asked = []
     for seed in arguments.seeds:
         for way in arguments.ways:
-            sets = [(name,) for name in NAMES] if way == "alone" else []
-            for size in arguments.sizes if way != "alone" else ():
+            is_alone = way.startswith("alone")
+            sets = [(name,) for name in NAMES] if is_alone else []
+            for size in () if is_alone else arguments.sizes:
                 # A training for each of 36 pairs is hours.
                 sets += SETS[size] if way not in TRAININGS or size > 2 else []
             asked += [Case(way, seed, tuple(names)) for names in sets]
@@ -204,8 +206,6 @@ def main() -> None:
     lines = file.read_text().splitlines() if file.exists() else []
     done = {json.loads(line)["case"] for line in lines}
     for case in cases(arguments):
-        if case.way == "orthogonal" and ORTHOGONAL not in METHODS:
-            continue
         if case.key not in done:
             with file.open("a") as cases_file:
                 cases_file.write(json_text(measure(ground, case), indent=None) + "\n")

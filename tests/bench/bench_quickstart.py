@@ -3,8 +3,8 @@
     python -m tests.bench.bench_quickstart [--seeds 0 1 2] [--samples 16] [--work FOLDER]
 
 Runs the quickstart pipeline as it is shipped, once per training seed, up to its picture of both, with more samples of
-each prompt, and reads them with the attribute probe. A line per seed and prompt order, then the mean and the
-lowest seed.
+each prompt, and reads them with the attribute probe. Prints the share by seed and prompt, each seed's mean, and the
+lowest of them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ TRAININGS = ("star-tuned", "heart-tuned")
 
 def rates(seed: int, samples: int, work: Path) -> dict[str, float]:
     """The share of each prompt's pictures in which both concepts show, by prompt."""
-    out = work / f"seed-{seed}"
+    # One folder: what does not depend on the seed is found done.
+    out = work / "run"
     settings = [f"{name}.seed={seed}" for name in TRAININGS] + [f"both.seeds={samples}"]
     words = [word for setting in settings for word in ("--set", setting)]
     code = execute_command(["run", "quickstart", *words, "--stop-after", "both", "--out", str(out)])

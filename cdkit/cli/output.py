@@ -15,10 +15,11 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Column, Table
+from rich.text import Text
 
 from cdkit.core.errors import CdkitError
 from cdkit.core.formatting import duration_text, json_text, without_credentials
-from cdkit.core.protocols import Progress, Task
+from cdkit.core.protocols import Task
 
 Format = Literal["human", "json", "quiet"]
 
@@ -159,13 +160,41 @@ class _BarTask:
 class _LineTask:
     rate: _Rate
     output: Output
+    whole: _Whole
     spoken: float = field(default_factory=time.monotonic)
 
     def advance(self, amount: float = 1) -> None:
         self.rate.done += amount
         if time.monotonic() - self.spoken >= LINE_SECONDS:
             self.spoken = time.monotonic()
-            self.output.note(self.rate.line())
+            # Of a run that is known in part only, the line says what is known.
+            left = f"; {self.whole.left} of the run" if self.whole.left.startswith("about") else ""
+            self.output.note(f"{self.rate.line()}{left}")
+
+
+@dataclass
+class _Whole:
+    """What the work in progress is a part of: `[4/18] star-tuned`, and `about 3 min left` of all of it."""
+
+    place: str = ""
+    left: str = ""
+
+    def line(self) -> str:
+        return f"{self.place}: {self.left} of the run" if self.left else self.place
+
+
+class _WholeBars(Bars):
+    """Bars under a line that says what they are a part of, where they are one."""
+
+    def __init__(self, whole: _Whole, *columns: Any, **options: Any) -> None:
+        self._whole = whole
+        super().__init__(*columns, **options)
+
+    def get_renderables(self) -> Iterator[Any]:
+        line = self._whole.line()
+        if line and any(task.visible for task in self.tasks):
+            yield Text(line, no_wrap=True, overflow="ellipsis", style="bold")
+        yield from super().get_renderables()
 
 
 class TerminalProgress:
@@ -175,12 +204,17 @@ class TerminalProgress:
         self._output = output
         self._console = output.words
         self._bars: Bars | None = None
+        self._whole = _Whole()
+
+    def part_of(self, place: str, left: str) -> None:
+        """Say what the work in progress is a part of, and what is left of that; empty where that is not known."""
+        self._whole.place, self._whole.left = place, left
 
     @contextmanager
     def task(self, label: str, total: float | None, *, unit: str = "") -> Iterator[Task]:
         rate = _Rate(label, total, unit)
         if not draws_bars(self._console):
-            yield _LineTask(rate, self._output)
+            yield _LineTask(rate, self._output, self._whole)
             return
         bars, is_first = (self._bars, False) if self._bars else (self._start(), True)
         identity = bars.add_task(label, total=total, rate="", share="", visible=False)
@@ -199,7 +233,8 @@ class TerminalProgress:
 
     def _start(self) -> Bars:
         label = Column(no_wrap=True, overflow="ellipsis", max_width=self._console.width // LABEL_SHARE)
-        self._bars = Bars(
+        self._bars = _WholeBars(
+            self._whole,
             TextColumn("{task.description}", markup=False, table_column=label),
             BarColumn(bar_width=None),
             TextColumn("{task.fields[share]}", markup=False, justify="right"),
@@ -218,6 +253,6 @@ def draws_bars(console: Console) -> bool:
     return sys.stderr.isatty() and console.is_interactive and not console.is_dumb_terminal and not console.quiet
 
 
-def progress_for(output: Output) -> Progress:
+def progress_for(output: Output) -> TerminalProgress:
     """The progress reporter that suits an output format."""
     return TerminalProgress(output)

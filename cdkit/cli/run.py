@@ -65,8 +65,15 @@ def _run(  # noqa: PLR0917 - Typer's options
     if dry_run:
         _print_plan(output, plan(loaded.up_to(stop_after) if stop_after else loaded, folder, forced))
         return
+    progress = progress_for(output)
     result = run_pipeline(
-        loaded, folder, forced=forced, stop_after=stop_after, progress=progress_for(output), threads=threads
+        loaded,
+        folder,
+        forced=forced,
+        stop_after=stop_after,
+        progress=progress,
+        threads=threads,
+        watch=lambda status: progress.part_of(status.place(), status.left.text()),
     )
     output.result(result.as_json(), human=lambda console: _print_run(console, result), quiet=folder)
     if result.report:

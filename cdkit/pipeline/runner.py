@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,13 +10,15 @@ from typing import Any
 
 from cdkit.core.config import ThreadedConfig
 from cdkit.core.errors import CdkitError, OutputError, PartialError, writing
-from cdkit.core.formatting import redacted
+from cdkit.core.formatting import duration_text, redacted
 from cdkit.core.manifest import read_manifest
 from cdkit.core.protocols import Progress
 from cdkit.core.storage import Folder, write_json
 from cdkit.execute import Result, execute
+from cdkit.pipeline.live_page import RunPage
 from cdkit.pipeline.plan import Planned, plan
 from cdkit.pipeline.spec import Pipeline
+from cdkit.pipeline.watch import RunStatus, RunWatch
 
 RECORD_NAME = "run.json"
 
@@ -57,11 +60,13 @@ def run(
     stop_after: str | None,
     progress: Progress,
     threads: int | None = None,
+    watch: Callable[[RunStatus], None] = lambda status: None,
 ) -> RunResult:
     """Run what the plan says, in order. A step that falls short does not stop the rest; one that found nothing does.
 
-    stop_after: run only this step and what it needs; threads: CPU threads of steps that do not say themselves. Raises
-    ConfigError when there is no such step.
+    stop_after: run only this step and what it needs; threads: CPU threads of steps that do not say themselves; watch:
+    called with the run's status as it changes, which live.html in the folder shows, too. Raises ConfigError when there
+    is no such step.
     """
     chosen = pipeline.up_to(stop_after) if stop_after else pipeline
     with writing(folder):
@@ -70,17 +75,58 @@ def run(
         with Folder(folder).lock():
             record = {**_record(pipeline), "started": datetime.now(UTC).isoformat(timespec="seconds")}
             write_json(folder / RECORD_NAME, redacted(record))
-            results = [_run_step(entry, forced, progress, threads) for entry in planned]
+            results = _run_steps(pipeline.name, folder, planned, forced, progress, threads, watch)
     report = next((path for entry in reversed(planned) if (path := entry.out / "report.html").exists()), None)
     return RunResult(folder, tuple(results), tuple(entry.step.name for entry in planned), report)
+
+
+def _run_steps(
+    name: str,
+    folder: Path,
+    planned: Sequence[Planned],
+    forced: set[str],
+    progress: Progress,
+    threads: int | None,
+    watch: Callable[[RunStatus], None],
+) -> list[Result]:
+    page = RunPage(folder)
+
+    def show(status: RunStatus, must: bool) -> None:
+        page.update(status, must)
+        watch(status)
+
+    watched = RunWatch(name, folder, planned, show)
+    results = []
+    with watched.running():
+        for place, entry in enumerate(planned):
+            watched.begin(place)
+            if entry.state != "cached":
+                progress.note(_announced(watched.status, entry))
+            result = _run_step(entry, forced, watched.progress(progress), threads)
+            watched.end(place, result.state, whole=not result.manifest.run.get("continued"))
+            if result.state != "cached" and entry.state != "cached":
+                progress.note(_finished(watched.status, place))
+            results.append(result)
+    return results
+
+
+def _announced(status: RunStatus, entry: Planned) -> str:
+    """`[4/18] star-tuned: train`, why it is made again if it is, and what is known to be left of the run."""
+    why = "" if entry.reason.startswith("not made yet") else f", {entry.reason}"
+    left = status.left.text()
+    return f"{status.place()}: {entry.step.stage}{why}{f'; {left} of the run' if left else ''}"
+
+
+def _finished(status: RunStatus, place: int) -> str:
+    stage = status.stages[place]
+    state = "done" if stage.state == "done" else "done with less than asked for"
+    return f"[{place + 1}/{len(status.stages)}] {stage.name}: {state} in {duration_text(stage.seconds or 0.0)}"
 
 
 def _run_step(entry: Planned, forced: set[str], progress: Progress, threads: int | None) -> Result:
     name, config = entry.step.name, entry.step.config
     if isinstance(config, ThreadedConfig) and config.threads is None:
         config = config.model_copy(update={"threads": threads})
-    if entry.state != "cached":
-        progress.note(f"{name} ({entry.step.stage}): {entry.reason}")
     try:
         result = execute(
             entry.step.stage,

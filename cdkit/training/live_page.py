@@ -1,10 +1,11 @@
-"""live.html: a training's losses and samples on one page that loads itself anew while the training runs."""
+"""live.html: how far a training is, on one page that loads itself anew; what it is built of, for a run's page too."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from html import escape
 from pathlib import Path
 
@@ -12,10 +13,12 @@ from cdkit.core.storage import write_text
 
 LIVE_NAME = "live.html"
 SECONDS_BETWEEN_PAGES = 2.0
+SECONDS_BETWEEN_LOADS = 3
 WIDTH, HEIGHT = 720, 240
 # A loss at random times and noise jumps: a point is the mean of so many steps that there are at most this many.
 POINTS = 120
-CURVES = {"target_loss": ("photos", "#c2410c"), "regularization_loss": ("regularization", "#1d4ed8")}
+# What a curve is called, and its colour in live.css.
+CURVES = {"target_loss": ("photos", "first"), "regularization_loss": ("regularization", "second")}
 Rows = Sequence[Mapping[str, float | None]]
 
 
@@ -43,18 +46,26 @@ def page(rows: Rows, steps: int, images: Sequence[str], *, finished: bool) -> st
     last = rows[-1]
     step, seconds = int(last["step"] or 0), last["seconds"] or 0.0
     state = "done" if finished else f"about {seconds / max(step, 1) * (steps - step):.0f} s left"
-    again = "" if finished else '<meta http-equiv="refresh" content="3">'
-    drawn = "".join(
-        f'<figure><img src="{escape(link)}" alt="{escape(link)}"><figcaption>{escape(Path(link).stem)}</figcaption>'
-        "</figure>"
-        for link in images
-    )
+    title = f"Step {step} of {steps}"
+    drawn = "".join(figure(link, link, Path(link).stem) for link in images)
+    said = f"<p>Loss {last['loss']:.4f}; {seconds:.0f} s, {state}.</p>"
+    return document(title, f"<h1>{title}</h1>{said}{chart(rows)}{drawn}", again=not finished)
+
+
+def document(title: str, body: str, *, again: bool) -> str:
+    """A page around `body`, which is HTML; again: it loads itself anew every few seconds."""
+    refresh = f'<meta http-equiv="refresh" content="{SECONDS_BETWEEN_LOADS}">' if again else ""
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8">{again}<title>Step {step} of {steps}</title>'
-        "<style>body{font:15px system-ui;margin:2em auto;max-width:60em}img{max-width:100%}figure{margin:1em 0}"
-        "svg{border:1px solid #ddd}</style></head><body>"
-        f"<h1>Step {step} of {steps}</h1><p>Loss {last['loss']:.4f}; {seconds:.0f} s, {state}.</p>"
-        f"{chart(rows)}{drawn}</body></html>\n"
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">{refresh}'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title>\n<style>\n{_style()}</style></head>\n<body>\n{body}\n</body></html>\n"
+    )
+
+
+def figure(source: str, name: str, caption: str) -> str:
+    """A picture with what it is. source: a link, or the picture itself as a `data:` URL."""
+    return (
+        f'<figure><img src="{escape(source)}" alt="{escape(name)}"><figcaption>{escape(caption)}</figcaption></figure>'
     )
 
 
@@ -65,16 +76,16 @@ def chart(rows: Rows) -> str:
     most = max((loss for _, loss in points), default=0.0) or 1.0
     longest = max((step for step, _ in points), default=0.0) or 1.0
     lines = []
-    for name, curve in curves.items():
+    for number, (name, curve) in enumerate(curves.items(), start=1):
         if curve:
             label, colour = CURVES[name]
             path = " ".join(f"{WIDTH * x / longest:.1f},{HEIGHT * (1 - y / most):.1f}" for x, y in curve)
-            lines.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{path}"/>')
+            lines.append(f'<polyline style="stroke: var(--{colour})" points="{path}"/>')
             lines.append(
-                f'<text x="{WIDTH - 8}" y="{18 * (1 + list(CURVES).index(name))}" fill="{colour}" '
-                f'text-anchor="end">{label}: {curve[-1][1]:.4f}</text>'
+                f'<text x="{WIDTH - 8}" y="{1.2 * number:.1f}em" style="fill: var(--{colour})" text-anchor="end">'
+                f"{label}: {curve[-1][1]:.4f}</text>"
             )
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="100%" role="img" aria-label="loss">{"".join(lines)}</svg>'
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="loss">{"".join(lines)}</svg>'
 
 
 def smoothed(values: Sequence[tuple[float, float | None]]) -> list[tuple[float, float]]:
@@ -83,3 +94,8 @@ def smoothed(values: Sequence[tuple[float, float | None]]) -> list[tuple[float, 
     each = -(-len(there) // POINTS) or 1
     parts = [there[start : start + each] for start in range(0, len(there), each)]
     return [(part[-1][0], sum(value for _, value in part) / len(part)) for part in parts]
+
+
+@cache
+def _style() -> str:
+    return (Path(__file__).parent / "live.css").read_text(encoding="utf-8")

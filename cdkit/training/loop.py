@@ -14,7 +14,7 @@ from cdkit.training.checkpoint import CHECKPOINTS, Checkpoints
 from cdkit.training.early_stop import EarlyStop, is_checked
 from cdkit.training.feasibility import out_of_memory
 from cdkit.training.live_page import LivePage
-from cdkit.training.metrics import Metrics
+from cdkit.training.metrics import METRICS_NAME, Metrics
 from cdkit.training.passes import EagerPass, GraphedPass
 from cdkit.training.processes import average_gradients, check_whole, total
 from cdkit.training.setup import Setup
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # Draws samples after so many steps, and returns them by prompt.
 Draw = Callable[[int], "Mapping[str, Sequence[Image.Image]]"]
-METRICS_NAME, SAMPLES = "metrics.csv", "samples"
+SAMPLES = "samples"
 WEIGHT_DECAY = 1e-2
 STEPS_BETWEEN_QUESTIONS = 25  # how many steps a GPU may run ahead of the losses that are read
 SPOKEN_SHARE = 10  # the loss is said so many times in a run

@@ -9,12 +9,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from cdkit.core.errors import ConfigError, InputError
 from cdkit.core.storage import write_text
 
+if TYPE_CHECKING:
+    import torch
+
+METRICS_NAME = "metrics.csv"
 COLUMNS = ("step", "loss", "target_loss", "regularization_loss", "seconds")
 
 
@@ -35,7 +38,7 @@ class Metrics:
 
     def resume(self, step: int) -> None:
         """Keep what an earlier run wrote up to `step`, and count its seconds."""
-        self.rows = [row for row in _read(self.path) if (row["step"] or 0) <= step] if step else []
+        self.rows = [row for row in read_metrics(self.path) if (row["step"] or 0) <= step] if step else []
         write_text(self.path, _text(self.rows, heading=True))
         self._clock = time.monotonic() - self.seconds
 
@@ -104,7 +107,8 @@ def _text(rows: list[dict[str, float | None]], *, heading: bool) -> str:
     return target.getvalue()
 
 
-def _read(path: Path) -> list[dict[str, float | None]]:
+def read_metrics(path: Path) -> list[dict[str, float | None]]:
+    """The whole rows of a file, in order; raises InputError when it cannot be read."""
     try:
         with path.open(encoding="utf-8", newline="") as handle:
             lines = [row for row in csv.DictReader(handle) if None not in row.values()]

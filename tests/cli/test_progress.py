@@ -122,6 +122,45 @@ def test_a_pipe_gets_lines(environment: dict[str, str]) -> None:
     assert done.stdout == ""
 
 
+RUN = """
+import sys, time
+from cdkit.cli import output as terminal
+terminal.QUIET_SECONDS, terminal.LINE_SECONDS = 0.05, 0.1
+shown = terminal.progress_for(terminal.Output("human"))
+shown.part_of("[4/18] star-tuned", "at least 2 min 5 s left")
+with shown.task("training", 40, unit="steps") as task:
+    for step in range(40):
+        time.sleep(0.02)
+        task.advance(1)
+        if step == 20:
+            shown.part_of("[4/18] star-tuned", "about 1 min 3 s left")
+"""
+
+
+@pytest.mark.parametrize("columns", [60, 200])
+def test_a_part_of_a_run_says_which_and_what_is_left_of_all(columns: int) -> None:
+    seen: set[str] = set()
+
+    def watch(screen: Screen) -> None:
+        lines = screen.lines_shown
+        seen.update(line for line in lines if line.startswith("[4/18]"))
+        if any(BAR in line for line in lines):
+            assert sum(line.startswith("[4/18]") for line in lines) == 1
+
+    _, screen = run_on_terminal([sys.executable, "-c", RUN], columns, watch=watch)
+    assert seen == {
+        "[4/18] star-tuned: at least 2 min 5 s left of the run",
+        "[4/18] star-tuned: about 1 min 3 s left of the run",
+    }
+    assert [line.partition(" in ")[0] for line in screen.lines_shown] == ["training: 40 steps"]
+
+
+def test_lines_say_what_is_left_of_a_run_once_all_of_it_is_known() -> None:
+    done = subprocess.run([sys.executable, "-c", RUN], capture_output=True, text=True, check=True)
+    ends = {line.partition("left;")[2] for line in done.stderr.splitlines()}
+    assert ends == {"", " about 1 min 3 s left of the run"}
+
+
 def test_quiet_is_quiet_on_a_terminal_too() -> None:
     written, _ = run_on_terminal([*COMMAND, "quiet"], 80)
     assert written.replace("\r\n", "\n") == "a library writes to stderr\n"

@@ -1,11 +1,14 @@
 """Single to merged: how often concepts of the embedded world show alone, after merging, and two in one picture.
 
     python -m tests.bench.bench_merge_table --work FOLDER [--seeds 0 1 2] [--ways apart paper] [--sizes 2 3 5 9]
+        [--pairs-of 5] [--pictures PNG]
 
 For sets of 2 (every pair), 3, 5 and 9 concepts, trained apart once per seed: each concept's rate alone with the merged
 delta, and every ordered pair's in "a <new1> star and a <new2> heart", read by the attribute probe. A case is appended
 to FOLDER/cases.jsonl when it is done, and what stands there is not measured again. The first five concepts may choose
-settings; the other four are for reporting.
+settings; the other four are for reporting. The last line sums up, over the training seeds: pairs of concepts that show
+in at least half of the samples alone, and all pairs. --pictures draws the worst and the best of the former, by the
+default way.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from cdkit.core.formatting import json_text
 from cdkit.core.protocols import Context
@@ -31,6 +35,7 @@ from cdkit.embedded.concepts import CONCEPTS, concept
 from cdkit.engines import create_engine
 from cdkit.merging.config import MergeConfig
 from cdkit.merging.problem import Factor, merge_changes, ordinary_factor, prepare
+from cdkit.pictures.grid import Block, Cell, write_grid
 from cdkit.tokens.sample import captions_folder, sample_rows
 from tests.embedded.quality import GUIDANCE, sample
 from tests.support.attribute_probe import read_attributes
@@ -187,9 +192,99 @@ def cases(arguments: argparse.Namespace) -> list[Case]:
             sets = [(name,) for name in NAMES] if is_alone else []
             for size in () if is_alone else arguments.sizes:
                 # A training for each of 36 pairs is hours.
-                sets += SETS[size] if way not in TRAININGS or size > 2 else []
+                of_size = SETS[size] if way not in TRAININGS or size > 2 else []
+                some = NAMES[: arguments.pairs_of]
+                sets += [names for names in of_size if size > 2 or set(names) <= set(some)]
             asked += [Case(way, seed, tuple(names)) for names in sets]
     return sorted(asked, key=lambda case: case.seed)
+
+
+LEARNED = 0.5
+Pair = tuple[str, str]
+
+
+def pair_rates(rows: Sequence[dict[str, Any]], way: str, size: int) -> dict[int, dict[Pair, list[float]]]:
+    """[both, first, second] of every ordered pair, by training seed; of concepts that stand in two sets, the last's."""
+    rates: dict[int, dict[Pair, list[float]]] = {}
+    for row in rows:
+        if row["way"] == way and len(row["names"]) == size:
+            named = {(pair.split()[0], pair.split()[1]): values for pair, values in row["pairs"].items()}
+            rates.setdefault(row["seed"], {}).update(named)
+    return rates
+
+
+def learned(rows: Sequence[dict[str, Any]], way: str) -> dict[int, set[str]]:
+    """The concepts that show in at least half of the samples alone, by training seed."""
+    names: dict[int, set[str]] = {}
+    for row in rows:
+        if row["way"] == ("alone-gated" if way == "gated" else "alone"):
+            names.setdefault(row["seed"], set()).update(
+                name for name, shown in row["alone"].items() if shown >= LEARNED
+            )
+    return names
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """By way and number: pairs, mean, worst, share that never show, and each seed's mean; and what is left alone."""
+    summed: dict[str, Any] = {}
+    for way in dict.fromkeys(row["way"] for row in rows if not row["way"].startswith("alone")):
+        fit = learned(rows, way)
+        for size in SETS:
+            by_seed = pair_rates(rows, way, size)
+            of_learned = [
+                [values[0] for names, values in pairs.items() if set(names) <= fit.get(seed, set())]
+                for seed, pairs in by_seed.items()
+            ]
+            everything = [values[0] for pairs in by_seed.values() for values in pairs.values()]
+            if everything:
+                summed[f"{way} {size}"] = {
+                    "learned": _figures([rate for rates in of_learned for rate in rates]),
+                    "by_seed": [round(float(np.mean(rates)), 4) for rates in of_learned if rates],
+                    "all": _figures(everything),
+                    "alone_after": _alone(rows, way, size),
+                }
+    return {"alone": _alone(rows, "alone", 1), "alone_gated": _alone(rows, "alone-gated", 1), **summed}
+
+
+def _figures(rates: Sequence[float]) -> dict[str, float]:
+    if not rates:
+        return {"pairs": 0}
+    return {
+        "pairs": len(rates),
+        "mean": round(float(np.mean(rates)), 4),
+        "median": round(float(np.median(rates)), 4),
+        "worst": min(rates),
+        "never": round(float(np.mean(np.array(rates) == 0)), 4),
+    }
+
+
+def _alone(rows: Sequence[dict[str, Any]], way: str, size: int) -> dict[str, list[float]]:
+    """Each concept's rate alone, seed by seed."""
+    rates: dict[str, list[float]] = {}
+    for row in rows:
+        if row["way"] == way and len(row["names"]) == size:
+            for name, shown in row["alone"].items():
+                rates.setdefault(name, []).append(shown)
+    return rates
+
+
+def draw_extremes(ground: Ground, rows: Sequence[dict[str, Any]], target: Path) -> None:
+    """A sheet of the worst and the best ordered pair of two learned concepts, seed 0, merged two by two."""
+    fit = learned(rows, "apart")[0]
+    rates = {names: both[0] for names, both in pair_rates(rows, "apart", 2)[0].items() if set(names) <= fit}
+    blocks, folder = [], ground.work / "pictures"
+    folder.mkdir(exist_ok=True)
+    for label, names in (("worst", min(rates, key=rates.__getitem__)), ("best", max(rates, key=rates.__getitem__))):
+        case = Case("apart", 0, tuple(sorted(names, key=NAMES.index)))
+        with apply_deltas(ground.pipeline, ground.together(case)):
+            images = sample(ground.pipeline, [pair_prompt(*names)] * 8, 5, steps=STEPS, guidance=GUIDANCE)
+        cells = []
+        for number, image in enumerate(images):
+            path = folder / f"{label}-{number}.png"
+            Image.fromarray(image).save(path)
+            cells.append(Cell(path))
+        blocks.append(Block(f"{label}, both in {rates[names]:.0%}: {pair_prompt(*names)}", cells))
+    write_grid(blocks, target, columns=8, side=96)
 
 
 def main() -> None:
@@ -199,6 +294,10 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", default=WAYS, choices=WAYS)
     parser.add_argument("--sizes", type=int, nargs="+", default=[9, 5, 3, 2], choices=list(SETS))
     parser.add_argument("--samples", type=int, default=8, help="of each prompt")
+    parser.add_argument(
+        "--pairs-of", type=int, default=len(NAMES), help="sets of two are of the first so many concepts"
+    )
+    parser.add_argument("--pictures", type=Path, help="draw the worst and the best pair into this file")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     ground = Ground(arguments.work, arguments.samples)
@@ -210,6 +309,10 @@ def main() -> None:
             with file.open("a") as cases_file:
                 cases_file.write(json_text(measure(ground, case), indent=None) + "\n")
             print(case.key, flush=True)
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    print(json_text({"benchmark": "merge-table", "samples": arguments.samples, **summary(rows)}))
+    if arguments.pictures:
+        draw_extremes(ground, rows, arguments.pictures)
 
 
 if __name__ == "__main__":

@@ -204,7 +204,7 @@ Pair = tuple[str, str]
 
 
 def pair_rates(rows: Sequence[dict[str, Any]], way: str, size: int) -> dict[int, dict[Pair, list[float]]]:
-    """[both, first, second] of every ordered pair, by training seed; of concepts that stand in two sets, the last's."""
+    """[both, first, second] of every ordered pair, by training seed; of a pair that stands in two sets, the last's."""
     rates: dict[int, dict[Pair, list[float]]] = {}
     for row in rows:
         if row["way"] == way and len(row["names"]) == size:

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "cdkit"
 LAYERS = (
     *("core", "engines", "embedded", "encoders", "captions", "index", "pictures", "fetching", "tokens", "deltas"),
     *("sampling", "retrieval", "training", "merging", "evaluation", "report", "publishing"),
-    *("stages", "inputs", "execute", "serving", "pipeline", "drafting", "cli"),
+    *("stages", "inputs", "execute", "api", "serving", "pipeline", "drafting", "cli"),
 )
 HEAVY = {"torch", "faiss", "diffusers", "transformers", "open_clip", "duckdb", "pyarrow", "numpy"}
 SOURCES = sorted(PACKAGE.rglob("*.py"))

@@ -88,6 +88,16 @@ class MissingExtraError(CdkitError):
         )
 
 
+class MissingLibraryError(CdkitError):
+    """A library that no extra of ours names is not installed."""
+
+    code = "missing_library"
+    exit_code = 4
+
+    def __init__(self, what: str, *, library: str) -> None:
+        super().__init__(f"{what} needs {library}, which is not installed.", hint=f"pip install {library}")
+
+
 class PartialError(CdkitError):
     """Less was found than asked for; what was found is kept."""
 

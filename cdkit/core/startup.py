@@ -10,20 +10,32 @@ from __future__ import annotations
 import gc
 import importlib
 import importlib.metadata
+import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
-from typing import Any
+
+from cdkit.core.stand_ins import put_off_compiler, stand_ins
 
 # Python looks for garbage every 700 new objects; imports make millions, and all of them stay.
 NEW_OBJECTS = 50_000
 # pyarrow, to ask whether a list is one of its columns.
 REFUSED = "pandas"
-# diffusers, for the noise levels of some schedulers; transformers, for losses of object detection.
-LATE = ("scipy.stats", "scipy.integrate", "scipy.optimize")
+# For the noise levels of some schedulers; for losses of object detection; for weights that are spread over devices;
+# for attention that is compiled.
+LATE = (
+    *("scipy.stats", "scipy.integrate", "scipy.optimize"),
+    *("torch.distributed.tensor", "torch.distributed.fsdp", "torch.distributed.checkpoint"),
+    *("transformers.distributed.expert_parallel", "transformers.distributed.tensor_parallel"),
+    *("torch.distributed._composable", "torch.nn.attention.flex_attention"),
+    *("torch._dynamo._trace_wrapped_higher_order_op", "torch._dynamo.utils"),
+)
+
+# diffusers, for LoRA layers: deltas are not applied by it.
+UNUSED = "peft"
 
 _claims: list[_Refusal] = []
 
@@ -63,47 +75,27 @@ def _pipelines() -> None:
 def _load(parts: Callable[[], None]) -> None:
     if not _claims:
         return
+    importlib.import_module("torch")
+    put_off_compiler()
     # Whatever another version of the libraries makes of the stand-ins, it can still be imported without them.
-    with suppress(Exception), _stand_ins():
+    with suppress(Exception), stand_ins(LATE):
         parts()
     parts()
 
 
 @contextmanager
-def _stand_ins() -> Iterator[None]:
-    """While it lasts, imports of the late modules find stand-ins, except of those that are loaded already."""
-    put = {name: _StandIn(name) for name in LATE if name not in sys.modules}
-    sys.modules.update(put)
-    try:
-        yield
-    finally:
-        for name, module in put.items():
-            if sys.modules.get(name) is module:
-                del sys.modules[name]
-
-
-@contextmanager
 def _distributions_unasked() -> Iterator[None]:
-    """diffusers has the file lists of all that is installed read, to learn who distributes three packages."""
-    ask = importlib.metadata.packages_distributions
+    """diffusers has the file lists of all that is installed read, to learn who distributes three packages.
+
+    While it lasts, nobody is told either that a package is there which is not used.
+    """
+    ask, find = importlib.metadata.packages_distributions, importlib.util.find_spec
     importlib.metadata.packages_distributions = dict
+    importlib.util.find_spec = lambda name, package=None: None if name == UNUSED else find(name, package)
     try:
         yield
     finally:
-        importlib.metadata.packages_distributions = ask
-
-
-class _StandIn(ModuleType):
-    """Gives functions that load the real module when they are called."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-
-        def late(*arguments: Any, **options: Any) -> Any:
-            return getattr(importlib.import_module(self.__name__), name)(*arguments, **options)
-
-        return late
+        importlib.metadata.packages_distributions, importlib.util.find_spec = ask, find
 
 
 class _Refusal(MetaPathFinder, Loader):

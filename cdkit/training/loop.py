@@ -133,7 +133,9 @@ class Loop:
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * share
         if self.config.max_grad_norm:
-            self.accelerator.clip_grad_norm_(trained, self.config.max_grad_norm)
+            # As accelerate does; its own function first loads what gradients spread over devices need.
+            self.accelerator.unscale_gradients()
+            torch.nn.utils.clip_grad_norm_(trained, self.config.max_grad_norm)
         self._whole = False
         optimizer.step()
         return total(sums)

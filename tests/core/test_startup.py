@@ -20,6 +20,8 @@ except SystemExit as end:
 print(json.dumps(sorted(sys.modules)))
 """
 # Loaded because they are installed, or by somebody else's training and logging.
+# What torch compiles with, and spreads weights over devices with.
+COMPILING = {"torch._dynamo.utils", "torch._inductor", "torch.distributed.tensor", "torch.distributed.fsdp"}
 NEVER = {"wandb", "timm", "sklearn", "tensorflow", "datasets"}
 
 
@@ -74,7 +76,7 @@ def test_an_evaluation_loads_the_towers_alone(folder: Path) -> None:
 def test_pipelines_come_without_what_is_only_installed(arguments: tuple[str, ...], tmp_path: Path) -> None:
     loaded = _modules(*arguments, "--out", tmp_path / "out")
     assert "diffusers" in loaded
-    assert not loaded & ({"pandas", "scipy.stats", "scipy.optimize", "scipy.integrate"} | NEVER)
+    assert not loaded & ({"pandas", "peft", "scipy.stats", "scipy.optimize", "scipy.integrate"} | COMPILING | NEVER)
 
 
 USES = (
@@ -90,6 +92,13 @@ USES = (
     "from importlib.metadata import packages_distributions as p; assert 'torch' in p()",
     "import torch; assert torch.compile(lambda x: x + 1, backend='eager')(torch.ones(1)) == 2",
     "from diffusers.utils import is_scipy_available; assert is_scipy_available()",
+    # What was put off with the compiler.
+    "import torch._dynamo.config as c, torch; assert c is torch._dynamo.config and not torch._dynamo.is_compiling()",
+    "from torch.distributed.tensor import DTensor; import torch; assert not isinstance(torch.ones(1), DTensor)",
+    "from torch.nn.attention.flex_attention import create_block_mask as c; assert callable(c)",
+    "import torchvision.transforms as t; assert t.Resize(2)(torch.ones(3, 4, 4)).shape == (3, 2, 2)",
+    "from diffusers.utils.torch_utils import is_compiled_module as i; from torch import nn\n"
+    "assert i(torch.compile(nn.Linear(1, 1))) and not i(nn.Linear(1, 1))",
 )
 
 

@@ -1,0 +1,1 @@
+"""What Python calls: the stages as functions that return objects."""

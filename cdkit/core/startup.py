@@ -11,12 +11,15 @@ import gc
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from cdkit.core.stand_ins import put_off_compiler, stand_ins
 
@@ -36,6 +39,8 @@ LATE = (
 
 # diffusers, for LoRA layers: deltas are not applied by it.
 UNUSED = "peft"
+# transformers' function that lists a folder of its own by what is in the files.
+LISTING = "create_import_structure_from_path"
 
 _claims: list[_Refusal] = []
 
@@ -59,6 +64,8 @@ def import_pipelines() -> None:
 
 
 def _clip() -> None:
+    with _models_listed_once():
+        importlib.import_module("transformers.models")
     importlib.import_module("transformers.models.clip.modeling_clip")
 
 
@@ -81,6 +88,25 @@ def _load(parts: Callable[[], None]) -> None:
     with suppress(Exception), stand_ins(LATE):
         parts()
     parts()
+
+
+@contextmanager
+def _models_listed_once() -> Iterator[None]:
+    """transformers reads the start of each of its files twice: for the folder of its models, and for a file in it."""
+    listing = importlib.import_module("transformers.utils.import_utils")
+    read = getattr(listing, LISTING, None)
+    if read is None:
+        yield
+        return
+
+    def of_folder(path: Any) -> Any:
+        return read(Path(path).parent if os.path.isfile(path) else path)
+
+    setattr(listing, LISTING, of_folder)
+    try:
+        yield
+    finally:
+        setattr(listing, LISTING, read)
 
 
 @contextmanager

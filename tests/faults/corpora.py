@@ -21,6 +21,7 @@ import pytest
 
 GUARDS = ("advocate", "drawbridge", "microsoft-antissrf", "httpx-secure")
 PACKAGES = ("pillow", "picklescan", *GUARDS)
+PICKLESCAN = "https://github.com/mmaitre314/picklescan"
 PATIENCE = 300
 _URL = re.compile(r"(?:https?|ftps?|gopher|dict|file|ldap|sftp|tftp|jar|netdoc)://[^\s\"'`<>\\)\]}]+", re.IGNORECASE)
 _NUMBERS = re.compile(r"[\"'](\[?[0-9a-fA-FxX.:%]{2,45}\]?)[\"']")
@@ -63,12 +64,17 @@ def _download(name: str, folder: Path) -> None:
         str(folder),
         name,
     ]
+    _run(command, f"{name}'s source package")
+
+
+def _run(command: list[str], what: str) -> None:
+    """Fetch something; skips the test when that fails."""
     try:
         done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=PATIENCE)
     except (OSError, subprocess.TimeoutExpired) as error:
-        pytest.skip(f"{name}'s source package cannot be fetched: {error}")
+        pytest.skip(f"{what} cannot be fetched: {error}")
     if done.returncode:
-        pytest.skip(f"{name}'s source package cannot be fetched: {done.stderr.strip()[-200:]}")
+        pytest.skip(f"{what} cannot be fetched: {done.stderr.strip()[-200:]}")
 
 
 def addresses(folder: Path) -> list[str]:
@@ -102,6 +108,17 @@ def _named_in_tests(folder: Path) -> Iterator[tuple[str, str]]:
     yield from sorted(set(re.findall(r"Global\(\s*\"([^\"]+)\",\s*\"([^\"]+)\",\s*SafetyLevel\.Dangerous", tests)))
 
 
+def hostile_files(*, fetch: bool) -> list[Path]:
+    """The files of picklescan's tests. Its source package leaves them out, so that they come from its repository."""
+    folder = material_folder() / "picklescan-repository"
+    if not folder.is_dir():
+        if not fetch:
+            pytest.skip("picklescan's repository is not there: python -m tests.faults.corpora")
+        _run(["git", "clone", "-q", "--depth", "1", PICKLESCAN, str(folder)], "picklescan's repository")
+    return sorted(path for name in ("data", "data2") for path in (folder / "tests" / name).iterdir())
+
+
 if __name__ == "__main__":
     for package in PACKAGES:
         print(sdist(package, fetch=True))
+    print(len(hostile_files(fetch=True)), "files of picklescan's tests")

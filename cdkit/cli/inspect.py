@@ -14,7 +14,7 @@ from cdkit.cli.output import Output, data_console, progress_for, table
 from cdkit.core.config import StageConfig
 from cdkit.core.errors import writing
 from cdkit.core.formatting import command_line
-from cdkit.core.storage import write_text
+from cdkit.core.storage import alone_with, write_text
 from cdkit.evaluation.config import WeightChangeConfig
 from cdkit.evaluation.weight_change import compare_weights
 from cdkit.execute import Result, execute
@@ -116,7 +116,7 @@ def _benchmark(
     entry = find_entry(entries, concept)
     prompts = entry.prompts(word or entry.modifier_words())
     if out is not None:
-        with writing(out):
+        with writing(out), alone_with(out):
             write_text(out, "\n".join(prompts) + "\n")
     benchmark = {
         "name": entry.name,

@@ -14,7 +14,7 @@ from cdkit.cli.options import command
 from cdkit.cli.output import Output, table
 from cdkit.core.errors import ConfigError, OutputError, writing
 from cdkit.core.formatting import command_line, size_text
-from cdkit.core.storage import Folder, write_json, write_text
+from cdkit.core.storage import Folder, flush_names, write_json, write_text
 
 if TYPE_CHECKING:
     from cdkit.evaluation.preference import Scored
@@ -79,8 +79,10 @@ def _page(
         hint = "Choose another --out, or add --force: answers to it can then not be counted any more."
         raise OutputError(f"{out} holds another study.", hint=hint)
     with writing(out), folder.lock():
-        # The key first: a page without one would be answered in vain.
+        folder.remove_temporaries()
+        # The key first, on the disk: a page without one would be answered in vain.
         write_json(out / KEY_NAME, key.model_dump())
+        flush_names(out, below=False)
         write_text(out / PAGE_NAME, page)
     size = len(page.encode())
     places = {"page": str(out / PAGE_NAME), "key": str(out / KEY_NAME)}

@@ -14,7 +14,7 @@ from cdkit.cli.options import command, end_short
 from cdkit.cli.output import Output, progress_for, table
 from cdkit.core.errors import ConfigError, OutputError, writing
 from cdkit.core.formatting import command_line, duration_text, json_text, size_text
-from cdkit.core.storage import atomic_path
+from cdkit.core.storage import alone_with, atomic_path
 from cdkit.core.yaml_files import parse_yaml, read_yaml_text
 from cdkit.pipeline import spec
 from cdkit.pipeline.plan import Planned, plan
@@ -170,7 +170,7 @@ def _copy(
             target = target / source.name
         if target.exists() and not force:
             raise OutputError(f"{target} exists.", hint="Choose another name, or add --force.")
-        with atomic_path(target) as temporary:
+        with alone_with(target), atomic_path(target) as temporary:
             shutil.copyfile(source, temporary)
     output.result({"path": str(target)}, human=lambda console: console.print(f"wrote {target}"), quiet=target)
     output.hint(command_line("cdkit", "run", target))

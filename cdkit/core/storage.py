@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -112,12 +113,28 @@ def waiting_for(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
+def alone_with(path: Path) -> Iterator[None]:
+    """Delete what killed programs had not finished writing of one file, and keep others from writing it meanwhile.
+
+    For files that stand by themselves; in a folder that a run holds, Folder.remove_temporaries does it for all.
+    """
+    with waiting_for(path.parent):
+        for litter in path.parent.glob(f"{TEMPORARY_PREFIX}*-{glob.escape(_short(path.name))}"):
+            litter.unlink(missing_ok=True)
+        yield
+
+
+def _short(name: str) -> str:
+    """A file's own name, or what stands for a long one in the name of its temporary."""
+    whole = os.fsencode(name)
+    return name if len(whole) <= LONGEST_NAME else hashlib.sha256(whole).hexdigest()
+
+
+@contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path (file or folder) beside `path`; flushed and renamed on success, removed on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    name = os.fsencode(path.name)
-    short = path.name if len(name) <= LONGEST_NAME else hashlib.sha256(name).hexdigest()
-    temporary = path.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{short}"
+    temporary = path.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{_short(path.name)}"
     try:
         yield temporary
         flush(temporary)

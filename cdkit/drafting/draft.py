@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cdkit.core.errors import OutputError, writing
 from cdkit.core.fingerprints import EMBEDDED
 from cdkit.core.formatting import command_line, json_text
-from cdkit.core.storage import atomic_path
+from cdkit.core.storage import alone_with, atomic_path
 from cdkit.deltas.methods import Recipe
 from cdkit.drafting.answers import Answers, ConceptAnswer, Shows, names_of, with_article
 from cdkit.pipeline import spec
@@ -58,7 +58,7 @@ def write_draft(made: Draft, path: Path, *, force: bool) -> None:
     """
     with writing(path):
         refuse_existing(path, force=force)
-        with atomic_path(path) as temporary:
+        with alone_with(path), atomic_path(path) as temporary:
             temporary.write_text(made.text, encoding="utf-8")
             spec.load(temporary, {}, Path("runs") / made.name)
 

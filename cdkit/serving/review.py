@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -18,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from cdkit.core.errors import ConfigError, InputError, writing
 from cdkit.core.formatting import command_line
 from cdkit.core.manifest import mistakes
-from cdkit.core.storage import TEMPORARY_PREFIX, flush_names, waiting_for
+from cdkit.core.storage import alone_with, flush_names
 from cdkit.pictures.folder import START, picture_format
 from cdkit.retrieval.decisions import Decisions, read_decisions
 from cdkit.serving.access import Access, AccessCheck
@@ -59,10 +58,7 @@ class DecisionFile:
 
     def change(self, step: Callable[[Decisions, str], Decisions]) -> Decisions:
         """Write what `step` makes of the log; the decision counts when this returns."""
-        with self._turn, writing(self.path), waiting_for(self.path.parent):
-            # What a killed program had not finished writing.
-            for litter in self.path.parent.glob(f"{TEMPORARY_PREFIX}*-{glob.escape(self.path.name)}"):
-                litter.unlink(missing_ok=True)
+        with self._turn, writing(self.path), alone_with(self.path):
             before = self.read()
             after = step(before, datetime.now(UTC).isoformat(timespec="seconds"))
             if after is not before and len(after.log) > len(before.log):

@@ -14,7 +14,7 @@ from torch import nn
 
 from cdkit.core.errors import CdkitError, InputError
 from cdkit.core.shards import read_tensors, write_tensors
-from cdkit.core.storage import atomic_path, read_json, write_json
+from cdkit.core.storage import atomic_path, flush_names, read_json, write_json
 
 CHECKPOINTS = "checkpoints"
 KEPT = 2
@@ -48,6 +48,8 @@ class Checkpoints:
             temporary.mkdir(parents=True)
             write_tensors(temporary / STATE_NAME, tensors, {})
             write_json(temporary / POSITION_NAME, {"step": step, "threads": torch.get_num_threads(), **facts})
+        # The deletion of an older one must not be on the disk before the new one's name is.
+        flush_names(self.folder, below=False)
         for old in self._paths()[KEPT:]:
             shutil.rmtree(old, ignore_errors=True)
 

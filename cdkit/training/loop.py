@@ -9,7 +9,7 @@ import torch
 
 from cdkit.core.errors import shortage
 from cdkit.core.protocols import Context
-from cdkit.core.storage import Folder, flush
+from cdkit.core.storage import Folder, flush, flush_names
 from cdkit.training.checkpoint import CHECKPOINTS, Checkpoints
 from cdkit.training.early_stop import EarlyStop, is_checked
 from cdkit.training.feasibility import out_of_memory
@@ -54,7 +54,7 @@ class Loop:
         self.add_gradients = self._passes(note)
         rates = self.recipe.learning_rate, self.recipe.token_learning_rate
         self.optimizer = self.trainables.optimizer(*rates, WEIGHT_DECAY)
-        self.checkpoints = Checkpoints(out.sub(CHECKPOINTS).path)
+        self.out, self.checkpoints = out, Checkpoints(out.sub(CHECKPOINTS).path)
         interval = 1 if accelerator.device.type == "cpu" else STEPS_BETWEEN_QUESTIONS
         self.metrics = Metrics(
             out / METRICS_NAME,
@@ -114,6 +114,8 @@ class Loop:
                     break
         self.metrics.flush()
         if self.accelerator.is_main_process:
+            # This file grows under its own name: what says that the training is done must not be kept without its end.
+            flush(self.metrics.path)
             self.page.update(self.metrics.rows, finished=True)
 
     def step(self, step: int, optimizer: Any, trained: list[torch.nn.Parameter]) -> torch.Tensor:
@@ -151,8 +153,9 @@ class Loop:
         if not self.config.checkpoint_every:
             return False
         self.metrics.flush()
-        # A checkpoint that a power loss leaves must not stand for steps whose losses it took.
+        # A checkpoint that a power loss leaves must not stand for steps whose losses or samples it took.
         flush(self.metrics.path)
+        flush_names(self.out.path)
         check_whole()
         scaler = self.accelerator.scaler
         facts: dict[str, Any] = {"scaler": scaler.state_dict()} if scaler is not None else {}

@@ -13,7 +13,7 @@ from cdkit.core.machine import set_threads
 from cdkit.core.manifest import Counts
 from cdkit.core.protocols import Context, SilentProgress
 from cdkit.core.shards import Dataset
-from cdkit.core.storage import Folder
+from cdkit.core.storage import Folder, flush
 from cdkit.deltas.delta import DELTA_NAME, ON_TOP_OF, Delta, load_delta, save_delta
 from cdkit.deltas.gating import GatedChange
 from cdkit.training.config import TrainConfig
@@ -129,6 +129,8 @@ def _train(config: TrainConfig, sets: Mapping[str, str], out: Folder, context: C
             return drawn
 
         loop.run(context, draw)
+    if tensorboard is not None and tensorboard.exists():
+        flush(tensorboard)
     size = 0
     if team.rank == 0:
         size = _save(config, plan, setup.trainables, made_on, base.family, earlier, out, context)

@@ -65,7 +65,7 @@ def quickened() -> Iterator[None]:
 
 
 class Matrix:
-    """Records a command, and goes on from what it may leave. Every try has a folder of its own below `work`."""
+    """Records a command, and goes on from what it may leave. Tries that end wrongly are kept below `work`."""
 
     def __init__(self, material: Material, work: Path) -> None:
         self.work = work
@@ -75,8 +75,12 @@ class Matrix:
         self._recorded: dict[str, tuple[Recording, Facts]] = {}
 
     def folder(self) -> Path:
+        """Where the next try is to be: all have the same place, since some files name it."""
+        place = self.work / "try"
         self.tries += 1
-        return self.work / f"{self.tries:06d}"
+        if place.exists():
+            place.rename(self.work / f"{self.tries - 1:06d}")
+        return place
 
     def record(self, name: str) -> tuple[Recording, Facts]:
         """The effects of a run that nothing befalls, and what it leaves."""
@@ -123,8 +127,10 @@ class Matrix:
             return f"{type(error).__name__}: {error}\n{traceback.format_exc(limit=-3)}"
         different = sorted(key for key in {*found, *facts} if found.get(key) != facts.get(key))
         litter = [path.name for path in root.rglob(".tmp-*")]
+        if different or litter:
+            return f"another result: {', '.join(different)}" if different else f"left: {litter}"
         shutil.rmtree(root)
-        return f"another result: {', '.join(different)}" if different else f"left: {litter}" if litter else ""
+        return ""
 
 
 def written_around(recording: Recording) -> list[str]:

@@ -10,9 +10,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+
+import yaml
 
 from cdkit.core.config import parse_config
+from cdkit.core.errors import CdkitError
 from cdkit.core.manifest import MANIFEST_NAME, STARTED_NAME
 from cdkit.core.protocols import Context, SilentProgress
 from cdkit.core.storage import LOCK_NAME
@@ -21,7 +24,10 @@ from cdkit.engines.local import LocalEngine
 from cdkit.execute import execute
 from cdkit.index import layout
 from cdkit.index.caption_index import INDEX_NAME
+from cdkit.merging.config import WayName
+from cdkit.pictures.trainers import TRAINERS
 from cdkit.stages import STAGES
+from tests.cli.running import Ran, ran
 
 Facts = dict[str, Any]
 # Parts of manifests and results that hold times, sizes of processes and the like.
@@ -76,6 +82,32 @@ def stage(name: str, **values: Any) -> Scenario:
     """One stage into a new folder."""
     config = parse_config(STAGES[name].config_class(), values)
     return Scenario(lambda out: execute(name, config, out))
+
+
+class CommandFailedError(CdkitError):
+    """A command line that ended with another exit code than 0."""
+
+    def __init__(self, done: Ran) -> None:
+        super().__init__(done.err, hint=done.err if "Hint:" in done.err or done.code == 130 else "")
+        self.exit_code = done.code
+
+
+def command(*words: object) -> Callable[[Path], None]:
+    """A command line; an Inside in it is the folder, or a place in it."""
+
+    def run(out: Path) -> None:
+        done = ran([out / word.name if isinstance(word, Inside) else word for word in words])
+        if done.code:
+            raise CommandFailedError(done)
+
+    return run
+
+
+@dataclass(frozen=True)
+class Inside:
+    """A place in the folder that a command writes; no name: the folder."""
+
+    name: str = ""
 
 
 @contextmanager
@@ -143,6 +175,20 @@ class Material:
         scored = {"concepts": {"star": "embedded:striped-star"}, "resamples": 100, "device": "cpu", "threads": 1}
         _made("evaluate", self.root / "scores", samples=self.path("samples"), **scored)
         _made("export", self.root / "foreign", delta=self.path("star-tuned"), to="kohya-lora", threads=1)
+        _made("sample", self.root / "others", **{**self.sampled(), "steps": 2})
+        self._write_papers(captions)
+
+    def _write_papers(self, captions: str) -> None:
+        """A pipeline, and a benchmark of one concept."""
+        steps = {
+            "captions": {"run": "import", "captions": [captions], "workers": 1},
+            "small": {"run": "delta-compress", "delta": self.path("star-tuned"), "rank": 1},
+        }
+        (self.root / "small.yaml").write_text(yaml.safe_dump({"name": "small", "stages": steps}))
+        (self.root / "prompts.txt").write_text("a {} on the grass\n")
+        names = {"instance_data_dir": "dog", "prompt_filename": "prompts.txt"}
+        concept = {"class_prompt": "dog", "instance_prompt": "photo of a <new1> dog", **names}
+        (self.root / "dataset.json").write_text(json.dumps([concept]))
 
     def retrieved(self) -> Mapping[str, Any]:
         return {
@@ -157,7 +203,7 @@ class Material:
         }
 
     def trained(self, word: str, photos: str, **values: Any) -> Mapping[str, Any]:
-        settings = {"steps": 3, "batch_size": 1, "checkpoint_every": 1, "device": "cpu", "threads": 1, **values}
+        settings = {"steps": 4, "batch_size": 1, "checkpoint_every": 1, "device": "cpu", "threads": 1, **values}
         return {"concepts": {word: f"embedded:{photos}"}, **settings}
 
     def sampled(self) -> Mapping[str, Any]:
@@ -207,6 +253,8 @@ def scenarios(material: Material) -> dict[str, Scenario]:
     captions, shared = [material.path("captions.csv")], {"workers": 1, "threads": 1}
     star, heart = material.path("star-tuned"), material.path("heart-tuned")
     model = {"device": "cpu", "threads": 1}
+    photos = {"photos": "embedded:striped-star", "class_word": "star"}
+    drawn = {"prompts": ["a photo of a star"], "count": 2, "steps": 1, "batch_size": 1}
     samples = {"samples": material.path("samples"), "concepts": {"star": "embedded:striped-star"}}
     stages = {
         "import": stage("import", captions=captions, **shared),
@@ -214,12 +262,15 @@ def scenarios(material: Material) -> dict[str, Scenario]:
         "index, exact": stage("index", captions=captions, **shared),
         "index, compressed": compressed_index(captions=[material.path("many.csv")], **COMPRESSED, **shared),
         "retrieve": stage("retrieve", **material.retrieved()),
-        "class-images": stage("class-images", prompts=["a photo of a star"], count=2, steps=1, batch_size=1, **model),
+        "class-images": stage("class-images", also_write=["kohya"], **drawn, **photos, **model),
         "token-counts": stage("token-counts", index=material.path("index"), **shared),
         "tokens": stage("tokens", index=material.path("index"), min_count=1, max_count=2, **shared),
         "train": stage("train", **material.trained("star", "striped-star", sample_every=2)),
+        "train, class images": stage(
+            "train",
+            **material.trained("star", "striped-star", steps=1, keep="generated", regularization_count=2),
+        ),
         "sample": stage("sample", **material.sampled()),
-        "merge": stage("merge", deltas=[star, heart], index=material.path("index"), captions_count=120, **model),
         "evaluate": stage("evaluate", **samples, resamples=100, **model),
         "weight-change": stage("weight-change", tuned=star, device="cpu"),
         "attention": stage("attention", deltas=[star], prompt="a photo of a <new1> star", steps=1, **model),
@@ -231,10 +282,29 @@ def scenarios(material: Material) -> dict[str, Scenario]:
     }
     for kind in ("diffusers-lora", "kohya-lora", "webui-diff", "textual-inversion", "diffusers-pipeline"):
         stages[f"export, {kind}"] = stage("export", delta=star, to=kind, threads=1)
+    for way in get_args(WayName):
+        stages[f"merge, {way}"] = stage(
+            "merge", deltas=[star, heart], index=material.path("index"), captions_count=120, way=way, **model
+        )
+    stages["dataset, trainers"] = stage("dataset", folder=material.path("set"), to=list(TRAINERS), **photos)
     for kind in ("exact", "compressed"):
         stages |= {f"{name}, {kind}": scenario for name, scenario in index_changes(material, kind).items()}
-    stages |= made_again(material)
+    stages |= made_again(material) | commands(material)
     return {**stages, "review decisions": review(material)}
+
+
+def commands(material: Material) -> dict[str, Scenario]:
+    """Commands that write and are no stages."""
+    study = ("preference", "page", material.root, "--methods", "samples", "--methods", "others", "--pairs", "2")
+    drafted = ("init", "--yes", "--photos", "embedded:striped-star", "--word", "star", "--captions", "none")
+    benchmark = ("inspect", "benchmark", material.path("dataset.json"), "dog")
+    return {
+        "run": Scenario(command("run", material.path("small.yaml"), "--threads", 1, "--out", Inside())),
+        "init": Scenario(command(*drafted, "--force", "--out", Inside("star.yaml"))),
+        "pipeline copy": Scenario(command("pipeline", "copy", "quickstart", Inside("mine.yaml"), "--force")),
+        "preference page": Scenario(command(*study, "--out", Inside())),
+        "inspect benchmark": Scenario(command(*benchmark, "--out", Inside("prompts.txt"))),
+    }
 
 
 def made_again(material: Material) -> dict[str, Scenario]:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
@@ -30,21 +30,9 @@ from cdkit.sampling.config import SampleConfig
 from tests.cli.running import ran
 from tests.support.fake_hub import TOKEN, FakeHub, FakeRepository
 from tests.support.made_deltas import made_delta
-from tests.support.made_sets import made_set, scenes
+from tests.support.made_sets import made_set, rated, scenes
 from tests.support.small_index import grammar_captions, make_index
 from tests.support.tiny_pipeline import tiny_pipeline
-
-
-def rated(folder: Path, rating: str | None = "unlikely", **columns: Sequence[object]) -> Path:
-    """A set whose rows have these values in further or other columns."""
-    for path in parts(folder / "images"):
-        table = pq.read_table(path)
-        for name, values in {"nsfw": [rating] * len(table), **columns}.items():
-            if name in table.column_names:
-                table = table.drop_columns([name])
-            table = table.append_column(name, pa.array(values))
-        write_shard(path, table, fingerprint="made")
-    return folder
 
 
 @pytest.fixture
@@ -64,12 +52,7 @@ def delta(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
     encoder = load_text_encoder("embedded", precision="fp32")
     folder = make_index(tmp_path_factory.mktemp("indexes") / "made", grammar_captions(60), encoder, shards=2)
-    for path in parts(folder / "image_rows"):
-        table = pq.read_table(path)
-        place = table.column_names.index("nsfw")
-        column = pa.array(["UNLIKELY"] * len(table), pa.string())
-        write_shard(path, table.set_column(place, "nsfw", column), fingerprint="made")
-    return folder
+    return rated(folder, "UNLIKELY", rows="image_rows")
 
 
 def files_of(hub: FakeHub, name: str) -> dict[str, bytes]:

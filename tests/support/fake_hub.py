@@ -16,8 +16,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
+
+if TYPE_CHECKING:
+    import pytest
 
 TOKEN = "hf_pretendedtokenofnobody0123456789"
 LFS_SUFFIXES = (".parquet", ".safetensors", ".index", ".png", ".bin")
@@ -269,3 +273,23 @@ def fake_hub() -> Iterator[FakeHub]:
         hub.go_on.set()
         server.shutdown()
         server.server_close()
+
+
+@contextmanager
+def hub_of_this_process(patched: pytest.MonkeyPatch, cache: Path) -> Iterator[FakeHub]:
+    """A hub that huggingface_hub of this process talks to, with a cache of its own and a token."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils._http import close_session
+
+    with fake_hub() as running:
+        for name, value in {
+            "ENDPOINT": running.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": f"{running.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_CACHE": str(cache),
+        }.items():
+            patched.setattr(constants, name, value)
+        patched.setenv("HF_TOKEN", TOKEN)
+        yield running
+        close_session()

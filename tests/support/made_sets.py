@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from cdkit.core.manifest import Counts, Manifest
-from cdkit.core.shards import part_name, schema, write_shard
+from cdkit.core.shards import part_name, parts, schema, write_shard
 from cdkit.core.storage import Folder
 from cdkit.embedded.pool import PoolRow, picture_bytes, pool_rows
 from cdkit.pictures.picture import BytesContent
@@ -58,4 +59,16 @@ def made_set(
     counts = Counts(count + 3, count, {"http_404": 2, "too_small": 1})
     details = {"prompts": [PROMPT], "threshold": 0.87, "encoder": encoder}
     Manifest("retrieve", 2, "made", {}, {}, counts=counts.as_json(), details=details).write(folder)
+    return folder
+
+
+def rated(folder: Path, rating: str | None = "unlikely", *, rows: str = "images", **columns: Sequence[object]) -> Path:
+    """A set, or an index, whose rows have these values in further or other columns."""
+    for path in parts(folder / rows):
+        table = pq.read_table(path)
+        for name, values in {"nsfw": [rating] * len(table), **columns}.items():
+            if name in table.column_names:
+                table = table.drop_columns([name])
+            table = table.append_column(name, pa.array(values))
+        write_shard(path, table, fingerprint="made")
     return folder

@@ -8,6 +8,7 @@ The short tests read what is there and are skipped where it is not; the long one
 from __future__ import annotations
 
 import ast
+import ipaddress
 import os
 import re
 import subprocess
@@ -15,6 +16,7 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,7 @@ PICKLESCAN = "https://github.com/mmaitre314/picklescan"
 PATIENCE = 300
 _URL = re.compile(r"(?:https?|ftps?|gopher|dict|file|ldap|sftp|tftp|jar|netdoc)://[^\s\"'`<>\\)\]}]+", re.IGNORECASE)
 _NUMBERS = re.compile(r"[\"'](\[?[0-9a-fA-FxX.:%]{2,45}\]?)[\"']")
+_NETWORKS = re.compile(r"[\"'`]([0-9a-fA-F.:]{2,45}(?:/\d{1,3})?)[\"'`]")
 
 
 def material_folder() -> Path:
@@ -80,13 +83,28 @@ def _run(command: list[str], what: str) -> None:
 def addresses(folder: Path) -> list[str]:
     """Every URL and every spelling of an address that a package's code, tests and words hold, as URLs."""
     urls: set[str] = set()
+    for text in _texts(folder):
+        urls |= {url.rstrip(".,;") for url in _URL.findall(text)}
+        urls |= {f"http://{number}/" for number in _NUMBERS.findall(text)}
+        urls |= {f"http://[{number.strip('[]')}]/" for number in _NUMBERS.findall(text) if ":" in number}
+    return sorted(urls)
+
+
+def places(folder: Path) -> list[str]:
+    """Every address that a package holds, and the first and last of every network: what a name may turn out to be."""
+    found: set[str] = set()
+    for text in _texts(folder):
+        for quoted in _NETWORKS.findall(text):
+            with suppress(ValueError):
+                network = ipaddress.ip_network(quoted, strict=False)
+                found |= {str(network[0]), str(network[-1])}
+    return sorted(found)
+
+
+def _texts(folder: Path) -> Iterator[str]:
     for path in sorted(folder.rglob("*")):
         if path.suffix in (".py", ".json", ".md", ".txt", ".rst", "") and path.is_file():
-            text = path.read_text(encoding="utf-8", errors="replace")
-            urls |= {url.rstrip(".,;") for url in _URL.findall(text)}
-            urls |= {f"http://{number}/" for number in _NUMBERS.findall(text)}
-            urls |= {f"http://[{number.strip('[]')}]/" for number in _NUMBERS.findall(text) if ":" in number}
-    return sorted(urls)
+            yield path.read_text(encoding="utf-8", errors="replace")
 
 
 def dangerous_names(folder: Path) -> list[tuple[str, str]]:

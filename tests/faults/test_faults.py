@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.counts import count
 from tests.faults.tour import Tour, digests, finished, reached
 from tests.support.file_systems import mounted, read_only
 
@@ -31,6 +32,8 @@ def tour(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tour]:
     tour.completed = 0
     yield tour
     print(f"\n{tour.report()}")
+    outcomes = {"survived": tour.faults - tour.lost, "lost": tour.lost}
+    count("kills, full and read-only disks, two runs at once, in the quickstart", outcomes)
 
 
 @pytest.fixture(scope="module")

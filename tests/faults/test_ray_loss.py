@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cdkit.core.protocols import Outcome
+from tests.faults.counts import count
 from tests.faults.scenarios import stage
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -38,6 +39,7 @@ def test_a_worker_that_is_killed(tmp_path: Path) -> None:
         assert [outcome.value for outcome in outcomes] == list(range(8))
     finally:
         ray.shutdown()
+    count("a Ray worker killed", {"survived": 1})
 
 
 def test_a_node_that_is_lost(tmp_path: Path) -> None:
@@ -65,3 +67,4 @@ def test_a_node_that_is_lost(tmp_path: Path) -> None:
     alone = stage("import", captions=[pattern], workers=1, threads=1)
     alone.run(tmp_path / "alone")
     assert alone.result(tmp_path / "out") == alone.result(tmp_path / "alone")
+    count("a Ray node lost in an import", {"survived": 1})

@@ -58,9 +58,9 @@ class Folder:
             else:
                 target.unlink(missing_ok=True)
 
-    def remove_temporaries(self) -> None:
-        """Delete what a killed run left half-written."""
-        for path in self.path.rglob(f"{TEMPORARY_PREFIX}*"):
+    def remove_temporaries(self, *, below: bool = True) -> None:
+        """Delete what a killed run left half-written, `below` what lies in the folders inside, too."""
+        for path in (self.path.rglob if below else self.path.glob)(f"{TEMPORARY_PREFIX}*"):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:

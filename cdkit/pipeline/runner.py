@@ -13,7 +13,7 @@ from cdkit.core.errors import CdkitError, OutputError, PartialError, writing
 from cdkit.core.formatting import duration_text, redacted
 from cdkit.core.manifest import read_manifest
 from cdkit.core.protocols import Progress
-from cdkit.core.storage import Folder, alone_with, write_json
+from cdkit.core.storage import Folder, write_json
 from cdkit.execute import Result, execute
 from cdkit.pipeline.live_page import RunPage
 from cdkit.pipeline.plan import Planned, plan
@@ -74,8 +74,8 @@ def run(
         planned = plan(chosen, folder, forced)
         with Folder(folder).lock():
             record = {**_record(pipeline), "started": datetime.now(UTC).isoformat(timespec="seconds")}
-            with alone_with(folder / RECORD_NAME):
-                write_json(folder / RECORD_NAME, redacted(record))
+            Folder(folder).remove_temporaries(below=False)
+            write_json(folder / RECORD_NAME, redacted(record))
             results = _run_steps(pipeline.name, folder, planned, forced, progress, threads, watch)
     report = next((path for entry in reversed(planned) if (path := entry.out / "report.html").exists()), None)
     return RunResult(folder, tuple(results), tuple(entry.step.name for entry in planned), report)

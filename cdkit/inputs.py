@@ -17,7 +17,7 @@ from cdkit.core.file_kinds import require_file
 from cdkit.core.fingerprints import EMBEDDED, REPORT_STAGE, Input, cache_folder, content_fingerprint
 from cdkit.core.formatting import json_text
 from cdkit.core.manifest import STARTED_NAME, read_manifest
-from cdkit.core.storage import SourceFile, atomic_path, find_files
+from cdkit.core.storage import SourceFile, atomic_path, find_files, waiting_for
 from cdkit.core.text import is_text
 from cdkit.fetching.hub import HUB, Repository, RepositoryKind
 from cdkit.pictures.collection import COLLECTION_RULES, is_collection, write_collection
@@ -296,8 +296,11 @@ def _embedded_pool() -> Path:
 
     folder = cache_folder() / f"embedded-pool-{embedded.WORLD_EDITION}-{cdkit.__version__}"
     if not folder.is_dir():
-        with writing(folder), atomic_path(folder) as temporary:
-            embedded.write_pool(temporary)
+        # Two first runs at once: one writes it, the other waits.
+        with writing(folder), waiting_for(folder.parent):
+            if not folder.is_dir():
+                with atomic_path(folder) as temporary:
+                    embedded.write_pool(temporary)
     return folder
 
 

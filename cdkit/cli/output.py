@@ -108,6 +108,7 @@ def _cell(value: object) -> str:
 
 QUIET_SECONDS = 2.0  # nothing is said about work that is over sooner
 LINE_SECONDS = 10.0
+EARLIEST_SHARE = 0.01  # of the work: by less, a rate is that of the start
 LABEL_SHARE = 3  # of a terminal's width, a bar's label takes so many parts in one at most
 
 
@@ -136,7 +137,7 @@ class _Rate:
     def line(self) -> str:
         of = f" of {self.total:,.0f}" if self.total else ""
         left = ""
-        if self.total and 0 < self.done < self.total:
+        if self.total and EARLIEST_SHARE * self.total <= self.done < self.total and self.done:
             left = f", {duration_text(self.elapsed * (self.total - self.done) / self.done)} left"
         return f"{self.label}: {self.done:,.0f}{of} {self.unit}, {self.rate()}{left}".replace("  ", " ")
 

@@ -16,8 +16,8 @@ from cdkit.pipeline.pace import Pace, Running, TimeLeft
 from cdkit.pipeline.plan import Planned
 
 StageState = Literal["waiting", "cached", "running", "done", "partial", "failed", "interrupted"]
-# A rate over less is an accident.
-LEAST_SECONDS = 2.0
+# A rate over less is that of the start.
+LEAST_SECONDS, LEAST_SHARE = 2.0, 0.01
 SECONDS_BETWEEN_UPDATES = 0.5
 MOST_NOTES = 50
 
@@ -74,7 +74,7 @@ class _Task:
 
     def left(self) -> float | None:
         elapsed = time.monotonic() - self.began
-        if not self.total or not self.done or elapsed < LEAST_SECONDS:
+        if not self.total or not self.done or elapsed < LEAST_SECONDS or self.done < LEAST_SHARE * self.total:
             return None
         return max(0.0, elapsed * (self.total - self.done) / self.done)
 

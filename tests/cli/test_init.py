@@ -16,7 +16,7 @@ from tests.cli.running import ran
 from tests.support.terminal import CTRL_C, run_on_terminal
 
 COMMAND = [sys.executable, "-m", "cdkit", "init"]
-SMALL = {"count": 4, "steps": 2, "sample_every": 0, "seeds": 1, "sampling_steps": 2}
+SMALL = {"count": 4, "steps": 2, "sample_every": 0, "seeds": 1, "sampling_steps": 1}
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +46,11 @@ def test_what_it_writes_runs_as_it_is(names: list[str]) -> None:
     made = [stage["name"] for stage in run.data["stages"]]
     assert ("merged" in made) == ("together-scores" in made) == (len(names) == 2)
     assert Path(run.data["report"]).is_file()
+    live = (Path("runs") / written.data["name"] / "live.html").read_text()
+    assert "done in" in live
+    assert "Loss of" in live
+    assert "Newest samples" in live
+    assert 'http-equiv="refresh"' not in live
     assert "prompts: intervals" not in run.err
 
 

@@ -161,6 +161,24 @@ def test_lines_say_what_is_left_of_a_run_once_all_of_it_is_known() -> None:
     assert ends == {"", " about 1 min 3 s left of the run"}
 
 
+def test_no_time_left_is_made_up_of_the_first_moments() -> None:
+    program = (
+        PROGRAM.partition("with shown")[0]
+        + """
+with shown.task("embedding", 10_000, unit="captions") as task:
+    work(task, 20)
+    task.advance(1000)
+    work(task, 20)
+"""
+    )
+    done = subprocess.run([sys.executable, "-c", program, "human"], capture_output=True, text=True, check=True)
+    lines = [line for line in done.stderr.splitlines() if " of 10,000" in line]
+    early = [line for line in lines if int(line.split()[1].replace(",", "")) < 100]
+    assert early
+    assert not any("left" in line for line in early)
+    assert any("left" in line for line in lines)
+
+
 def test_quiet_is_quiet_on_a_terminal_too() -> None:
     written, _ = run_on_terminal([*COMMAND, "quiet"], 80)
     assert written.replace("\r\n", "\n") == "a library writes to stderr\n"

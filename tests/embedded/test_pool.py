@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import time
 import urllib.error
 import urllib.request
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
@@ -14,11 +16,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from cdkit import embedded
+from cdkit.captions.config import ImportConfig
 from cdkit.core.errors import ConfigError, OutputError
 from cdkit.embedded import PoolServer, write_pool
 from cdkit.embedded.pool import DEFAULT_ROWS, pool_rows
 from cdkit.embedded.rendering import render
 from cdkit.embedded.world import SHAPES, scene_from_seed
+from cdkit.inputs import resolve_inputs
 
 LAION_COLUMNS = ["SAMPLE_ID", "URL", "TEXT", "HEIGHT", "WIDTH", "LICENSE", "NSFW", "similarity"]
 
@@ -92,3 +97,20 @@ def test_the_server_shows_the_picture_a_url_names() -> None:
 def test_a_taken_port_is_an_error() -> None:
     with PoolServer() as server, pytest.raises(OutputError, match="cannot be used"):
         PoolServer(int(server.host.partition(":")[2]))
+
+
+def test_two_first_runs_at_once_make_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CDKIT_CACHE", str(tmp_path))
+    made = []
+
+    def slowly(folder: Path) -> list[Path]:
+        made.append(folder)
+        time.sleep(0.3)
+        return write_pool(folder, rows=10)
+
+    monkeypatch.setattr(embedded, "write_pool", slowly)
+    config = ImportConfig(captions=["embedded"])
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(lambda _: resolve_inputs(config)["captions"].fingerprint, range(2)))
+    assert len(made) == 1
+    assert found[0] == found[1]

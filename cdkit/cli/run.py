@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from cdkit.cli.options import command, end_short
-from cdkit.cli.output import Output, progress_for, table
+from cdkit.cli.output import Output, TerminalProgress, progress_for, table
 from cdkit.core.errors import ConfigError, OutputError, writing
 from cdkit.core.formatting import command_line, duration_text, json_text, size_text
 from cdkit.core.storage import alone_with, atomic_path
@@ -21,6 +21,8 @@ from cdkit.pipeline.plan import Planned, plan
 from cdkit.pipeline.runner import RunResult, forced_steps
 from cdkit.pipeline.runner import run as run_pipeline
 from cdkit.pipeline.schema import pipeline_schema
+from cdkit.pipeline.watch import RunStatus
+from cdkit.training.live_page import LIVE_NAME
 
 pipeline_app = typer.Typer(help="List, show, check and copy pipelines.", no_args_is_help=True)
 
@@ -73,12 +75,26 @@ def _run(  # noqa: PLR0917 - Typer's options
         stop_after=stop_after,
         progress=progress,
         threads=threads,
-        watch=lambda status: progress.part_of(status.place(), status.left.text()),
+        watch=_shown(output, progress),
     )
     output.result(result.as_json(), human=lambda console: _print_run(console, result), quiet=folder)
     if result.report:
         output.hint(f"The report is {result.report}")
     end_short("\n".join(result.shortfalls), hint="What was found is kept; the manifests count the reasons.")
+
+
+def _shown(output: Output, progress: TerminalProgress) -> Callable[[RunStatus], None]:
+    """Shows a run's status: where its page is, once there is anything to watch, and what the work is a part of."""
+    told = False
+
+    def show(status: RunStatus) -> None:
+        nonlocal told
+        if not told and any(stage.planned.state != "cached" for stage in status.stages):
+            output.hint(f"To watch it: {status.folder / LIVE_NAME}")
+            told = True
+        progress.part_of(status.place(), status.left.text())
+
+    return show
 
 
 def parse_overrides(entries: Sequence[str]) -> dict[str, Any]:

@@ -49,6 +49,16 @@ def test_run_goes_to_a_folder_of_the_pipelines_name(pipeline: str, capsys: pytes
     assert _states(_run(capsys, "run", pipeline, "--set", "b.plus=3")) == ["cached", "done"]
 
 
+def test_a_run_says_where_it_can_be_watched(pipeline: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for code in (0, 0):
+        assert execute_command(["run", pipeline]) == code
+        said = capsys.readouterr().err
+        assert ("To watch it: runs/sums/live.html" in said) == ("[1/2] a: adding" in said)
+    # The second time nothing is left to be made.
+    assert "[1/2]" not in said
+    assert "refresh" not in Path("runs/sums/live.html").read_text()
+
+
 def test_dry_run_changes_nothing_and_says_why(pipeline: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert _states(_run(capsys, "run", pipeline, "--dry-run"), "plan") == ["run", "run"]
     assert not Path("runs").exists()

@@ -89,16 +89,18 @@ def _init(  # noqa: PLR0917 - Typer's options
 def _ask(output: Output, question: Question) -> Any:
     """Put one question on the terminal until its answer holds; raises Abort for ctrl-C."""
     words = output.words
-    words.print()
+    words.print(f"\n{question.text}", markup=False, soft_wrap=False)
     if question.choices:
-        words.print(table(["", ""], [(f"{n}  {value}", said) for n, (value, said) in _numbered(question)]))
+        choices = table(["", ""], [(f"{number}  {value}", said) for number, (value, said) in _numbered(question)])
+        choices.show_header = False
+        words.print(choices)
     while True:
-        text = typer.prompt(question.text, default=question.default, err=True, show_default=bool(question.default))
+        text = typer.prompt(question.option, default=question.default, err=True, show_default=bool(question.default))
         chosen = dict(_numbered(question)).get(text.strip())
         try:
             return question.check(chosen[0] if chosen is not None else text)
         except CdkitError as error:
-            words.print(f"{error.message} {error.hint}", markup=False, style="yellow")
+            words.print(f"{error.message} {error.hint}", markup=False, style="yellow", soft_wrap=False)
 
 
 def _numbered(question: Question) -> list[tuple[str, tuple[str, str]]]:

@@ -176,7 +176,7 @@ class Interview:
         if given.shows:
             shows.append(_kind_of(given.shows[place if len(given.shows) > 1 else 0]))
         else:
-            text = "What do these photos show? Nothing here can see that; of several subjects, give a folder for each"
+            text = "What do these photos show? Nothing here can see it. Photos of several subjects: a folder for each."
             shows.append(self._put(Question("--shows", text, _kind_of, "thing", list(SHOWS.items()), True)))
 
     def _survey(self, source: str) -> PhotoSurvey:

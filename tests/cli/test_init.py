@@ -80,26 +80,29 @@ def test_a_file_that_is_there_is_kept() -> None:
 @pytest.mark.parametrize("columns", [60, 200])
 def test_questions_on_a_terminal(columns: int) -> None:
     typed = [
-        ("photos of your concept", "nowhere\n"),
+        ("--photos", "nowhere\n"),
         ("no folder", "embedded:checkered-mug\n"),
-        ("word that names every other one", "\n"),
-        ("What do these photos show", "1\n"),
-        ("Another concept", "\n"),
-        ("Which base model", "\n"),
-        ("Captions of pictures", "none\n"),
-        ("what keeps its word", "2\n"),
-        ("Which file", "Tasse ü.yaml\n"),
+        ("--word", "\n"),
+        ("--shows", "1\n"),
+        ("--photos", "\n"),
+        ("--base", "\n"),
+        ("--captions", "none\n"),
+        ("--keep", "2\n"),
+        ("--out", "Tasse ü.yaml\n"),
     ]
     written, screen = run_on_terminal(COMMAND, columns, environment={"NO_COLOR": "1"}, typed=typed)
     assert screen.exit_code == 0, written
+    words = " ".join(" ".join(screen.lines_shown).split())
+    assert "A folder of 4 to 20, or embedded:striped-star to try it --photos:" in words, "broken within a word"
+    assert "Photos of several subjects: a folder for each." in words
     document = yaml.safe_load(Path("Tasse ü.yaml").read_text())
     assert document["vars"]["concepts"][0]["word"] == "mug"
     assert document["vars"]["keep"] == "none"
-    assert "cdkit run 'Tasse ü.yaml'" in " ".join(" ".join(screen.lines_shown).split())
+    assert "cdkit run 'Tasse ü.yaml'" in words
 
 
 def test_ctrl_c_writes_nothing() -> None:
-    typed = [("photos of your concept", "embedded:striped-star\n"), ("word that names", CTRL_C)]
+    typed = [("--photos", "embedded:striped-star\n"), ("--word", CTRL_C)]
     written, screen = run_on_terminal(COMMAND, 80, typed=typed)
     assert screen.exit_code == 130, written
     assert "Traceback" not in written

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +136,13 @@ def test_sizes_of_cards(text: str, fit: str | None) -> None:
 def test_a_card_has_a_little_less_than_its_name_says() -> None:
     assert fit_of(25_250_000_000) == "24GB"  # 23.5 GiB, as drivers report an RTX 3090's
     assert fit_of(85_000_000_000) == "auto"
+
+
+def test_a_card_is_looked_for_without_torch_where_there_can_be_none() -> None:
+    code = (
+        "import sys; from pathlib import Path; from cdkit.drafting import graphics_card as card;"
+        "card._NODES = (); card.shutil.which = lambda name: None; card.sys.platform = 'linux';"
+        "print(card.card_memory(), 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["None", "False"]

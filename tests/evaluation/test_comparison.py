@@ -10,7 +10,7 @@ from cdkit.core.config import parse_config
 from cdkit.core.errors import ConfigError, InputError
 from cdkit.core.shards import write_shard
 from cdkit.core.storage import write_json
-from cdkit.evaluation.comparison import TableRow, order_differences, paper_values
+from cdkit.evaluation.comparison import TableRow, interval_text, order_differences, paper_values, short_number
 from cdkit.evaluation.config import CompareConfig
 from cdkit.execute import Result, execute
 
@@ -130,3 +130,9 @@ def test_a_smaller_kid_is_better() -> None:
         for name, value in (("dreambooth", 10.0), ("custom-diffusion", 40.0))
     ]
     assert order_differences(rows)[0].startswith("one concept, KID × 10³: dreambooth is better than custom-diffusion")
+
+
+def test_a_number_that_is_shown_as_zero_has_no_sign() -> None:
+    assert [short_number(value) for value in (-0.00004, -0.04, -1234.5, 0.0)] == ["0.000", "−0.040", "−1,234", "0.000"]
+    assert interval_text({"value": 0.0, "low": -1e-9, "high": 1e-9}) == "0.000 (0.000–0.000)"
+    assert interval_text({"value": 0.0, "low": -0.5, "high": 0.5}) == "0.000 (−0.500 to 0.500)"

@@ -24,6 +24,7 @@ from tests.support.pretend_run import (
     pretend_run,
     run_stage,
     write_manifest,
+    write_retrieved,
     write_run_record,
     write_trained,
 )
@@ -288,6 +289,19 @@ def test_a_run_that_stopped_half_way(tmp_path: Path) -> None:
     assert "How sure" not in page.headings
     assert (result.out / "README.md").read_text(encoding="utf-8").startswith("---\n")
     assert len(result.manifest.details["missing"]) == 8
+
+
+def test_a_set_that_fell_short_is_all_there_is(tmp_path: Path) -> None:
+    write_retrieved(tmp_path / "run" / "star-set", images=16)
+    result = _report(tmp_path / "run")
+    page, html = _page(result.out), (result.out / "report.html").read_text(encoding="utf-8")
+    assert page.headings == ["star-set", "What fell short", "The regularization set", "How it was made"]
+    assert "16 of 20 images found" in page.text
+    assert "goes on where it stopped" not in page.text, "running it again would find no more"
+    assert "Images like “a photo of a star”" in page.text
+    # Its first pictures are what a reader came for; the others are folded.
+    folded = html.index("<details><summary>More of it")
+    assert (html.count("<img", 0, folded), html.count("<img", folded)) == (14, 2)
 
 
 def test_damaged_parts_do_not_stop_the_page(run: Path, tmp_path: Path) -> None:

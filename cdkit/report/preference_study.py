@@ -142,7 +142,9 @@ def _concepts(run: RunFolder, step: StepFolder) -> tuple[tuple[tuple[str, str], 
     deltas = step.values.get("deltas") or []
     trained = [deltas] if isinstance(deltas, str) else list(deltas)
     for other in run.steps:
-        about = other.stage == "evaluate" and other.values.get("samples") == step.name
+        compared = other.values.get("compare")
+        scored = [other.values.get("samples"), *(compared.values() if isinstance(compared, Mapping) else ())]
+        about = other.stage == "evaluate" and step.name in scored
         if about or (other.stage == "train" and other.name in trained):
             concepts = other.values.get("concepts")
             tokens = other.values.get("tokens")

@@ -14,6 +14,8 @@ from PIL import Image
 from cdkit.core.manifest import Manifest
 from cdkit.core.shards import write_shard
 from cdkit.evaluation.preference import Key, read_key
+from cdkit.report.preference_study import find_comparisons
+from cdkit.report.run_folder import read_run
 from tests.cli.running import Ran, ran
 from tests.support.browser import Browser, chromium
 
@@ -72,6 +74,23 @@ def study(run: Path) -> Path:
 def browser() -> Iterator[Browser]:
     with chromium() as running:
         yield running
+
+
+def test_samples_that_an_evaluation_only_compares_with_are_of_its_concepts(run: Path, tmp_path: Path) -> None:
+    first, second = (f"images-{method}-1" for method in METHODS)
+    concepts = {"star": "embedded:striped-star"}
+    scores = {"run": "evaluate", "samples": first, "compare": {"before": second}, "concepts": concepts}
+    stages = {
+        first: {"run": "sample"},
+        second: {"run": "sample"},
+        "scores": {**scores, "tokens": list(TOKENS.values())},
+    }
+    (tmp_path / "run.json").write_text(json.dumps({"pipeline": "one", "stages": stages}))
+    for name in (first, second):
+        (tmp_path / name).symlink_to(run / name)
+    found = list(find_comparisons(read_run(tmp_path), (first, second)))
+    assert len(found) == len(PLACES) * SEEDS
+    assert {comparison.concepts for comparison in found} == {(("star", "embedded:striped-star"),)}
 
 
 def page_of(study: Path) -> str:

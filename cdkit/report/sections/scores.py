@@ -241,7 +241,8 @@ def _scaled(metric: str, estimate: Mapping[str, Any]) -> dict[str, Any]:
 def _chart(metric: str, tables: Sequence[ScoreTable], pictures: PictureBox) -> Chart | None:
     """One chart over all sets; with a single set its alignments would be one dot each, so there is none."""
     rows = [
-        interval(table.label(scored), scored.metrics[metric], highlight=scored is table.main)
+        # What it is first: long names of concepts are cut.
+        interval(f"{scored.name}: {table.title}", scored.metrics[metric], highlight=scored is table.main)
         for table in tables
         for scored in table.sets
         if metric in scored.metrics

@@ -25,12 +25,12 @@ PAGE, IMAGES = ROOT / "docs" / "gallery.md", ROOT / "docs" / "images"
 RUN = Path("runs/quickstart")
 REPORT = RUN / "page" / "report.html"
 DESK, PHONE = (1200, 1000), (360, 900)
-# Pages and charts have few colours, and a picture in the docs few bytes.
-COLOURS = 96
+# As many as a palette has: a picture in the docs has few bytes.
+COLOURS = 256
 # What is taken of pictures that the commands wrote: name, file, the part of it.
 FILES: dict[str, tuple[Path, tuple[int, int, int, int] | None]] = {
     "gallery-set.png": (RUN / "star-set" / "contact_sheet.png", (0, 0, 1422, 540)),
-    "gallery-samples.png": (RUN / "star-after" / "grid.png", None),
+    "gallery-samples.png": (RUN / "star-after" / "grid.png", (0, 0, 300, 1046)),
     "gallery-attention.png": (Path("attention/attention.png"), None),
 }
 CHARTS = {

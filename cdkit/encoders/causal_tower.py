@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cdkit.encoders.cpu_products import fast_linear
 from cdkit.encoders.tokenizing import Tokenizer
 
 if TYPE_CHECKING:
@@ -67,8 +68,8 @@ class CausalBlock(nn.Module):
         normed = self.norm_1(x)
         weight, bias = self.qkv.weight, self.qkv.bias
         # Keys and values of all positions, the query of the end token alone.
-        key, value = self._split(F.linear(normed, weight[width:], None if bias is None else bias[width:]), 2)
-        query = F.linear(normed[in_order, ends], weight[:width], None if bias is None else bias[:width])
+        key, value = self._split(fast_linear(normed, weight[width:], None if bias is None else bias[width:]), 2)
+        query = fast_linear(normed[in_order, ends], weight[:width], None if bias is None else bias[:width])
         visible = torch.arange(length, device=x.device) <= ends[:, None]
         if before is not None:
             key, value = _joined(before, key, value)

@@ -15,6 +15,7 @@ from cdkit.embedded.models import TEXT_CONFIG, VISION_CONFIG, picture_tensors, t
 from cdkit.embedded.tokenizer import CONTEXT, END_ID, END_TOKEN, START_TOKEN, load_tokenizer
 from cdkit.embedded.weight_files import default_threshold
 from cdkit.encoders.causal_tower import CausalBlock, CausalTower, linear, two_layers
+from cdkit.encoders.cpu_products import fast_linear
 from cdkit.encoders.text_tower import TextTower
 from cdkit.encoders.tokenizing import simple_tokenizer
 from cdkit.encoders.transformers import FastClipTokenizer
@@ -53,7 +54,7 @@ def embed_pictures(weights: Mapping[str, Tensor], pixels: Tensor) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"])
 
     def map(x: Tensor, name: str) -> Tensor:
-        return F.linear(x, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
+        return fast_linear(x, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
 
     def split(x: Tensor, name: str) -> Tensor:
         parts: Tensor = map(x, name).unflatten(-1, (heads, -1))

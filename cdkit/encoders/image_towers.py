@@ -16,6 +16,7 @@ from cdkit.core.errors import CdkitError, ConfigError, InputError
 from cdkit.core.machine import choose_device
 from cdkit.core.startup import import_clip
 from cdkit.encoders import parse_spec
+from cdkit.encoders.cpu_products import use_fast_products
 from cdkit.encoders.text_tower import tower_hash
 from cdkit.encoders.transformers import loading_error
 
@@ -55,6 +56,8 @@ class TowerImageEncoder:
         self._tower = tower
         self._hash = tower_hash(tower.module.state_dict(), tower.facts, tower.skipped)
         tower.module.eval().requires_grad_(False).to(self.device)
+        if self.device.type == "cpu":
+            use_fast_products(tower.module)
         self.dimension = int(self._embed([_grey()]).shape[1])
 
     def weights_hash(self) -> str:

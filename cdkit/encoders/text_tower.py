@@ -20,6 +20,7 @@ from cdkit.core.errors import InputError, ResourceError
 from cdkit.core.formatting import json_text
 from cdkit.encoders.batches import batching_of, length_sorted_batches
 from cdkit.encoders.causal_tower import Before, CausalTower, same_without_padding
+from cdkit.encoders.cpu_products import use_fast_products
 from cdkit.encoders.shared_starts import SharedStarts
 from cdkit.encoders.tokenizing import Tokenizer, Tokens
 
@@ -158,6 +159,8 @@ class TowerTextEncoder:
         sample = self.tokenizer(SAMPLE)
         exact = self._embed(self._table(sample, np.arange(len(SAMPLE))))[0] if precision != "fp32" else None
         self._module.to(PRECISIONS[precision])
+        if self.device.type == "cpu":
+            use_fast_products(self._module)
         self._starts: SharedStarts | None = None
         if self._trimmed is not None and device == "cpu" and precision == "fp32":
             pooled = int(sample.ids.max()) if self._trimmed.end_id is None else self._trimmed.end_id

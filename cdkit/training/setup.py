@@ -17,10 +17,10 @@ from cdkit.deltas.families.table import denoiser_of, family_of
 from cdkit.deltas.gating import check_gated, word_ids
 from cdkit.deltas.methods import selected_names
 from cdkit.deltas.text_features import text_towers
+from cdkit.encoders.cpu_products import use_fast_products
 from cdkit.sampling.drawing import too_long
 from cdkit.training.augmentation import ALL_WORDS, with_words
 from cdkit.training.batches import Batches
-from cdkit.training.cpu_products import use_fast_products
 from cdkit.training.denoising import Conditioning, Denoising
 from cdkit.training.latents import PictureEncoder
 from cdkit.training.orthogonal import select_factors

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cdkit.encoders import load_text_encoder
+from cdkit.encoders import cpu_products, load_text_encoder
 from cdkit.encoders.open_clip import load_tower
 from tests.support import tiny_models
 
@@ -25,8 +25,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_models.open_clip_folder(tmp_path_factory.mktemp("model") / "tiny", width=32, heads=2)
 
 
+@pytest.mark.parametrize("least", [0, cpu_products.LEAST_PRODUCT])
 @pytest.mark.parametrize(("precision", "allowed"), [("fp32", 1e-5), ("fp16", 1e-3)])
-def test_embeddings_equal_the_padded_ones(folder: Path, precision: str, allowed: float) -> None:
+def test_embeddings_equal_the_padded_ones(
+    folder: Path, precision: str, allowed: float, least: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu_products, "LEAST_PRODUCT", least)
     tower = load_tower(str(folder))
     tokens = tower.tokenizer(CAPTIONS)
     table = torch.from_numpy(tokens.padded(np.arange(len(CAPTIONS)), tower.pad_id, tower.context_length)).long()

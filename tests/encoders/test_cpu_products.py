@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from cdkit.training import cpu_products
-from cdkit.training.cpu_products import use_fast_products
+from cdkit.encoders import cpu_products, load_text_encoder
+from cdkit.encoders.cpu_products import use_fast_products
+from tests.support import tiny_models
 
 
 class _Doubled(nn.Linear):
@@ -56,6 +59,20 @@ def test_outputs_and_gradients_are_the_same(trains: bool, monkeypatch: pytest.Mo
         plain.zero_grad()
         for one, other in zip(_results(fast, laid), _results(plain, laid), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch was built without oneDNN")
+@pytest.mark.parametrize("kind", ["embedded", "open_clip"])
+def test_a_text_tower_multiplies_through_onednn(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_products, "LEAST_PRODUCT", 0)
+    spec = kind if kind == "embedded" else f"open_clip:{tiny_models.open_clip_folder(tmp_path, width=32, heads=2)}"
+    encoder = load_text_encoder(spec, device="cpu")
+    table = encoder._table(encoder.tokenize(["a dog", "a photo of a cat"]), np.arange(2))
+    with torch.profiler.profile() as profile:
+        encoder._embed(table)
+    called = {event.key for event in profile.key_averages()}
+    assert "mkldnn::_linear_pointwise" in called
+    assert not called & {"aten::linear", "aten::addmm"}
 
 
 def test_what_computes_something_else_is_left_alone() -> None:

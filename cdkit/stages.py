@@ -69,7 +69,7 @@ STAGES: dict[str, Stage] = {
             summary="build a caption index: import, embed and index in one folder",
             config="cdkit.index.config:IndexConfig",
             function="cdkit.index.stage:build_index",
-            version=4,
+            version=5,
             owns=(*_IMPORTED, "embeddings", "caption.index", "building", "removed", "pending", "adding"),
             extends="embed",
         ),

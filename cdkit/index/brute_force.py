@@ -21,6 +21,10 @@ TOP = 200
 MOST_HITS = 4_000_000
 MOST_PAIRS = 20_000
 PAIRS_PER_BLOCK = 256
+# Columns of a product at a time, so that it is still in a cache when it is compared.
+COLUMNS = 1024
+# Rows that say how near the best 200 are at least, before there are any.
+FIRST_ROWS = 8192
 # Rows are read one by one up to this share of them; a page holds two or three.
 MOST_MAPPED = 0.1
 
@@ -102,17 +106,15 @@ def _brute_force(
     import torch
 
     asking = torch.from_numpy(queries)
-    buffer = torch.empty(len(queries) * BLOCK_ROWS)
     best, best_similarities = Pairs(*np.empty((2, 0), np.int64)), np.empty(0, np.float32)
     all_ids, neighbours, learning, learned = [np.empty(0, np.int64)], [], [], [np.empty(0, np.float32)]
     # The least of the best 200 so far: what is below it and the threshold is of no interest.
     floors = np.full(len(queries), -np.inf, dtype=np.float32)
     count = seen = 0
     for _, ids, vectors in read_ahead(read_sample(embeddings, member, expected / total)):
-        similarities = product(asking, vectors, buffer)
         all_ids.append(ids)
         seen += len(ids)
-        asked, columns, near = _above(similarities, floors, threshold)
+        asked, columns, near = pairs_above(asking, vectors, _least(asking, vectors, floors, threshold))
         alike = near >= threshold
         count += int(alike.sum())
         if count > MOST_HITS and expected > TOP * 4:
@@ -122,12 +124,13 @@ def _brute_force(
             _joined([best, Pairs(asked, ids[columns])]), np.concatenate([best_similarities, near]), floors
         )
         if sum(map(len, learned)) < MOST_PAIRS:
-            pairs = (asked[alike], columns[alike])
+            pairs = asked[alike], columns[alike], near[alike]
             if not alike.any():
-                pairs = (np.arange(len(queries)), similarities.argmax(dim=1).numpy())
+                nearest = torch.mm(asking, torch.from_numpy(vectors).T).max(dim=1)
+                pairs = np.arange(len(queries)), nearest.indices.numpy(), nearest.values.numpy()
             chosen = np.linspace(0, len(pairs[0]) - 1, min(len(pairs[0]), PAIRS_PER_BLOCK)).astype(int)
             learning.append(Pairs(pairs[0][chosen], ids[pairs[1][chosen]]))
-            learned.append(similarities.numpy()[pairs[0][chosen], pairs[1][chosen]])
+            learned.append(pairs[2][chosen])
     return Truth(
         ids=np.sort(np.concatenate(all_ids)),
         neighbours=_joined(neighbours),
@@ -137,28 +140,43 @@ def _brute_force(
     )
 
 
-def product(queries: torch.Tensor, vectors: np.ndarray, buffer: torch.Tensor) -> torch.Tensor:
-    """Inner products [q, n] in `buffer`, which is at least as large: fresh memory costs half of the product's time."""
-    import torch
-
-    similarities = buffer[: len(queries) * len(vectors)].view(len(queries), len(vectors))
-    return torch.mm(queries, torch.from_numpy(vectors).T, out=similarities)
-
-
-def _above(
-    similarities: torch.Tensor, floors: np.ndarray, threshold: float
+def pairs_above(
+    queries: torch.Tensor, vectors: np.ndarray, floors: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows, columns and values of what is at least the threshold, or may be among its row's best 200."""
+    """Numbers of the queries and vectors (float32 [q, d], [n, d]) whose inner products are at least the query's floor
+    (float32 [q]), and these; by query, then vector."""
     import numpy as np
     import torch
 
-    least = torch.from_numpy(floors)
+    points, least = torch.from_numpy(vectors), torch.from_numpy(floors)[:, None]
+    buffer = torch.empty(len(queries) * min(COLUMNS, len(points)))
+    rows, columns = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    values = [np.empty(0, np.float32)]
+    for start in range(0, len(points), COLUMNS):
+        part = points[start : start + COLUMNS]
+        similarities = buffer[: len(queries) * len(part)].view(len(queries), len(part))
+        torch.mm(queries, part.T, out=similarities)
+        places = np.flatnonzero((similarities >= least).numpy())
+        asked, found = np.divmod(places, len(part))
+        rows.append(asked)
+        columns.append(found + start)
+        values.append(similarities.numpy().ravel()[places])
+    all_rows = np.concatenate(rows)
+    order = np.argsort(all_rows, kind="stable")
+    return all_rows[order], np.concatenate(columns)[order], np.concatenate(values)[order]
+
+
+def _least(queries: torch.Tensor, vectors: np.ndarray, floors: np.ndarray, threshold: float) -> np.ndarray:
+    """float32 [q]: from where a vector is at least the threshold, or may be among a query's best 200."""
+    import numpy as np
+    import torch
+
     if not np.isfinite(floors).all():
-        first = similarities.topk(min(TOP, similarities.shape[1]), dim=1).values[:, -1]
-        least = torch.where(torch.isfinite(least), least, first)
-    places = np.flatnonzero((similarities >= least.clamp(max=threshold)[:, None]).numpy())
-    rows, columns = np.divmod(places, similarities.shape[1])
-    return rows, columns, similarities.numpy().ravel()[places]
+        similarities = torch.mm(queries, torch.from_numpy(vectors[:FIRST_ROWS]).T)
+        first = similarities.topk(min(TOP, similarities.shape[1]), dim=1).values[:, -1].numpy()
+        # Its own product may round otherwise.
+        floors = np.where(np.isfinite(floors), floors, first - np.float32(1e-6))
+    return np.minimum(floors, np.float32(threshold))  # type: ignore[no-any-return]
 
 
 def _merge_best(pairs: Pairs, similarities: np.ndarray, floors: np.ndarray) -> tuple[Pairs, np.ndarray, np.ndarray]:

@@ -22,6 +22,7 @@ from cdkit.index.faiss_index import (
     encode,
     faiss_kernels,
     faiss_threads,
+    grouped_lists,
     has_codebooks,
     inverted_file,
     new_exact,
@@ -35,7 +36,7 @@ from cdkit.index.records import read_ahead, read_embeddings
 if TYPE_CHECKING:
     import numpy as np
 
-CODES_FORMAT = 3
+CODES_FORMAT = 4
 TRAINED_NAME = "trained.index"
 TRAINED_FACTS = "trained.json"
 
@@ -236,7 +237,7 @@ def _coder(path: Path, fingerprint: str, device: str) -> _Coder:
         if has_codebooks(index):
             # Not in the file; coding takes a third less with it.
             ivf.pq.sync_transposed_centroids()
-        return _Coder(partial(encode, index), "float32", ivf.nlist, ivf.code_size)
+        return _Coder(partial(encode, index, grouped=grouped_lists(index)), "float32", ivf.nlist, ivf.code_size)
     tables = tables_of(index).to(device)
 
     def code(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdkit.core.errors import ConfigError, InputError
+from cdkit.index.assignment import MOST_COMPARED, GroupedCentroids
 from cdkit.index.clustering import Kernels, Tables
 from cdkit.index.layout import Layout
 
@@ -97,6 +98,8 @@ def faiss_kernels() -> Kernels:
     import torch
 
     def nearest(points: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
+        if len(centroids) > MOST_COMPARED:
+            return GroupedCentroids.of(centroids).nearest(points)
         flat = faiss.IndexFlatIP(centroids.shape[1])
         flat.add(centroids.numpy())
         return torch.from_numpy(flat.search(points.contiguous().numpy(), 1)[1][:, 0])
@@ -145,15 +148,29 @@ def tables_of(index: Any) -> Tables:
     return Tables(*(torch.from_numpy(table) for table in (turn, centroids, codebooks)))
 
 
-def encode(index: Any, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """List number (int64 [n]) and code (uint8 [n, code bytes]) of each vector."""
+def grouped_lists(index: Any) -> GroupedCentroids | None:
+    """What finds the list of a vector sooner than comparing it with all; None where there are too few."""
+    import torch
+
+    ivf = inverted_file(index)
+    if ivf.nlist <= MOST_COMPARED:
+        return None
+    return GroupedCentroids.of(torch.from_numpy(ivf.quantizer.reconstruct_n(0, ivf.nlist)))
+
+
+def encode(index: Any, vectors: np.ndarray, grouped: GroupedCentroids | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """List number (int64 [n]) and code (uint8 [n, code bytes]) of each vector; grouped: its `grouped_lists`."""
     import faiss
     import numpy as np
+    import torch
 
     ivf = inverted_file(index)
     rotated = rotation(index).apply(np.ascontiguousarray(vectors, dtype=np.float32))
-    _, lists = ivf.quantizer.search(rotated, 1, params=graph_parameters(ivf.quantizer, 1))
-    lists = np.ascontiguousarray(lists[:, 0])
+    if grouped is not None:
+        lists = grouped.nearest(torch.from_numpy(rotated)).numpy()
+    else:
+        _, found = ivf.quantizer.search(rotated, 1, params=graph_parameters(ivf.quantizer, 1))
+        lists = np.ascontiguousarray(found[:, 0])
     codes = np.empty((len(rotated), ivf.code_size), dtype=np.uint8)
     ivf.encode_vectors(len(rotated), faiss.swig_ptr(rotated), faiss.swig_ptr(lists), faiss.swig_ptr(codes))
     return lists, codes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,12 +13,12 @@ from cdkit.core.config import describe_mistakes, did_you_mean
 from cdkit.core.errors import ConfigError
 from cdkit.core.machine import thread_count
 from cdkit.core.yaml_files import read_yaml
+from cdkit.index.assignment import compared
 from cdkit.index.brute_force import MOST_MAPPED
 from cdkit.index.clustering import CODEBOOK_POINTS, CODEBOOK_ROUNDS, batch_sizes
 from cdkit.index.layout import (
     CENTROIDS_PER_CODEBOOK,
     CODE_BYTES,
-    MOST_FLAT_LISTS,
     Layout,
     choose_layout,
     compressed_layout,
@@ -143,30 +142,30 @@ def _training_seconds(layout: Layout, rates: Rates) -> float:
     """Reading the sample, and the multiplications of training."""
     if layout.exact:
         return 0.0
-    return _reading(layout, layout.training_points, rates) + training_work(layout) / rates.multiplications.value
+    return _reading(layout, layout.training_points, rates) + training_work(layout, rates) / rates.multiplications.value
 
 
-def training_work(layout: Layout) -> float:
+def training_work(layout: Layout, rates: Rates) -> float:
     """Multiplications of training: the rotation, k-means over the lists, and the codebooks."""
     points = layout.training_points
-    coarse = sum(batch_sizes(points, layout.lists)) * layout.lists * layout.reduced
+    coarse = sum(batch_sizes(points, layout.lists)) * _compared(layout, rates) * layout.reduced
     codebooks = min(points, CODEBOOK_POINTS) * CENTROIDS_PER_CODEBOOK * layout.reduced * 2 * CODEBOOK_ROUNDS
     codebooks = 0 if layout.signs else codebooks
     return float(coarse + codebooks + points * layout.dimension * (layout.reduced + layout.dimension))
 
 
+def _compared(layout: Layout, rates: Rates) -> int:
+    """With how many centroids a vector is compared: GPUs take all."""
+    return layout.lists if rates.on_gpu else compared(layout.lists)
+
+
 def _adding_seconds(layout: Layout, rates: Rates) -> float:
-    """Reading goes on beside the work. `rates.added` was measured with 1,024 lists: more cost more products on GPUs
-    and without a graph; the depth of a graph grows with the logarithm of the lists."""
+    """Reading goes on beside the work. `rates.added` was measured with 1,024 lists, all of which are compared."""
     reading = layout.captions / rates.read.value
     if layout.exact:
         return max(reading, layout.captions / rates.exact.value)
-    each = 1 / rates.added.value
-    if rates.on_gpu or layout.lists <= MOST_FLAT_LISTS:
-        each += max(0, layout.lists - TRIAL_LISTS) * layout.reduced / rates.multiplications.value
-    else:
-        each *= math.log2(layout.lists) / math.log2(TRIAL_LISTS)
-    return max(reading, layout.captions * each)
+    more = max(0, _compared(layout, rates) - TRIAL_LISTS) * layout.reduced / rates.multiplications.value
+    return max(reading, layout.captions * (1 / rates.added.value + more))
 
 
 def _scan_rate(layout: Layout, rates: Rates) -> float:

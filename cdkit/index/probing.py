@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from cdkit.index.brute_force import product
+from cdkit.index.brute_force import pairs_above
 from cdkit.index.faiss_index import GROWTH, OpenIndex, has_codebooks, id_selector, inverted_file, rotation
 from cdkit.index.inverted_lists import IndexLists, blocks_of_lists
 
@@ -196,15 +196,12 @@ class Probing:
         import numpy as np
         import torch
 
-        queries, least = torch.from_numpy(self._asking), torch.from_numpy(floors)[:, None]
-        parts, buffer = [], torch.empty(0)
+        queries = torch.from_numpy(self._asking)
+        # What is more than a floor is at least the next number.
+        least, parts = np.nextafter(floors, np.float32(np.inf)), []
         for _, lists, vectors in self._entries():
-            if len(buffer) < len(queries) * len(vectors):
-                buffer = torch.empty(len(queries) * len(vectors))
-            estimates = product(queries, vectors, buffer)
-            places = np.flatnonzero((estimates > least).numpy())
-            asked, rows = np.divmod(places, len(lists))
-            parts.append((asked.astype(np.int32), self._levels[asked, lists[rows]], estimates.numpy().ravel()[places]))
+            asked, rows, estimates = pairs_above(queries, vectors, least)
+            parts.append((asked.astype(np.int32), self._levels[asked, lists[rows]], estimates))
         return Candidates(len(self.probes), *(np.concatenate(column) for column in zip(*parts, strict=True)))
 
     def stops(self, counts: np.ndarray, level: int) -> np.ndarray:

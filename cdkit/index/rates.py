@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cdkit.core.machine import choose_device
 from cdkit.core.machine import threads as library_threads
+from cdkit.index.assignment import GroupedCentroids, compared
 from cdkit.index.clustering import Tables, assign_and_encode, tensor_kernels
 from cdkit.index.embedding_files import embedding_shard
-from cdkit.index.faiss_index import assemble, encode, faiss_kernels, new_exact, tables_of
+from cdkit.index.faiss_index import assemble, encode, new_exact, tables_of
 from cdkit.index.layout import CENTROIDS_PER_CODEBOOK, CODE_BYTES, exact_layout, product_layout
 from cdkit.index.records import read_embeddings
 
@@ -27,6 +28,8 @@ TRIAL_LISTS = 1024
 TRIAL_ROWS = 2048
 # A GPU needs more at once to be busy.
 GPU_TRIAL_ROWS = 65_536
+# More than are all compared on a CPU.
+CPU_TRIAL_CENTROIDS = 8192
 # A CLIP text tower has 12 layers of 12 · width² weights; captions have 15.3 tokens on average.
 LAYERS, WEIGHTS_PER_LAYER, TOKENS = 12, 12, 15.3
 # What embedding reaches of a plain matrix product: launches and attention on GPUs, tokenising and norms on CPUs.
@@ -131,13 +134,18 @@ def _finish(device: torch.device) -> None:
 
 
 def _clustering_work(dimension: int, vectors: np.ndarray, device: torch.device) -> Work:
+    import torch
+
     layout = product_layout(10**6, dimension, min(CODE_BYTES, dimension), lists=TRIAL_LISTS)
     points = _on(device, vectors[:, : layout.reduced].copy())
+    if device.type != "cuda":
+        centroids = torch.randn((CPU_TRIAL_CENTROIDS, layout.reduced), generator=torch.Generator().manual_seed(2))
+        grouped = GroupedCentroids.of(centroids)
+        return lambda: grouped.nearest(points), float(len(points) * compared(len(centroids)) * layout.reduced)
     centroids = points[: 16 * TRIAL_LISTS]
-    kernels = tensor_kernels() if device.type == "cuda" else faiss_kernels()
 
     def run() -> None:
-        kernels.nearest(points, centroids)
+        tensor_kernels().nearest(points, centroids)
         _finish(device)
 
     return run, float(len(points) * len(centroids) * layout.reduced)

@@ -36,7 +36,7 @@ from cdkit.index.caption_index import INDEX_NAME, CaptionIndex
 from cdkit.index.codes import inspect_shards, write_compressed
 from cdkit.index.embedding_files import embedding_shard
 from cdkit.index.faiss_index import faiss_threads, open_faiss
-from cdkit.index.layout import CODE_BYTES, IndexSettings, choose_layout
+from cdkit.index.layout import CODE_BYTES, IndexSettings, compressed_layout
 from cdkit.index.recall import Recall, measure
 from cdkit.index.records import Records, read_embeddings
 from cdkit.index.search import similar
@@ -112,7 +112,7 @@ def generate(folder: Path, count: int, dimension: int) -> None:
 def build(folder: Path, count: int, threads: int) -> dict[str, Any]:
     """Build in this process, which has done nothing else yet, so that its peak memory is the build's."""
     shards = inspect_shards(parts(folder / "embeddings"))
-    layout = choose_layout(count, shards.dimension, CODE_BYTES)
+    layout = compressed_layout(count, shards.dimension, CODE_BYTES)
     context = Context(LocalEngine(1))
     resumed = (folder / "building").exists()
     clock, used = time.monotonic(), time.process_time()
@@ -132,7 +132,7 @@ def build(folder: Path, count: int, threads: int) -> dict[str, Any]:
 def build_plain(folder: Path, count: int, threads: int) -> dict[str, Any]:
     """The usual way: all vectors in memory, faiss's own training on a sample of them, and `add`."""
     shards = inspect_shards(parts(folder / "embeddings"))
-    layout = choose_layout(count, shards.dimension, CODE_BYTES)
+    layout = compressed_layout(count, shards.dimension, CODE_BYTES)
     clock, used = time.monotonic(), time.process_time()
     vectors = np.concatenate([block for _, block in read_embeddings(shards.paths)])
     index = faiss.index_factory(shards.dimension, layout.factory, faiss.METRIC_INNER_PRODUCT)

@@ -13,20 +13,27 @@ from cdkit.core.protocols import Context
 from cdkit.core.shards import parts
 from cdkit.core.text import caption_id
 from cdkit.engines.local import LocalEngine
+from cdkit.execute import execute
 from cdkit.index.brute_force import Queries
 from cdkit.index.caption_index import open_index
+from cdkit.index.changes.add import add_captions
 from cdkit.index.changes.compact import compact
 from cdkit.index.changes.remove import remove
 from cdkit.index.clustering import assign_and_encode, tensor_kernels
 from cdkit.index.codes import inspect_shards, write_compressed
+from cdkit.index.config import IndexConfig
 from cdkit.index.embedding_files import embedding_shard
 from cdkit.index.faiss_index import encode, has_codebooks, inverted_file, open_faiss, tables_of
+from cdkit.index.inverted_lists import IndexLists
 from cdkit.index.layout import IndexSettings, choose_layout
 from cdkit.index.probing import QUERY_ROUNDING, Probing
 from cdkit.index.recall import measure
+from cdkit.index.records import read_embeddings
 from cdkit.index.search import search
+from cdkit.inputs import resolve_inputs
+from tests.support import tiny_models
 from tests.support.hashing_encoder import HashingEncoder
-from tests.support.small_index import make_index
+from tests.support.small_index import grammar_captions, make_index
 
 COUNT, DIMENSION = 10_400, 272
 NOBODY = np.empty(0, dtype=np.int64)
@@ -111,6 +118,44 @@ def test_captions_are_searched_removed_and_compacted(tmp_path: Path, captions: l
     assert open_index(folder, encoder).faiss.count == len(captions) - 6
     [result] = search(folder, [captions[5]], min_similarity=0.8, limit=10_000, encoder=encoder)
     assert {match.caption_id for match in result.results} == found - {caption_id(text) for text in captions[:6]}
+
+
+def test_what_is_added_is_coded_as_a_build_of_everything_would(tmp_path: Path) -> None:
+    texts = grammar_captions(10_300)
+    pools = [tmp_path / "first.csv", tmp_path / "more.csv"]
+    for pool, part in zip(pools, (texts[:10_000], texts[9_900:]), strict=True):
+        pool.write_text("caption\n" + "\n".join(part) + "\n")
+    spec = f"open_clip:{tiny_models.open_clip_folder(tmp_path / 'model', embed_dim=256, width=32, heads=2)}"
+    given = {"encoder": spec, "bytes_per_caption": 40, "exact_below": 0, "keep_embeddings": True, "device": "cpu"}
+    configs = [IndexConfig(captions=[str(pool)], workers=1, threads=1, **given) for pool in pools]
+    folder = execute("index", configs[0], tmp_path / "index").out
+    assert not has_codebooks(open_faiss(folder / "caption.index", exact=False, nprobe=1).index)
+    added = add_captions(folder, configs[1], resolve_inputs(configs[1]), Context(LocalEngine(1)))
+    assert added.captions == 300
+    grown = open_faiss(folder / "caption.index", exact=False, nprobe=1).index
+    ids, vectors = (
+        np.concatenate(column) for column in zip(*read_embeddings(parts(folder / "embeddings")), strict=True)
+    )
+    lists, codes = encode(grown, vectors)
+    order = np.lexsort((ids, lists))
+    expected = [*lists[order], *ids[order]], codes[order]
+    stored = IndexLists(grown, NOBODY)
+    stored_ids, stored_codes = stored.block(0, inverted_file(grown).nlist)
+    numbers = np.repeat(np.arange(inverted_file(grown).nlist), stored.sizes())
+    order = np.lexsort((stored_ids, numbers))
+    assert [*numbers[order], *stored_ids[order]] == expected[0]
+    assert len(stored_ids) == 10_300
+    ours, theirs = stored_codes[order], expected[1]
+    assert np.unpackbits(ours[:, :32] ^ theirs[:, :32], axis=1).mean() < 1e-5
+    factors = [np.ascontiguousarray(part[:, 32:]).view("<f4") for part in (ours, theirs)]
+    np.testing.assert_allclose(*factors, rtol=1e-4, atol=1e-5)
+    [found] = search(folder, [texts[10_200]], min_similarity=0.9, limit=5)
+    assert (found.results[0].caption, round(found.results[0].similarity, 4)) == (texts[10_200], 1.0)
+    remove(folder, captions=[texts[10_200]])
+    compact(folder)
+    [gone] = search(folder, [texts[10_200]], min_similarity=0.9, limit=5)
+    assert texts[10_200] not in [match.caption for match in gone.results]
+    assert open_faiss(folder / "caption.index", exact=False, nprobe=1).count == 10_299
 
 
 def test_sizes_that_vectors_have_no_directions_for_are_product_codes() -> None:

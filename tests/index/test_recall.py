@@ -6,6 +6,7 @@ import faiss
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from cdkit.core.shards import part_name, parts, write_shard
 from cdkit.index import brute_force as truth_module
@@ -114,3 +115,16 @@ def test_a_small_share_is_read_through_maps_as_the_whole_is(compressed_folder: P
     assert 200 < len(ids[0]) < 400
     np.testing.assert_array_equal(*ids)
     np.testing.assert_array_equal(*(np.concatenate([rows for _, _, rows in blocks]) for blocks in (mapped, read)))
+
+
+@pytest.mark.parametrize("count", [0, 1, 1024, 2500])
+def test_pairs_above_their_floors_come_by_query_whatever_the_blocks(count: int) -> None:
+    random = np.random.default_rng(0)
+    queries, vectors = random.standard_normal((7, 16), np.float32), random.standard_normal((count, 16), np.float32)
+    floors = np.linspace(-1, 8, 7, dtype=np.float32)
+    rows, columns, values = truth_module.pairs_above(torch.from_numpy(queries), vectors, floors)
+    products = queries @ vectors.T
+    expected = np.nonzero(products >= floors[:, None])
+    assert np.array_equal(rows, expected[0])
+    assert np.array_equal(columns, expected[1])
+    np.testing.assert_allclose(values, products[expected], rtol=1e-5, atol=1e-5)

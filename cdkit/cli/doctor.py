@@ -22,6 +22,7 @@ from cdkit.core.errors import InputError, pip_install
 from cdkit.core.fingerprints import cache_folder
 from cdkit.core.formatting import size_text
 from cdkit.core.machine import choose_device, cpu_count
+from cdkit.core.startup import import_vision
 from cdkit.index.faiss_index import LEAST_FAISS, is_too_old
 
 PACKAGES = [
@@ -141,6 +142,7 @@ def _open_clip() -> list[Check]:
     """The CPU-only torch wheel and the ordinary torchvision wheel do not fit each other; open_clip imports both."""
 
     def look() -> Check:
+        import_vision()
         import torchvision
 
         return Check("torch and torchvision fit", "ok", f"torchvision {torchvision.__version__}")

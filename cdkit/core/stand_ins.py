@@ -28,7 +28,7 @@ def stand_ins(names: Sequence[str]) -> Iterator[None]:
         yield
     finally:
         sys.meta_path.remove(finder)
-        _take_all_away()
+        _end()
 
 
 def put_off_compiler() -> None:
@@ -38,21 +38,15 @@ def put_off_compiler() -> None:
         sys.meta_path.insert(0, _CompilerParts())
 
 
-def _take_all_away() -> None:
+def _end() -> None:
+    """Have the next import of a module that has a stand-in find the module itself.
+
+    Where the stand-in stands in the module above it, it stays, and gives what the module has.
+    """
     for name, module in list(sys.modules.items()):
         if isinstance(module, _StandIn):
             module.is_over = True
-            _take_away(name, module)
-
-
-def _take_away(name: str, module: ModuleType) -> None:
-    """Have the next import of a module that has a stand-in find the module itself."""
-    if sys.modules.get(name) is module:
-        del sys.modules[name]
-    parent, _, last = name.rpartition(".")
-    above = sys.modules.get(parent)
-    if above is not None and above.__dict__.get(last) is module:
-        delattr(above, last)
+            del sys.modules[name]
 
 
 class _Late(type):
@@ -91,7 +85,7 @@ def _unstaged() -> Iterator[None]:
     stages = [finder for finder in sys.meta_path if isinstance(finder, _Stage)]
     for stage in stages:
         sys.meta_path.remove(stage)
-    _take_all_away()
+    _end()
     try:
         yield
     finally:
@@ -111,6 +105,9 @@ class _StandIn(ModuleType):
         if name.startswith("__"):
             raise AttributeError(name)
         return _Late(name, (), {"__module__": self.__name__})
+
+    def __dir__(self) -> list[str]:
+        return dir(importlib.import_module(self.__name__)) if self.is_over else list(super().__dir__())
 
 
 class _Stage(MetaPathFinder, Loader):
@@ -168,7 +165,8 @@ class _Compiler(ModuleType):
 
     def load(self) -> Any:
         """The compiler itself, told all that was said."""
-        _take_away(COMPILER, self)
+        if sys.modules.get(COMPILER) is self:
+            del sys.modules[COMPILER]
         with _unstaged():
             real: Any = importlib.import_module(COMPILER)
         for name, function in self._said:

@@ -28,12 +28,13 @@ NEW_OBJECTS = 50_000
 # pyarrow, to ask whether a list is one of its columns.
 REFUSED = "pandas"
 # For the noise levels of some schedulers; for losses of object detection; for weights that are spread over devices;
-# for attention that is compiled.
+# for attention that is compiled; for models and data sets of torchvision.
 LATE = (
     *("scipy.stats", "scipy.integrate", "scipy.optimize"),
     *("torch.distributed.tensor", "torch.distributed.fsdp", "torch.distributed.checkpoint"),
     *("transformers.distributed.expert_parallel", "transformers.distributed.tensor_parallel"),
     *("torch.distributed._composable", "torch.nn.attention.flex_attention"),
+    *("torchvision.models", "torchvision.datasets", "torchvision.io"),
     *("torch._dynamo._trace_wrapped_higher_order_op", "torch._dynamo.utils"),
 )
 
@@ -61,6 +62,15 @@ def import_clip() -> None:
 def import_pipelines() -> None:
     """Load what Stable Diffusion pipelines need of transformers and diffusers."""
     _load(_pipelines)
+
+
+def import_vision() -> None:
+    """Load torchvision, which open_clip needs."""
+    _load(_vision)
+
+
+def _vision() -> None:
+    importlib.import_module("torchvision")
 
 
 def _clip() -> None:

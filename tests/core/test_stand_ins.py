@@ -47,6 +47,7 @@ def test_what_is_imported_meanwhile_works_afterwards() -> None:
     assert issubclass(real, made)
     assert made(2).number == 2
     assert module.Made is real
+    assert "double" in dir(module)
     assert type(inner()).__module__ == f"{MODULE}.inner"
 
 

@@ -79,6 +79,12 @@ def test_pipelines_come_without_what_is_only_installed(arguments: tuple[str, ...
     assert not loaded & ({"pandas", "peft", "scipy.stats", "scipy.optimize", "scipy.integrate"} | COMPILING | NEVER)
 
 
+def test_doctor_loads_no_compiler_and_no_models() -> None:
+    loaded = _modules("doctor")
+    assert "torchvision" in loaded
+    assert not loaded & ({"torchvision.models", "diffusers", "transformers", "pandas", "sympy"} | COMPILING | NEVER)
+
+
 USES = (
     # Schedulers and losses that were given stand-ins for scipy.
     "from diffusers import EulerDiscreteScheduler as S\n"
@@ -97,6 +103,8 @@ USES = (
     "from torch.distributed.tensor import DTensor; import torch; assert not isinstance(torch.ones(1), DTensor)",
     "from torch.nn.attention.flex_attention import create_block_mask as c; assert callable(c)",
     "import torchvision.transforms as t; assert t.Resize(2)(torch.ones(3, 4, 4)).shape == (3, 2, 2)",
+    "from torchvision import models as m; assert 'resnet18' in dir(m) and m.resnet18(num_classes=2)",
+    "import torchvision; assert torchvision.io.ImageReadMode.RGB and torchvision.datasets.ImageFolder.__init__",
     "from diffusers.utils.torch_utils import is_compiled_module as i; from torch import nn\n"
     "assert i(torch.compile(nn.Linear(1, 1))) and not i(nn.Linear(1, 1))",
 )

@@ -41,7 +41,7 @@ class Checkpoints:
         for name, parameter in parameters.items():
             state = optimizer.state[parameter]
             tensors |= {f"{moment}.{name}": state[moment] for moment in _MOMENTS if moment in state}
-        target = self.folder / f"step-{step:06d}"
+        target = self.folder / _name(step)
         # One that could not be read back stands in the way.
         shutil.rmtree(target, ignore_errors=True)
         with atomic_path(target) as temporary:
@@ -50,8 +50,7 @@ class Checkpoints:
             write_json(temporary / POSITION_NAME, {"step": step, "threads": torch.get_num_threads(), **facts})
         # The deletion of an older one must not be on the disk before the new one's name is.
         flush_names(self.folder, below=False)
-        for old in self._paths()[KEPT:]:
-            shutil.rmtree(old, ignore_errors=True)
+        self.prune(step)
 
     def restore(
         self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
@@ -68,6 +67,12 @@ class Checkpoints:
             return step, facts
         return 0, {}
 
+    def prune(self, newest: int) -> None:
+        """Delete all but the newest two of those up to a step; a killed run may not have come to that."""
+        known = [path for path in self._paths() if path.name <= _name(newest)]
+        for old in known[KEPT:]:
+            shutil.rmtree(old, ignore_errors=True)
+
     def threads(self) -> int | None:
         """How many threads the newest checkpoint that says so was made on; None: there is none."""
         for path in self._paths():
@@ -78,6 +83,10 @@ class Checkpoints:
     def _paths(self) -> list[Path]:
         """Newest first."""
         return sorted(self.folder.glob("step-*"), reverse=True)
+
+
+def _name(step: int) -> str:
+    return f"step-{step:06d}"
 
 
 def _read(path: Path, parameters: Mapping[str, nn.Parameter]) -> dict[str, torch.Tensor]:

@@ -90,6 +90,7 @@ class Loop:
             self.early_stop.in_a_row = int(facts.get("copies_in_a_row", 0))
         if self.accelerator.is_main_process:
             self.metrics.resume(start)
+            self.checkpoints.prune(start)
         if start:
             context.progress.note(f"Going on after step {start}.")
         trained = list(parameters.values())

@@ -15,6 +15,7 @@ import torch
 
 from cdkit.core.errors import OutputError
 from cdkit.core.storage import read_json, write_json
+from cdkit.training.checkpoint import Checkpoints
 from tests.support.progress import Notes
 from tests.training.running import Interrupted, Material, StopAfter, delta_tensors, losses, run
 
@@ -112,6 +113,14 @@ def test_a_checkpoint_that_names_no_threads_is_gone_on_with(material: Material, 
     write_json(position, {name: value for name, value in facts.items() if name != "threads"})
     run(_config(material), out)
     _assert_equal(out, whole)
+
+
+def test_older_checkpoints_that_a_killed_run_had_not_deleted_go(tmp_path: Path) -> None:
+    """Two are kept up to where a training goes on; newer ones, which it passed over, are written anew when due."""
+    for step in (1, 2, 3, 4):
+        (tmp_path / f"step-{step:06d}").mkdir()
+    Checkpoints(tmp_path).prune(3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000002", "step-000003", "step-000004"]
 
 
 def test_another_configuration_does_not_continue_it(material: Material, out: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ LEAST_FAISS = "1.15"
 # Twice the lists bring fewer new candidates than this share: probing ends.
 GROWTH = 0.002
 LEAST_VISITED = 64
+# What FAISS computes for the lists of an index as it opens it, at most.
+COMPUTED_BYTES = 2 << 30
+# The limits that FAISS reads with are of the whole process.
+_READING = threading.Lock()
 
 
 @contextmanager
@@ -294,6 +299,24 @@ def open_faiss(path: Path, *, exact: bool, nprobe: int) -> OpenIndex:
     return OpenIndex(index, exact, nprobe)
 
 
+def _read(path: Path, flags: int) -> Any:
+    """The index in a file. FAISS makes room for as much as a file says it holds, which may be anything: here it
+    believes no more than the file's size, and what it computes for the lists itself."""
+    import faiss
+
+    library: Any = faiss
+    size = path.stat().st_size
+    with _READING:
+        before = library.get_deserialization_vector_byte_limit(), library.get_deserialization_loop_limit()
+        library.set_deserialization_vector_byte_limit(size + COMPUTED_BYTES)
+        library.set_deserialization_loop_limit(size)
+        try:
+            return faiss.read_index(str(path), flags)
+        finally:
+            library.set_deserialization_vector_byte_limit(before[0])
+            library.set_deserialization_loop_limit(before[1])
+
+
 def read_faiss(path: Path, *, exact: bool, flags: int = 0) -> Any:
     """The FAISS index in a file; raises InputError when there is none, or one of another kind than cdkit makes.
 
@@ -302,7 +325,7 @@ def read_faiss(path: Path, *, exact: bool, flags: int = 0) -> Any:
     import faiss
 
     try:
-        index: Any = faiss.read_index(str(path), flags)
+        index: Any = _read(path, flags)
         if exact:
             whole = isinstance(index, faiss.IndexIDMap | faiss.IndexIDMap2)
         else:

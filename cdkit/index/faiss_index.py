@@ -22,8 +22,9 @@ LEAST_FAISS = "1.15"
 # Twice the lists bring fewer new candidates than this share: probing ends.
 GROWTH = 0.002
 LEAST_VISITED = 64
-# What FAISS computes for the lists of an index as it opens it, at most.
-COMPUTED_BYTES = 2 << 30
+# What FAISS may compute for the lists of an index as it opens it: 1 KiB for each list and byte of a code, of which a
+# list of cdkit's has 39 or more.
+COMPUTED_BYTES, COMPUTED_SHARE = 2 << 30, 32
 # The limits that FAISS reads with are of the whole process.
 _READING = threading.Lock()
 
@@ -301,14 +302,14 @@ def open_faiss(path: Path, *, exact: bool, nprobe: int) -> OpenIndex:
 
 def _read(path: Path, flags: int) -> Any:
     """The index in a file. FAISS makes room for as much as a file says it holds, which may be anything: here it
-    believes no more than the file's size, and what it computes for the lists itself."""
+    believes no more than the file's size allows, and what it computes for the lists itself."""
     import faiss
 
     library: Any = faiss
     size = path.stat().st_size
     with _READING:
         before = library.get_deserialization_vector_byte_limit(), library.get_deserialization_loop_limit()
-        library.set_deserialization_vector_byte_limit(size + COMPUTED_BYTES)
+        library.set_deserialization_vector_byte_limit(COMPUTED_BYTES + COMPUTED_SHARE * size)
         library.set_deserialization_loop_limit(size)
         try:
             return faiss.read_index(str(path), flags)

@@ -87,7 +87,7 @@ def _scores_of(method: str, methods: Mapping[str, Sequence[str]], config: Compar
     worst = worst_alignment(folders)
     if worst is not None:
         columns[WORST_ALIGNMENT] = worst
-    if config.against in methods and config.against != method:
+    if config.against is not None and config.against in methods and config.against != method:
         columns |= changes(folders, methods[config.against], config.resamples, config.seed)
     return columns
 

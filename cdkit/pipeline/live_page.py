@@ -24,13 +24,16 @@ MOST_BYTES = 2 << 20
 _WORDS = {"waiting": "", "cached": "up to date", "partial": "done, with less than asked for"}
 # What the curve and the sheets show better.
 _SHOWN_ELSEWHERE = re.compile(r"step \d+ of \d+: loss|Samples of step")
-# The seconds of the stage in progress go on between two writings.
+# The seconds of the stage in progress go on between two writings; a run that was killed writes nothing any more.
 _CLOCK = """<script>
 const began = Date.now();
 for (const cell of document.querySelectorAll("[data-seconds]"))
   setInterval(() => {
     cell.textContent = `${Math.round(+cell.dataset.seconds + (Date.now() - began) / 1000)} s`;
   }, 1000);
+const written = document.querySelector("[data-written]");
+const minutes = Math.floor((began / 1000 - written.dataset.written) / 60);
+if (minutes >= 2) written.textContent += ` Nothing new for ${minutes} min.`;
 </script>"""
 
 
@@ -55,8 +58,10 @@ class RunPage:
         title = f"{status.place() or status.pipeline}: {headline(status)}"
         body = [f"<h1>{escape(status.pipeline)}</h1>", f"<p>{escape(title)}</p>", _bar(status), _problem(status)]
         body += [_table(status), _losses(status), *self._samples(status), _notes(status)]
-        written = time.strftime("%Y-%m-%d %H:%M:%S")
-        body.append(f'<p class="quiet">{escape(str(status.folder))}, as it was at {written}.</p>')
+        now = time.time()
+        written = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now))
+        said = f"{escape(str(status.folder))}, as it was at {written}."
+        body.append(f'<p class="quiet" data-written="{now:.0f}">{said}</p>')
         return document(
             title, "\n".join(filter(None, [*body, "" if status.ended else _CLOCK])), again=not status.ended
         )
@@ -72,20 +77,22 @@ class RunPage:
                 with suppress(OSError):
                     found.append((path.stat().st_mtime_ns, stage.name, path))
         newest = sorted(found, reverse=True)[:MOST_SHEETS]
+        self._sheets = {(path, made): self._source(path, made) for made, _, path in newest}
         figures = [
-            figure(self._source(path, made), str(path.relative_to(status.folder)), _caption(name, path))
+            figure(self._sheets[path, made], str(path.relative_to(status.folder)), _caption(name, path))
             for made, name, path in newest
         ]
         return ["<h2>Newest samples</h2>", *figures] if figures else []
 
     def _source(self, path: Path, made: int) -> str:
-        """The picture itself, so that the page is one file; a link to one that is very large."""
-        if (path, made) not in self._sheets:
+        """The picture itself, so that the page is one file; a link to one that is very large, or gone."""
+        if (path, made) in self._sheets:
+            return self._sheets[path, made]
+        with suppress(OSError):
             content = path.read_bytes()
-            link = path.relative_to(self.path.parent).as_posix()
-            inside = f"data:image/png;base64,{base64.b64encode(content).decode()}"
-            self._sheets[path, made] = inside if len(content) <= MOST_BYTES else link
-        return self._sheets[path, made]
+            if len(content) <= MOST_BYTES:
+                return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+        return path.relative_to(self.path.parent).as_posix()
 
 
 def headline(status: RunStatus) -> str:

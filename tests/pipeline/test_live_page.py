@@ -177,3 +177,14 @@ def test_a_browser_follows_the_run_to_its_end(browser: Browser, status: RunStatu
     page.update(status, True)
     browser.wait(lambda: "done in 1 min 20 s" in browser.text("body"), "it did not load itself anew")
     assert not browser.all("meta[http-equiv]")
+
+
+def test_a_page_that_is_not_written_any_more_says_since_when(browser: Browser, status: RunStatus) -> None:
+    page = RunPage(status.folder)
+    page.update(status, True)
+    browser.open(page.path.as_uri())
+    assert "Nothing new" not in browser.text("body")
+    old = re.sub(r'data-written="(\d+)"', lambda match: f'data-written="{int(match[1]) - 300}"', page.path.read_text())
+    page.path.write_text(old)
+    browser.open(page.path.as_uri())
+    assert "Nothing new for 5 min." in browser.text("body")

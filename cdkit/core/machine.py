@@ -10,7 +10,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path, PurePosixPath
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any
@@ -272,3 +274,37 @@ def _high_water(process: str) -> int | None:
     except OSError:
         return None
     return int(mark[1]) * 1024 if mark else None
+
+
+_STARTING = threading.Lock()
+
+
+def separate_threads() -> ThreadPoolExecutor:
+    """As many threads as torch may use here, each running its operations alone. Kept for the life of the process.
+
+    Threads that share no operation never wait for each other, which is what costs where other programs run too.
+    """
+    import torch
+
+    with _STARTING:
+        return _start(torch.get_num_threads())
+
+
+@cache
+def _start(count: int) -> ThreadPoolExecutor:
+    import torch
+
+    before = torch.get_num_threads()
+    together = threading.Barrier(count)
+
+    def settle(_: int) -> None:
+        # A thread takes the process's number at its first look; only what is set after that is its own.
+        torch.get_num_threads()
+        torch.set_num_threads(1)
+        together.wait()
+
+    pool = ThreadPoolExecutor(count, thread_name_prefix="separate")
+    list(pool.map(settle, range(count)))
+    # The number for threads to come was set with each thread's own.
+    torch.set_num_threads(before)
+    return pool

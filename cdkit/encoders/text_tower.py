@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,38 +15,12 @@ from torch import Tensor, nn
 
 from cdkit.core.errors import InputError, ResourceError
 from cdkit.core.formatting import json_text
+from cdkit.core.machine import separate_threads
 from cdkit.encoders.batches import batching_of, length_sorted_batches
 from cdkit.encoders.causal_tower import Before, CausalTower, same_without_padding
 from cdkit.encoders.cpu_products import use_fast_products
 from cdkit.encoders.shared_starts import SharedStarts
 from cdkit.encoders.tokenizing import Tokenizer, Tokens
-
-_STARTING = threading.Lock()
-
-
-def batch_threads() -> ThreadPoolExecutor:
-    """As many threads as torch may use here, each running its operations alone. Kept for the life of the process."""
-    with _STARTING:
-        return _start(torch.get_num_threads())
-
-
-@cache
-def _start(count: int) -> ThreadPoolExecutor:
-    before = torch.get_num_threads()
-    together = threading.Barrier(count)
-
-    def settle(_: int) -> None:
-        # A thread takes the process's number at its first look; only what is set after that is its own.
-        torch.get_num_threads()
-        torch.set_num_threads(1)
-        together.wait()
-
-    pool = ThreadPoolExecutor(count, thread_name_prefix="encode")
-    list(pool.map(settle, range(count)))
-    # The number for threads to come was set with each thread's own.
-    torch.set_num_threads(before)
-    return pool
-
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -238,7 +209,7 @@ class TowerTextEncoder:
             return
         table = self._table(tokens, rows)
         if self.device.type == "cpu":
-            yield rows, batch_threads().submit(self._embed, table, kind, before)
+            yield rows, separate_threads().submit(self._embed, table, kind, before)
             return
         try:
             pending = self._on_device(table, kind)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cdkit.core.fingerprints import GOLDEN, splitmix64
+from cdkit.core.machine import separate_threads
 from cdkit.core.shards import read_shard
 from cdkit.index.embedding_files import StoredEmbeddings
 from cdkit.index.records import BLOCK_ROWS, read_ahead, read_embeddings
@@ -149,21 +150,24 @@ def pairs_above(
     import torch
 
     points, least = torch.from_numpy(vectors), torch.from_numpy(floors)[:, None]
-    buffer = torch.empty(len(queries) * min(COLUMNS, len(points)))
-    rows, columns = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    values = [np.empty(0, np.float32)]
-    for start in range(0, len(points), COLUMNS):
-        part = points[start : start + COLUMNS]
-        similarities = buffer[: len(queries) * len(part)].view(len(queries), len(part))
-        torch.mm(queries, part.T, out=similarities)
-        places = np.flatnonzero((similarities >= least).numpy())
-        asked, found = np.divmod(places, len(part))
-        rows.append(asked)
-        columns.append(found + start)
-        values.append(similarities.numpy().ravel()[places])
-    all_rows = np.concatenate(rows)
-    order = np.argsort(all_rows, kind="stable")
-    return all_rows[order], np.concatenate(columns)[order], np.concatenate(values)[order]
+
+    def search(starts: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        buffer, found = torch.empty(len(queries) * COLUMNS), []
+        for start in starts.tolist():
+            part = points[start : start + COLUMNS]
+            similarities = buffer[: len(queries) * len(part)].view(len(queries), len(part))
+            torch.mm(queries, part.T, out=similarities)
+            places = np.flatnonzero((similarities >= least).numpy())
+            rows, columns = np.divmod(places, len(part))
+            found.append((rows, columns + start, similarities.numpy().ravel()[places]))
+        return found
+
+    starts = np.array_split(np.arange(0, len(points), COLUMNS), torch.get_num_threads())
+    found = [block for blocks in separate_threads().map(search, starts) for block in blocks]
+    nothing = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
+    rows, columns, values = (np.concatenate(column) for column in zip(nothing, *found, strict=True))
+    order = np.argsort(rows, kind="stable")
+    return rows[order], columns[order], values[order]
 
 
 def _least(queries: torch.Tensor, vectors: np.ndarray, floors: np.ndarray, threshold: float) -> np.ndarray:

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from cdkit.core.errors import ResourceError
+from cdkit.core.machine import separate_threads
 from cdkit.encoders import load_text_encoder
-from cdkit.encoders.text_tower import Computed, TowerTextEncoder, batch_threads
+from cdkit.encoders.text_tower import Computed, TowerTextEncoder
 from tests.support import tiny_models
 
 
@@ -37,7 +38,7 @@ def test_embeddings_are_the_same_bytes_whatever_the_threads(tmp_path: Path, rest
 
 def test_threads_run_their_operations_alone(restored_threads: None) -> None:
     torch.set_num_threads(3)
-    assert set(batch_threads().map(lambda _: torch.get_num_threads(), range(30))) == {1}
+    assert set(separate_threads().map(lambda _: torch.get_num_threads(), range(30))) == {1}
     assert torch.get_num_threads() == 3
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(torch.get_num_threads).result() == 3

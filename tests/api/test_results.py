@@ -102,6 +102,12 @@ def test_a_folder_is_opened_as_what_it_is(work: Work) -> None:
         cdkit.load(work.set.folder / "images")
 
 
+def test_a_report_is_made_of_a_runs_folder(work: Work, tmp_path: Path) -> None:
+    made = cdkit.make_report(work.index.folder.parent, out=tmp_path / "report", title="Stars")
+    assert "<title>Stars" in made.page.read_text(encoding="utf-8")
+    assert repr(made) == f"<ReportFolder page of a run: {tmp_path / 'report'}>"
+
+
 def test_less_than_asked_for_is_no_error(work: Work, tmp_path: Path) -> None:
     few = cdkit.retrieve(
         work.index,

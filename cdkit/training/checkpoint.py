@@ -15,6 +15,7 @@ from torch import nn
 from cdkit.core.errors import CdkitError, InputError
 from cdkit.core.shards import read_tensors, write_tensors
 from cdkit.core.storage import atomic_path, flush_names, read_json, write_json
+from cdkit.training.step_names import newest_first, step_name
 
 CHECKPOINTS = "checkpoints"
 KEPT = 2
@@ -41,7 +42,7 @@ class Checkpoints:
         for name, parameter in parameters.items():
             state = optimizer.state[parameter]
             tensors |= {f"{moment}.{name}": state[moment] for moment in _MOMENTS if moment in state}
-        target = self.folder / _name(step)
+        target = self.folder / step_name(step)
         # One that could not be read back stands in the way.
         shutil.rmtree(target, ignore_errors=True)
         with atomic_path(target) as temporary:
@@ -56,7 +57,7 @@ class Checkpoints:
         self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
     ) -> tuple[int, dict[str, Any]]:
         """Put the newest checkpoint that can be read back; returns its step (0: none) and its facts."""
-        for path in self._paths():
+        for _, path in newest_first(self.folder):
             try:
                 facts = read_json(path / POSITION_NAME)
                 step = int(facts["step"])
@@ -69,24 +70,16 @@ class Checkpoints:
 
     def prune(self, newest: int) -> None:
         """Delete all but the newest two of those up to a step; a killed run may not have come to that."""
-        known = [path for path in self._paths() if path.name <= _name(newest)]
+        known = [path for step, path in newest_first(self.folder) if step <= newest]
         for old in known[KEPT:]:
             shutil.rmtree(old, ignore_errors=True)
 
     def threads(self) -> int | None:
         """How many threads the newest checkpoint that says so was made on; None: there is none."""
-        for path in self._paths():
+        for _, path in newest_first(self.folder):
             with suppress(CdkitError, KeyError, TypeError, ValueError):
                 return int(read_json(path / POSITION_NAME)["threads"])
         return None
-
-    def _paths(self) -> list[Path]:
-        """Newest first."""
-        return sorted(self.folder.glob("step-*"), reverse=True)
-
-
-def _name(step: int) -> str:
-    return f"step-{step:06d}"
 
 
 def _read(path: Path, parameters: Mapping[str, nn.Parameter]) -> dict[str, torch.Tensor]:

@@ -10,6 +10,7 @@ from html import escape
 from pathlib import Path
 
 from cdkit.core.storage import write_text
+from cdkit.training.step_names import newest_first
 
 LIVE_NAME = "live.html"
 SECONDS_BETWEEN_PAGES = 2.0
@@ -36,8 +37,8 @@ class LivePage:
         now = time.monotonic()
         if rows and (finished or now - self._written >= SECONDS_BETWEEN_PAGES):
             self._written = now
-            names = sorted((path.name for path in (self.folder / self.samples).glob("step-*.png")), reverse=True)
-            images = [f"{self.samples}/{name}" for name in names]
+            sheets = newest_first(self.folder / self.samples, ".png")
+            images = [f"{self.samples}/{path.name}" for _, path in sheets]
             write_text(self.folder / LIVE_NAME, page(rows, self.steps, images, finished=finished))
 
 

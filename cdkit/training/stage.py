@@ -93,6 +93,7 @@ def _train(config: TrainConfig, sets: Mapping[str, str], out: Folder, context: C
     from cdkit.training.processes import accelerated
     from cdkit.training.progress_samples import draw_progress
     from cdkit.training.setup import set_up
+    from cdkit.training.step_names import step_name
 
     device, note, recipe = choose_device(config.device), context.progress.note, config.recipe()
     if device.type == "cpu":
@@ -119,7 +120,7 @@ def _train(config: TrainConfig, sets: Mapping[str, str], out: Folder, context: C
         loop = Loop(config, setup, out, accelerator, note, early_stop)
 
         def draw(step: int) -> Mapping[str, Sequence[Image.Image]]:
-            target = out.sub(SAMPLES) / f"step-{step:06d}.png"
+            target = out.sub(SAMPLES) / f"{step_name(step)}.png"
             if setup.gate is not None:
                 setup.gate.follow(pipeline)
             drawn = draw_progress(plan, recipe.template[0], pipeline, accelerator, target)

@@ -44,6 +44,15 @@ def test_pages_are_not_written_at_every_step(tmp_path: Path) -> None:
     assert "Step 10 of 10" in (tmp_path / LIVE_NAME).read_text()
 
 
+def test_samples_are_in_the_order_of_their_steps(tmp_path: Path) -> None:
+    (tmp_path / "samples").mkdir()
+    for step in (999_999, 1_000_000):
+        (tmp_path / "samples" / f"step-{step:06d}.png").touch()
+    LivePage(tmp_path, 10, "samples").update(ROWS)
+    written = (tmp_path / LIVE_NAME).read_text()
+    assert written.index("samples/step-1000000.png") < written.index("samples/step-999999.png")
+
+
 def test_a_training_leaves_its_page_with_its_samples(material: Material, out: Path) -> None:
     run(material.config(steps=2, batch_size=2, sample_every=1), out)
     written = (out / LIVE_NAME).read_text()

@@ -123,6 +123,22 @@ def test_older_checkpoints_that_a_killed_run_had_not_deleted_go(tmp_path: Path) 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000002", "step-000003", "step-000004"]
 
 
+def test_checkpoints_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    """A million steps have a digit more than all before them; what is no checkpoint's name stays where it is."""
+    checkpoints, parameter = Checkpoints(tmp_path), torch.nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.AdamW([parameter])
+    parameter.grad = torch.ones(2)
+    (tmp_path / "step-000001-kept").mkdir()
+    for step in (999_998, 999_999, 1_000_000):
+        optimizer.step()
+        checkpoints.save(step, {"weight": parameter}, optimizer, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000001-kept", "step-1000000", "step-999999"]
+    written = parameter.detach().clone()
+    parameter.data.zero_()
+    assert checkpoints.restore({"weight": parameter}, optimizer)[0] == 1_000_000
+    assert torch.equal(parameter, written)
+
+
 def test_another_configuration_does_not_continue_it(material: Material, out: Path) -> None:
     with pytest.raises(Interrupted):
         run(_config(material), out, progress=StopAfter(3))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,11 +10,12 @@ from typing import TYPE_CHECKING
 
 from cdkit.core.errors import ConfigError
 from cdkit.core.formatting import without_credentials
+from cdkit.core.progress_bars import ProgressBars
 from cdkit.core.protocols import Progress, SilentProgress, Task
+from cdkit.core.task_rate import TaskRate
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
-    from rich.progress import TaskID
 
 # Nothing is shown of work that is over sooner.
 QUIET_SECONDS = 1.0
@@ -65,7 +65,7 @@ def listener(progress: ProgressCallback | bool | None) -> Listener:
             f"progress: True, False, or a function of an event (got {progress!r}).",
             hint="Example: progress=lambda event: print(event.label, event.done)",
         )
-    return Listener(_Bars() if progress or (progress is None and _somebody_looks()) else SilentProgress())
+    return Listener(_Drawn() if progress or (progress is None and _somebody_looks()) else SilentProgress())
 
 
 def _somebody_looks() -> bool:
@@ -80,7 +80,7 @@ def in_notebook() -> bool:
 
 
 @dataclass
-class _Counted:
+class _ToldTask:
     told: ProgressCallback
     label: str
     total: float | None
@@ -101,51 +101,36 @@ class _Told:
     @contextmanager
     def task(self, label: str, total: float | None, *, unit: str = "") -> Iterator[Task]:
         self._told(ProgressEvent(label, 0, total, unit))
-        yield _Counted(self._told, label, total, unit)
+        yield _ToldTask(self._told, label, total, unit)
 
     def note(self, message: str) -> None:
         self._told(ProgressEvent("", 0, None, note=message))
 
 
-@dataclass
-class _Bar:
-    bars: Bars
-    identity: TaskID
-    started: float
-
-    def advance(self, amount: float = 1) -> None:
-        shown = time.monotonic() - self.started > QUIET_SECONDS
-        self.bars.update(self.identity, advance=amount, visible=shown)
-
-
-class _Bars:
-    """rich's bars, which a notebook shows, too; they go when the work is done. Notes stay in the result alone."""
+class _Drawn:
+    """Bars, which a notebook shows, too; they go when the work is done. Notes stay in the result alone."""
 
     def __init__(self) -> None:
-        self._bars: Bars | None = None
+        self._bars = ProgressBars(_bars, QUIET_SECONDS)
 
     @contextmanager
     def task(self, label: str, total: float | None, *, unit: str = "") -> Iterator[Task]:
-        is_first = self._bars is None
-        bars = self._bars = self._bars or _started()
-        identity = bars.add_task(label.replace("[", r"\["), total=total, visible=False)
-        try:
-            yield _Bar(bars, identity, time.monotonic())
-        finally:
-            bars.remove_task(identity)
-            if is_first:
-                bars.stop()
-                self._bars = None
+        with self._bars.task(TaskRate(label, total, unit)) as bar:
+            yield bar
 
     def note(self, message: str) -> None:
         return None
 
 
-def _started() -> Bars:
+def _bars() -> Bars:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
-    bars = Progress(*columns, console=Console(stderr=not in_notebook()), transient=True)
-    bars.start()
-    return bars
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True),
+        console=Console(stderr=not in_notebook()),
+        transient=True,
+    )

@@ -9,7 +9,8 @@ from typing import Any
 import typer
 
 from cdkit.cli.options import command, stage_command
-from cdkit.cli.output import Output, data_console, progress_for, table
+from cdkit.cli.output import Output, data_console, table
+from cdkit.cli.progress import TerminalProgress
 from cdkit.core.config import parse_config
 from cdkit.core.errors import OutputError
 from cdkit.core.fingerprints import REPORT_STAGE
@@ -105,7 +106,7 @@ def _report(
     if held is not None and held.stage != REPORT_STAGE:
         raise OutputError(f"{target} holds what stage {held.stage!r} made.", hint="Choose another --out.")
     # A run that is still going on changes without its manifests: the page is always made anew.
-    result = execute("report", config, target, progress=progress_for(output), force=True, replace_other=True)
+    result = execute("report", config, target, progress=TerminalProgress(output), force=True, replace_other=True)
     page = result.out / "report.html"
     details = result.manifest.details
     output.result(

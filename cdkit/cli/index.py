@@ -10,7 +10,8 @@ from rich.console import Console
 
 from cdkit.cli.index_use import print_index, register_use
 from cdkit.cli.options import FORCE, OUT, command, config_command, report_result, stage_command
-from cdkit.cli.output import Output, data_console, progress_for, table
+from cdkit.cli.output import Output, data_console, table
+from cdkit.cli.progress import TerminalProgress
 from cdkit.core.config import StageConfig
 from cdkit.core.formatting import command_line, duration_text, size_text
 from cdkit.execute import Result, execute, project
@@ -95,7 +96,7 @@ def _with_recipe(output: Output, values: dict[str, Any], further: Mapping[str, A
 def _build(output: Output, config: StageConfig, further: Mapping[str, Any]) -> None:
     stage = further["stop_after"] or "index"
     config = project(config, STAGES[stage].config_class())
-    result = execute(stage, config, further["out"], progress=progress_for(output), force=further["force"])
+    result = execute(stage, config, further["out"], progress=TerminalProgress(output), force=further["force"])
     report_result(output, result, _print_result, result_data)
 
 

@@ -11,7 +11,8 @@ import typer
 from rich.console import Console
 
 from cdkit.cli.options import OUT, command, config_command
-from cdkit.cli.output import Output, progress_for, table
+from cdkit.cli.output import Output, table
+from cdkit.cli.progress import TerminalProgress
 from cdkit.core.config import StageConfig
 from cdkit.core.errors import ConfigError
 from cdkit.core.formatting import command_line, size_text
@@ -160,7 +161,7 @@ def _add(output: Output, config: StageConfig, further: Mapping[str, Any]) -> Non
     from cdkit.inputs import resolve_inputs
 
     assert isinstance(config, ImportConfig)
-    context = Context(create_engine(config.engine, config.worker_count()), progress_for(output))
+    context = Context(create_engine(config.engine, config.worker_count()), TerminalProgress(output))
     with threads(config.thread_count()):
         _changed(
             output, further["index"], asdict(add_captions(further["index"], config, resolve_inputs(config), context))
@@ -187,4 +188,4 @@ def _remove(
 def _compact(output: Output, index: Path = INDEX) -> None:
     from cdkit.index.changes.compact import compact
 
-    _changed(output, index, asdict(compact(index, progress=progress_for(output))))
+    _changed(output, index, asdict(compact(index, progress=TerminalProgress(output))))

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from cdkit.cli.options import command
-from cdkit.cli.output import Output, progress_for, table
+from cdkit.cli.output import Output, table
+from cdkit.cli.progress import TerminalProgress
 from cdkit.core.errors import CdkitError
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def _init(  # noqa: PLR0917 - Typer's options
 
     given = Given(photos, word, shows, base or "", captions, keep or "", fit or "", out or "")
     asks = not yes and sys.stdin.isatty() and sys.stderr.isatty() and output.format != "quiet"
-    interview = Interview(given, (lambda question: _ask(output, question)) if asks else None, progress_for(output))
+    interview = Interview(given, (lambda question: _ask(output, question)) if asks else None, TerminalProgress(output))
     answers = interview.answers()
     refuse_existing(answers.out, force=force)
     made = draft(answers)

@@ -10,7 +10,8 @@ from typing import Any
 import typer
 
 from cdkit.cli.options import FORCE, OUT, command, config_command, report_result, stage_command
-from cdkit.cli.output import Output, data_console, progress_for, table
+from cdkit.cli.output import Output, data_console, table
+from cdkit.cli.progress import TerminalProgress
 from cdkit.core.config import StageConfig
 from cdkit.core.errors import writing
 from cdkit.core.formatting import command_line
@@ -31,7 +32,7 @@ def register(root: typer.Typer) -> None:
 def _weights(output: Output, config: StageConfig, further: Mapping[str, Any]) -> None:
     if further["out"] is not None:
         result = execute(
-            "weight-change", config, further["out"], progress=progress_for(output), force=further["force"]
+            "weight-change", config, further["out"], progress=TerminalProgress(output), force=further["force"]
         )
         report_result(
             output,
@@ -42,7 +43,7 @@ def _weights(output: Output, config: StageConfig, further: Mapping[str, Any]) ->
         output.hint(f"The plot is {result.out / 'weight_change.svg'}")
         return
     assert isinstance(config, WeightChangeConfig)
-    _, groups = compare_weights(config, progress_for(output))
+    _, groups = compare_weights(config, TerminalProgress(output))
     rows = [asdict(group) for group in groups]
     output.result({"base": config.base, "tuned": config.tuned, "groups": rows}, human=lambda _: _print_groups(rows))
     output.hint("Add --out DIR for a plot and a table of every parameter.")

@@ -15,8 +15,9 @@ import typer
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from cdkit.cli.output import SESSION, Format, Output, Session, progress_for
+from cdkit.cli.output import SESSION, Format, Output, Session
 from cdkit.cli.parsing import ManyValuesCommand
+from cdkit.cli.progress import TerminalProgress
 from cdkit.core.config import Setting, StageConfig, field_settings, parse_config
 from cdkit.core.errors import ConfigError, InputError, PartialError
 from cdkit.core.manifest import MANIFEST_NAME
@@ -109,7 +110,7 @@ def stage_command(
     """Register the command of a stage: its config's options, --out and --force."""
 
     def run(output: Output, config: StageConfig, further: Mapping[str, Any]) -> None:
-        result = execute(stage, config, further["out"], progress=progress_for(output), force=further["force"])
+        result = execute(stage, config, further["out"], progress=TerminalProgress(output), force=further["force"])
         report_result(output, result, human, data)
 
     config_class = STAGES[stage].config_class()

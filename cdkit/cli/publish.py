@@ -10,7 +10,8 @@ import typer
 from rich.console import Console
 
 from cdkit.cli.options import command
-from cdkit.cli.output import Output, progress_for, table
+from cdkit.cli.output import Output, table
+from cdkit.cli.progress import TerminalProgress
 from cdkit.core.fingerprints import EMBEDDED
 from cdkit.core.formatting import command_line, size_text
 
@@ -67,7 +68,7 @@ def _publish(
             output.result(data, human=lambda console: _draw(console, publication, repository), quiet=facts["bytes"])
             output.hint("Nothing was sent. The same command without --dry-run publishes this.")
             return
-        done = upload(publication, repository, private=private, progress=progress_for(output))
+        done = upload(publication, repository, private=private, progress=TerminalProgress(output))
     said = f"{repository} is as it was: nothing had changed." if not done.new else f"{repository} is published."
     data = {**facts, "url": done.url, "commit": done.commit, "new": done.new, "removed": done.removed}
     output.result(data, human=lambda console: console.print(f"{said} {done.url}", markup=False), quiet=done.url)

@@ -11,7 +11,8 @@ import typer
 from rich.console import Console
 
 from cdkit.cli.options import command, end_short
-from cdkit.cli.output import Output, TerminalProgress, progress_for, table
+from cdkit.cli.output import Output, table
+from cdkit.cli.progress import TerminalProgress
 from cdkit.core.errors import ConfigError, OutputError, writing
 from cdkit.core.formatting import command_line, duration_text, json_text, size_text
 from cdkit.core.storage import alone_with, atomic_path
@@ -67,7 +68,7 @@ def _run(  # noqa: PLR0917 - Typer's options
     if dry_run:
         _print_plan(output, plan(loaded.up_to(stop_after) if stop_after else loaded, folder, forced))
         return
-    progress = progress_for(output)
+    progress = TerminalProgress(output)
     result = run_pipeline(
         loaded,
         folder,

@@ -11,7 +11,8 @@ import typer
 from rich.console import Console
 
 from cdkit.cli.options import FORCE, OUT, command, config_command, end_short, report_result, stage_command
-from cdkit.cli.output import Output, data_console, progress_for, table
+from cdkit.cli.output import Output, data_console, table
+from cdkit.cli.progress import TerminalProgress
 from cdkit.core.config import StageConfig
 from cdkit.core.formatting import command_line, duration_text
 from cdkit.execute import Result, execute
@@ -57,11 +58,11 @@ stage_command(
 
 def _rare(output: Output, config: StageConfig, further: Mapping[str, Any]) -> None:
     if further["out"] is not None:
-        result = execute("tokens", config, further["out"], progress=progress_for(output), force=further["force"])
+        result = execute("tokens", config, further["out"], progress=TerminalProgress(output), force=further["force"])
         report_result(output, result, lambda _, done: _draw_picks(data_console(), done.manifest.details), _picks_of)
         return
     with tempfile.TemporaryDirectory() as scratch:
-        manifest = execute("tokens", config, Path(scratch) / "picks", progress=progress_for(output)).manifest
+        manifest = execute("tokens", config, Path(scratch) / "picks", progress=TerminalProgress(output)).manifest
     picks = {name: value for name, value in manifest.details.items() if name != "tokenizer"}
     words = "\n".join(pick["token"] for pick in picks["picks"])
     output.result(picks, human=lambda console: _draw_picks(console, picks), quiet=words)

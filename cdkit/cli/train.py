@@ -9,7 +9,8 @@ import typer
 from rich.console import Console
 
 from cdkit.cli.options import FORCE, OUT, config_command, report_result
-from cdkit.cli.output import Output, data_console, progress_for, table
+from cdkit.cli.output import Output, data_console, table
+from cdkit.cli.progress import TerminalProgress
 from cdkit.core.config import StageConfig
 from cdkit.core.errors import ConfigError
 from cdkit.core.formatting import command_line, duration_text, size_text
@@ -50,7 +51,7 @@ def _run(output: Output, config: StageConfig, further: Mapping[str, Any]) -> Non
         return
     if further["out"] is None:
         raise ConfigError("Missing option '--out'.", hint="Name the folder to make, or add --dry-run.")
-    result = execute("train", config, further["out"], progress=progress_for(output), force=further["force"])
+    result = execute("train", config, further["out"], progress=TerminalProgress(output), force=further["force"])
     report_result(output, result, _human, _data)
 
 

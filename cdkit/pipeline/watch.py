@@ -12,12 +12,13 @@ from typing import Literal
 from cdkit.core.errors import CdkitError
 from cdkit.core.formatting import without_credentials
 from cdkit.core.protocols import Progress, Task
+from cdkit.core.task_rate import TaskRate
 from cdkit.pipeline.pace import Pace, Running, TimeLeft
 from cdkit.pipeline.plan import Planned
 
 StageState = Literal["waiting", "cached", "running", "done", "partial", "failed", "interrupted"]
 # A rate over less is that of the start.
-LEAST_SECONDS, LEAST_SHARE = 2.0, 0.01
+LEAST_SECONDS = 2.0
 SECONDS_BETWEEN_UPDATES = 0.5
 MOST_NOTES = 50
 
@@ -62,27 +63,6 @@ class RunStatus:
         return "" if current is None else f"[{current + 1}/{len(self.stages)}] {self.stages[current].name}"
 
 
-@dataclass
-class _Task:
-    """One task of the stage in progress, and how fast it goes."""
-
-    label: str
-    total: float | None
-    unit: str
-    done: float = 0
-    began: float = field(default_factory=time.monotonic)
-
-    def left(self) -> float | None:
-        elapsed = time.monotonic() - self.began
-        if not self.total or not self.done or elapsed < LEAST_SECONDS or self.done < LEAST_SHARE * self.total:
-            return None
-        return max(0.0, elapsed * (self.total - self.done) / self.done)
-
-    def text(self) -> str:
-        of = f" of {self.total:,.0f}" if self.total else ""
-        return f"{self.label}: {self.done:,.0f}{of} {self.unit}".rstrip()
-
-
 class RunWatch:
     """Keeps the status of a run, and shows it to whoever asked for it as it changes.
 
@@ -95,7 +75,7 @@ class RunWatch:
     ) -> None:
         self.status = RunStatus(pipeline, folder, [StageStatus(entry) for entry in planned])
         self.pace = Pace()
-        self._show, self._tasks = show, list[_Task]()
+        self._show, self._tasks = show, list[TaskRate]()
         self._began = self._stage_began = time.monotonic()
         self._shown = 0.0
         for entry in planned:
@@ -140,11 +120,11 @@ class RunWatch:
         if current is not None and len(self.status.stages[current].notes) < MOST_NOTES:
             self.status.stages[current].notes.append(without_credentials(message))
 
-    def begin_task(self, task: _Task) -> None:
+    def begin_task(self, task: TaskRate) -> None:
         self._tasks.append(task)
         self._update()
 
-    def end_task(self, task: _Task) -> None:
+    def end_task(self, task: TaskRate) -> None:
         self._tasks = [other for other in self._tasks if other is not task]
         self._update()
 
@@ -163,7 +143,8 @@ class RunWatch:
             # Of tasks within one another, the outermost says how far the stage is.
             task = self._tasks[0] if self._tasks else None
             stage.doing = task.text() if task is not None else ""
-            running = Running(stage.planned.step, stage.seconds, task.left() if task is not None else None)
+            left = task.left() if task is not None and task.elapsed >= LEAST_SECONDS else None
+            running = Running(stage.planned.step, stage.seconds, left)
         waiting = [stage.planned.step for stage in status.stages if self._is_to_be_made(stage)]
         status.left = TimeLeft(0.0) if status.ended else self.pace.left(waiting, running)
         self._show(status, forced)
@@ -188,7 +169,7 @@ class RunWatch:
 
 
 class _HeardTask:
-    def __init__(self, watch: RunWatch, heard: _Task, inner: Task) -> None:
+    def __init__(self, watch: RunWatch, heard: TaskRate, inner: Task) -> None:
         self._watch, self._heard, self._inner = watch, heard, inner
 
     def advance(self, amount: float = 1) -> None:
@@ -203,7 +184,7 @@ class _HeardProgress:
 
     @contextmanager
     def task(self, label: str, total: float | None, *, unit: str = "") -> Iterator[Task]:
-        heard = _Task(label, total, unit)
+        heard = TaskRate(label, total, unit)
         self._watch.begin_task(heard)
         try:
             with self._inner.task(label, total, unit=unit) as task:

@@ -15,10 +15,10 @@ from tests.support.terminal import Screen, run_on_terminal
 BAR = "━"
 PROGRAM = """
 import sys, time
-from cdkit.cli import output as terminal
+from cdkit.cli import progress as terminal
 terminal.QUIET_SECONDS, terminal.LINE_SECONDS = 0.05, 0.1
 output = terminal.Output(sys.argv[1])
-shown = terminal.progress_for(output)
+shown = terminal.TerminalProgress(output)
 
 def work(task, steps, note=""):
     for step in range(steps):
@@ -124,9 +124,9 @@ def test_a_pipe_gets_lines(environment: dict[str, str]) -> None:
 
 RUN = """
 import sys, time
-from cdkit.cli import output as terminal
+from cdkit.cli import progress as terminal
 terminal.QUIET_SECONDS, terminal.LINE_SECONDS = 0.05, 0.1
-shown = terminal.progress_for(terminal.Output("human"))
+shown = terminal.TerminalProgress(terminal.Output("human"))
 shown.part_of("[4/18] star-tuned", "at least 2 min 5 s left")
 with shown.task("training", 40, unit="steps") as task:
     for step in range(40):
@@ -186,7 +186,7 @@ def test_quiet_is_quiet_on_a_terminal_too() -> None:
 
 @pytest.mark.timeout(300)
 def test_a_command_on_a_terminal(tmp_path: Path) -> None:
-    program = "from cdkit.cli import app, output; output.QUIET_SECONDS = 0.1; app.main()"
+    program = "from cdkit.cli import app, progress; progress.QUIET_SECONDS = 0.1; app.main()"
     words = ["train", "--concept", "star=embedded:striped-star", "--steps", "20", "--batch-size", "1"]
     watch = Watch()
     _, screen = run_on_terminal(

@@ -98,11 +98,15 @@ def execute(
         engine = create_engine(*parallel)
         with target.folder.lock(), threads(config.thread_count()):
             target.check(may_replace=force or replace_other)
-            if force or not target.continues():
+            progress = progress or SilentProgress()
+            if not force and target.renews():
+                kept = " and ".join(target.kept())
+                progress.note(f"{out} is of an earlier version: it is made anew from what {kept} made in it.")
+            elif force or not target.continues():
                 target.discard()
             target.folder.remove_temporaries()
             try:
-                return target.make(engine, progress or SilentProgress())
+                return target.make(engine, progress)
             except CdkitError:
                 # Refused before anything was made: nothing was begun that a report should call interrupted.
                 if not target.holds_results():
@@ -110,6 +114,11 @@ def execute(
                     if target.folder.entries() == [STARTED_NAME]:
                         target.folder.remove([STARTED_NAME])
                 raise
+
+
+def is_changed(manifest: Manifest) -> bool:
+    """Whether a finished folder was changed since its stage made it; its own first fingerprint is then a step."""
+    return manifest.stage in manifest.steps
 
 
 @dataclass(frozen=True)
@@ -147,6 +156,30 @@ class Target:
         ours = {self.identity.fingerprint, *(identity.fingerprint for identity in self.earlier.values())}
         return existing.fingerprint in ours or self.identity.fingerprint in existing.steps.values()
 
+    def renews(self) -> bool:
+        """Whether an earlier version of its stage made the folder, and what that was made from is good as it is.
+
+        Not after a change (captions added or removed), which would be lost.
+        """
+        existing = self.existing()
+        if existing is None or not self._is_older(existing):
+            return False
+        chain = [*reversed(self.earlier), self.stage.name]
+        before = chain[: chain.index(existing.stage)]
+        return bool(before) and set(before) <= set(self.kept()) and not is_changed(existing)
+
+    def _is_older(self, existing: Manifest) -> bool:
+        """Whether only its stage's version tells what the folder holds from what would be made."""
+        ours = {self.stage.name: self.identity, **self.earlier}.get(existing.stage)
+        older = ours is not None and existing.version < ours.version
+        return older and replace(existing.identity(), version=ours.version) == ours
+
+    def kept(self) -> list[str]:
+        """The stages before this one whose work the folder holds as they would do it now."""
+        existing = self.existing()
+        steps = existing.steps if existing else {}
+        return [name for name, ours in reversed(self.earlier.items()) if steps.get(name) == ours.fingerprint]
+
     def check(self, *, may_replace: bool) -> None:
         """Raise OutputError unless the folder is empty, ours to continue, or ours to replace."""
         entries = self.folder.entries()
@@ -160,12 +193,17 @@ class Target:
                 f"{self.folder.path} is not empty and was not made by cdkit (it holds {', '.join(entries[:3])}).",
                 hint="Choose another --out, or empty the folder yourself.",
             )
-        if may_replace or self.continues() or not self.holds_results():
+        if may_replace or self.continues() or self.renews() or not self.holds_results():
             return
         comparable = self.earlier.get(existing.stage, self.identity)
+        hint = "Choose another --out, or add --force to throw the old content away"
+        if is_changed(existing):
+            hint += ", with what was added to it or removed from it since"
+        if self._is_older(existing) and (self.folder / MANIFEST_NAME).exists():
+            hint = f"An earlier version made it, and it can still be used. {hint}"
         raise OutputError(
             f"{self.folder.path} holds something else: {'; '.join(differences(existing.identity(), comparable))}.",
-            hint="Choose another --out, or add --force to throw the old content away.",
+            hint=f"{hint}.",
         )
 
     def holds_results(self) -> bool:

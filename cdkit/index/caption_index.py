@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from cdkit.core.errors import InputError, OutputError, pip_install
 from cdkit.core.fingerprints import content_fingerprint
 from cdkit.core.formatting import command_line
-from cdkit.core.manifest import MANIFEST_NAME, Manifest, mistakes, read_manifest
+from cdkit.core.manifest import MANIFEST_NAME, STARTED_NAME, Manifest, mistakes, read_manifest
 from cdkit.core.protocols import TextEncoder
 from cdkit.core.shards import parts
 from cdkit.core.storage import SourceFile
@@ -146,16 +146,19 @@ def index_manifest(folder: Path) -> Manifest:
 def check_files(folder: Path, manifest: Manifest) -> None:
     """Raise InputError when a shard is missing, or caption.index is not the very file the manifest names."""
     facts = manifest.details["index"]
+    # A build that makes it anew was killed, or is under way.
+    unfinished = (folder / STARTED_NAME).exists()
+    hint = "Run its cdkit index build again to finish it: what is done is kept." if unfinished else REBUILD
     for kind, expected in facts["shards"].items():
         present = len(parts(folder / kind))
         if present != expected:
-            raise InputError(f"{folder / kind} holds {present} shards, not {expected}.", hint=REBUILD)
+            raise InputError(f"{folder / kind} holds {present} shards, not {expected}.", hint=hint)
     path = folder / INDEX_NAME
     if not path.is_file():
-        raise InputError(f"{path} is missing.", hint=REBUILD)
+        raise InputError(f"{path} is missing.", hint=hint)
     # Checked before FAISS parses it: its reader trusts the sizes in the file. The hash is cached by size and mtime.
     if path.stat().st_size != facts["bytes"] or index_hash(path) != facts["sha256"]:
-        raise InputError(f"{path} is damaged or was replaced: its hash is not the manifest's.", hint=REBUILD)
+        raise InputError(f"{path} is damaged or was replaced: its hash is not the manifest's.", hint=hint)
 
 
 def index_hash(path: Path) -> str:

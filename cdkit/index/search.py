@@ -25,7 +25,8 @@ MOST_TOP = 4096
 # Stored fp16 embeddings are at most 2e-4 off; within this of a decision, rows are encoded again.
 CLOSE = 1e-3
 ENCODE_LIMIT = 4096
-ENCODE_BLOCK = 1024
+# Captions are encoded again in chunks by rank, small ones for the first ranks.
+SMALL_CHUNK, SMALL_CHUNKS_END, LARGE_CHUNK = 32, 256, 1024
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,18 @@ def encode_queries(encoder: TextEncoder, texts: Sequence[str]) -> np.ndarray:
     return vectors
 
 
+def _chunk_end(count: int) -> int:
+    """The rank at which the chunk ends that holds the last of `count` captions."""
+    size = SMALL_CHUNK if count <= SMALL_CHUNKS_END else LARGE_CHUNK
+    return -(-count // size) * size
+
+
+def _chunk_starts(count: int) -> list[int]:
+    """Where the chunks of `count` captions begin, but for the first."""
+    small = range(SMALL_CHUNK, min(count, SMALL_CHUNKS_END + 1), SMALL_CHUNK)
+    return [*small, *range(LARGE_CHUNK, count, LARGE_CHUNK)]
+
+
 def candidates(index: CaptionIndex, query: np.ndarray, least: float, limit: int) -> tuple[Candidates, bool]:
     """Every caption that may be among the best `limit` of at least `least`, and whether estimates were cut there.
 
@@ -188,8 +201,11 @@ def candidates(index: CaptionIndex, query: np.ndarray, least: float, limit: int)
     if len(reached) > limit and reached[limit] - 2 * index.margin > floor:
         floor, cut = float(reached[limit]) - 2 * index.margin, True
     complete = len(reached) < max(FIRST_CANDIDATES, limit + 1) or reached[-1] <= floor
-    keep = first.similarities > floor
-    if complete and index.faiss.few(int(keep.sum())):
+    count = int((first.similarities > floor).sum())
+    if complete and index.faiss.few(count):
+        # To the end of the chunk, so that who asks for more has no other captions in it.
+        order = np.lexsort((first.ids, -first.similarities))[: _chunk_end(count)]
+        keep = order[first.similarities[order] > least - index.margin]
         return Candidates(first.ids[keep], first.similarities[keep]), cut
     return index.faiss.within(query, floor, selector=index.selector), cut
 
@@ -271,22 +287,32 @@ class _Search:
         return sum(-negative - estimates[number] > self.index.margin for negative, number in ranked)
 
     def _recompute(self, ids: np.ndarray, similarities: np.ndarray, slack: float) -> None:
-        """Encode again, best first: rows that may be reported, and rows that lie close to the threshold."""
+        """Encode again, best first: rows that may be reported, and rows that lie close to the threshold.
+
+        By whole chunks of ranks: the last digits follow from what is encoded together, and that does not depend on how
+        many are asked for.
+        """
         import numpy as np
 
         boundary = similarities[self.limit] - 2 * slack if len(similarities) > self.limit else -np.inf
-        reported = similarities >= boundary
-        close = np.abs(similarities - self.least) <= CLOSE
-        # Rows near the threshold come first: for them the last digits decide.
-        wanted = np.concatenate([ids[close], ids[reported & ~close]]) if self.stored else ids[reported]
-        if len(wanted) > self.encode_limit:
-            wanted, self.capped = wanted[: self.encode_limit], True
-        self.captions.update(self.index.records.captions(wanted))
-        left = [number for number in wanted.tolist() if number in self.captions]
-        for start in range(0, len(left), ENCODE_BLOCK):
-            block = left[start : start + ENCODE_BLOCK]
-            vectors = encode_queries(self.index.encoder, [self.captions[number] for number in block])
-            self.exact.update(zip(block, (vectors @ self.query).tolist(), strict=True))
+        wanted = similarities >= boundary
+        close = np.abs(similarities - self.least) <= CLOSE if self.stored else np.zeros_like(wanted)
+        wanted |= close
+        if wanted.sum() > self.encode_limit:
+            # Rows near the threshold come first: for them the last digits decide.
+            first = np.argsort(~close, kind="stable")
+            wanted[first[wanted[first]][self.encode_limit :]] = False
+            self.capped = True
+        chunks = np.split(np.arange(len(ids)), _chunk_starts(len(ids)))
+        whole = [chunk for chunk in chunks if wanted[chunk].any()]
+        if sum(map(len, whole)) > self.encode_limit:
+            whole = [chunk[wanted[chunk]] for chunk in whole]
+        self.captions.update(self.index.records.captions(ids[np.concatenate([*whole, np.empty(0, np.int64)])]))
+        for chunk in whole:
+            left = [number for number in ids[chunk].tolist() if number in self.captions]
+            if left:
+                vectors = encode_queries(self.index.encoder, [self.captions[number] for number in left])
+                self.exact.update(zip(left, (vectors @ self.query).tolist(), strict=True))
 
     def _final(self, ids: np.ndarray, similarities: np.ndarray) -> list[tuple[float, int]]:
         """(−similarity, id) of what is at least as similar as asked, best first.

@@ -89,7 +89,8 @@ def _state(target: Target, step: Step, forced: Set[str], rerun: Set[str]) -> tup
         return "run", f"not made yet{' (after ' + ', '.join(upstream) + ')' if upstream else ''}"
     if target.continues():
         return "run", "interrupted: continues"
-    return "stale", "; ".join(differences(existing.identity(), target.identity))
+    reason = "; ".join(differences(existing.identity(), target.identity))
+    return "stale", f"{reason} (what {' and '.join(target.kept())} made is kept)" if target.renews() else reason
 
 
 def _input_bytes(inputs: dict[str, Input]) -> int | None:

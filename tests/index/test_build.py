@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,10 @@ import pytest
 
 from cdkit.captions.config import ImportConfig
 from cdkit.core.errors import InputError, OutputError
+from cdkit.core.manifest import read_manifest
 from cdkit.core.protocols import Context
 from cdkit.core.shards import parts
+from cdkit.core.storage import read_json, write_json
 from cdkit.engines.local import LocalEngine
 from cdkit.execute import execute
 from cdkit.index.caption_index import open_index
@@ -150,6 +153,69 @@ def test_a_build_killed_three_times_ends_as_if_it_never_was(encoder_folder: Path
     execute("index", config, tmp_path / "whole")
     _kill_and_finish(config, tmp_path / "killed", 3, 8)
     assert content(tmp_path / "killed") == content(tmp_path / "whole")
+
+
+def make_older(out: Path) -> None:
+    """Have an earlier version of the index stage have made `out`."""
+    manifest = read_manifest(out)
+    assert manifest is not None
+    older = replace(manifest, version=manifest.version - 1)
+    fingerprint = older.identity().fingerprint
+    replace(older, fingerprint=fingerprint).write(out)
+    result = out / "building" / "result.json"
+    write_json(result, {**read_json(result), "fingerprint": fingerprint})
+
+
+def written(out: Path, *names: str) -> dict[Path, int]:
+    """When each shard was written, in nanoseconds."""
+    return {path: path.stat().st_mtime_ns for name in names for path in parts(out / name)}
+
+
+@pytest.mark.parametrize("exact_below", [0, 1000])
+def test_an_index_of_an_earlier_version_is_made_anew_from_its_embeddings(
+    encoder_folder: Path, tmp_path: Path, exact_below: int
+) -> None:
+    pool = write_pool(tmp_path / "pool.csv", grammar_captions(400))
+    config = config_for(encoder_folder, pool, keep_embeddings=True, exact_below=exact_below, bytes_per_caption=4)
+    out = tmp_path / "index"
+    version = execute("index", config, out).manifest.version
+    whole = content(out)
+    make_older(out)
+    assert search(out, ["a photo of a dog"], min_similarity=-1, limit=1)[0].results, "it is searched as it is"
+    before, file = written(out, "captions", "image_rows", "embeddings"), (out / "caption.index").stat().st_mtime_ns
+    # Killed while it is made anew, it goes on.
+    assert run_build(config, out, 2) == -signal.SIGKILL
+    renewed = execute("index", config, out)
+    assert (renewed.state, renewed.manifest.version) == ("done", version)
+    assert written(out, "captions", "image_rows", "embeddings") == before
+    assert (out / "caption.index").stat().st_mtime_ns != file
+    assert content(out) == whole
+    assert execute("index", config, out).state == "cached"
+
+
+@pytest.mark.parametrize("changed", ["removed", "not kept", "other captions", "other settings"])
+def test_an_index_of_an_earlier_version_that_cannot_be_made_anew_is_refused_and_kept(
+    encoder_folder: Path, tmp_path: Path, changed: str
+) -> None:
+    captions = grammar_captions(60)
+    pool = write_pool(tmp_path / "pool.csv", captions)
+    config = config_for(encoder_folder, pool, keep_embeddings=changed != "not kept")
+    out = tmp_path / "index"
+    execute("index", config, out)
+    make_older(out)
+    if changed == "removed":
+        remove(out, captions=[captions[3]])
+    if changed == "other captions":
+        write_pool(pool, captions[1:])
+    if changed == "other settings":
+        config = config_for(encoder_folder, pool, keep_embeddings=True, recall_target=0.5)
+    before = written(out, "captions", "embeddings")
+    with pytest.raises(OutputError, match="stage version") as caught:
+        execute("index", config, out)
+    assert "--force" in caught.value.hint
+    assert ("removed" in caught.value.hint) == (changed == "removed")
+    assert written(out, "captions", "embeddings") == before
+    assert search(out, [captions[5]], limit=1)[0].results[0].caption == captions[5]
 
 
 @pytest.mark.slow

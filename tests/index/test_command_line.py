@@ -57,11 +57,7 @@ def test_a_flat_index_answers_as_brute_force(capsys: pytest.CaptureFixture[str],
     assert order == sorted(order, reverse=True)
     assert found["more"] is False
     first = run(capsys, "index", "search", str(index), query, "--min-similarity", str(least), "--limit", "7")
-    assert [row["caption_id"] for row in first["results"]] == [row["caption_id"] for row in found["results"][:7]]
-    # The last of six digits follows from which captions were encoded together.
-    for row, same in zip(first["results"], found["results"], strict=False):
-        assert row | {"similarity": 0} == same | {"similarity": 0}
-        assert row["similarity"] == pytest.approx(same["similarity"], abs=1e-6)
+    assert first["results"] == found["results"][:7]
     assert first["more"] is True
 
 

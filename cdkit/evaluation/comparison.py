@@ -1,145 +1,16 @@
-"""Scores of several methods as one table like the paper's Table 1, with the paper's own beside them."""
+"""Methods in one table like the paper's Table 1, its own figures beside ours, and where the orders differ."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from cdkit.core.errors import InputError
 from cdkit.core.formatting import markdown_text
-from cdkit.core.shards import read_shard
-from cdkit.core.storage import read_json
-from cdkit.evaluation.config import MAIN, UNRELATED
-from cdkit.evaluation.scoring import SCORES_NAME, SUMMARY_NAME
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
+from cdkit.evaluation.method_scores import CHANGE_COLUMNS, OWN_COLUMNS, WORST_ALIGNMENT
 
 TABLE_NAME = "table.json"
-
-
-def pooled(folders: Sequence[str], resamples: int, seed: int) -> dict[str, dict[str, Any]]:
-    """A method's estimates over all its scores folders: images pooled, prompts of one folder drawn together.
-
-    KID is the mean of the folders' own, its interval from their standard errors; × 10³.
-    """
-    import torch
-
-    from cdkit.evaluation.estimates import mean_with_interval
-
-    estimates: dict[str, dict[str, Any]] = {}
-    for metric in POOLED:
-        values, blocks = [], []
-        for folder in folders:
-            for (prompt, _), value in per_image(Path(folder), metric).items():
-                values.append(value)
-                blocks.append((folder, prompt))
-        if values:
-            rows: Tensor = torch.tensor(values, dtype=torch.float64)
-            estimates[metric] = asdict(mean_with_interval(rows, blocks, resamples=resamples, seed=seed))
-    kids = [kid for folder in folders if (kid := read_summary(Path(folder))["metrics"].get("kid"))]
-    if kids and len(kids) == len(folders):
-        estimates["kid"] = _mean_kid(kids)
-    return estimates
-
-
-def worst_alignment(folders: Sequence[str]) -> dict[str, Any] | None:
-    """The lowest mean image alignment of several scores folders, and which it is of; None where there is but one."""
-    means = {}
-    for folder in folders:
-        values = list(per_image(Path(folder), IMAGE_ALIGNMENT).values())
-        if values:
-            means[folder] = sum(values) / len(values), len(values)
-    if len(means) < 2:
-        return None
-    worst = min(means, key=lambda folder: means[folder][0])
-    value, number = means[worst]
-    return {"value": value, "low": None, "high": None, "n": number, "of": Path(worst).name}
-
-
-def changes(folders: Sequence[str], before: Sequence[str], resamples: int, seed: int) -> dict[str, dict[str, Any]]:
-    """By how much scores differ from those before, image by image of the same prompt and seed; empty where none is."""
-    import torch
-
-    from cdkit.evaluation.estimates import mean_with_interval
-
-    estimates: dict[str, dict[str, Any]] = {}
-    for metric, column in CHANGE_COLUMNS.items():
-        after, earlier = (_by_prompt_and_seed(some, metric) for some in (folders, before))
-        shared = [key for key in after if key in earlier]
-        if shared:
-            values = torch.tensor([after[key] - earlier[key] for key in shared], dtype=torch.float64)
-            prompts = [prompt for prompt, _ in shared]
-            estimates[column] = asdict(mean_with_interval(values, prompts, resamples=resamples, seed=seed))
-    return estimates
-
-
-def _by_prompt_and_seed(folders: Sequence[str], metric: str) -> dict[tuple[str, int], float]:
-    values: dict[tuple[str, int], float] = {}
-    for folder in folders:
-        seeds = {(row["prompt"], row["path"]): row["seed"] for row in _score_rows(Path(folder))}
-        scores = per_image(Path(folder), metric)
-        values |= {(prompt, seeds[prompt, path]): value for (prompt, path), value in scores.items()}
-    return values
-
-
-def _score_rows(folder: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = read_shard(folder / SCORES_NAME, hint="Run cdkit evaluate first.").to_pylist()
-    return [row for row in rows if row["set"] in (MAIN, UNRELATED)]
-
-
-def per_image(folder: Path, metric: str) -> dict[tuple[str, str], float]:
-    """One score of every image of the main or the unrelated set, by prompt and path; the mean over its concepts if
-    several."""
-    by_image: dict[tuple[str, str], list[float]] = {}
-    whole: dict[tuple[str, str], float] = {}
-    for row in _score_rows(folder):
-        if row["metric"] != metric:
-            continue
-        key = (row["prompt"], row["path"])
-        by_image.setdefault(key, []).append(row["value"])
-        if row["concept"] is None:
-            whole[key] = row["value"]
-    return {key: whole.get(key, sum(values) / len(values)) for key, values in by_image.items()}
-
-
-def _mean_kid(kids: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    value = KID_SCALE * sum(kid["value"] for kid in kids) / len(kids)
-    errors = [kid.get("standard_error") for kid in kids]
-    estimate = {"value": value, "low": None, "high": None, "n": sum(kid["n"] for kid in kids)}
-    if all(error is not None for error in errors):
-        spread = 1.96 * KID_SCALE * sum(error**2 for error in errors if error is not None) ** 0.5 / len(kids)
-        estimate |= {"low": value - spread, "high": value + spread}
-    return estimate
-
-
-def read_summary(folder: Path) -> dict[str, Any]:
-    """A scores folder's summary.json; raises InputError when it is none."""
-    summary = read_json(folder / SUMMARY_NAME)
-    if not isinstance(summary, dict) or "metrics" not in summary:
-        raise InputError(f"{folder} holds no scores.", hint="Run cdkit evaluate first.")
-    return summary
-
-
-def csv_table(rows: Sequence[TableRow]) -> tuple[list[str], list[list[Any]]]:
-    """The names of the columns, and a row per method: ours with bounds and number, then the paper's."""
-    metrics = list(dict.fromkeys([*COLUMNS, *(metric for row in rows for metric in row.ours)]))
-    names = [f"{metric}{end}" for metric in metrics for end in ("", "_low", "_high", "_n")]
-    cells = [
-        [row.ours.get(metric, {}).get(key) for metric in metrics for key in ("value", "low", "high", "n")]
-        for row in rows
-    ]
-    table = [
-        [row.group, row.method, *ours, *(row.paper.get(column) for column in COLUMNS)]
-        for row, ours in zip(rows, cells, strict=True)
-    ]
-    return ["group", "method", *names, *(f"paper_{column}" for column in COLUMNS)], table
-
-
 # Custom Diffusion (Kumari et al. 2023), Tables 1, 3 and 5: text alignment as CLIPScore, image alignment, KID × 10³.
 PAPER_SINGLE: Mapping[str, tuple[float, float, float | None]] = {
     "textual-inversion": (0.670, 0.827, 22.27),
@@ -159,11 +30,6 @@ PAPER_MULTI: Mapping[str, tuple[float, float, float | None]] = {
     "joint": (0.801, 0.706, None),
 }
 COLUMNS = ("clip_score", "image_alignment", "kid")
-# What training did to prompts that name no concept; the paper has no such figure.
-OWN_COLUMNS = ("text_change", "pixels_kept")
-# Made of a method's scores: the worst of its folders, and its change against another method at the same seeds.
-IMAGE_ALIGNMENT, WORST_ALIGNMENT = "image_alignment", "worst_image_alignment"
-CHANGE_COLUMNS = {"clip_score": "clip_score_change", IMAGE_ALIGNMENT: "image_alignment_change"}
 COLUMN_NAMES = {
     "clip_score": "text alignment",
     "image_alignment": "image alignment",
@@ -175,18 +41,7 @@ COLUMN_NAMES = {
     "image_alignment_change": "change of image alignment",
 }
 GROUP_NAMES = {"single": "one concept", "multi": "several concepts"}
-# What is a mean over images; KID is of a whole set.
-POOLED = (
-    "text_alignment",
-    "clip_score",
-    "image_alignment",
-    "dino_image_alignment",
-    "nearest_photo",
-    "drift",
-    *OWN_COLUMNS,
-)
 LESS_IS_BETTER = ("kid",)
-KID_SCALE = 1000.0
 
 
 @dataclass(frozen=True)
@@ -297,6 +152,21 @@ def markdown_table(rows: Sequence[TableRow]) -> str:
         for row in (row for row in rows if row.group == group):
             lines.append(f"| {markdown_text(row.method)} | {' | '.join(row.cells(shown))} |")
     return "\n".join(lines) + "\n"
+
+
+def csv_table(rows: Sequence[TableRow]) -> tuple[list[str], list[list[Any]]]:
+    """The names of the columns, and a row per method: ours with bounds and number, then the paper's."""
+    metrics = list(dict.fromkeys([*COLUMNS, *(metric for row in rows for metric in row.ours)]))
+    names = [f"{metric}{end}" for metric in metrics for end in ("", "_low", "_high", "_n")]
+    cells = [
+        [row.ours.get(metric, {}).get(key) for metric in metrics for key in ("value", "low", "high", "n")]
+        for row in rows
+    ]
+    table = [
+        [row.group, row.method, *ours, *(row.paper.get(column) for column in COLUMNS)]
+        for row, ours in zip(rows, cells, strict=True)
+    ]
+    return ["group", "method", *names, *(f"paper_{column}" for column in COLUMNS)], table
 
 
 def interval_text(estimate: Mapping[str, Any] | None) -> str:

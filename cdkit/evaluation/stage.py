@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,21 +28,17 @@ from cdkit.evaluation.attention import (
     prompt_tokens,
     recorded_attention,
 )
-from cdkit.evaluation.comparison import (
-    TABLE_NAME,
-    WORST_ALIGNMENT,
-    TableRow,
-    changes,
-    csv_table,
-    markdown_page,
-    order_differences,
-    paper_values,
-    pooled,
-    read_summary,
-    worst_alignment,
-)
+from cdkit.evaluation.comparison import TABLE_NAME, TableRow, csv_table, markdown_page, order_differences, paper_values
 from cdkit.evaluation.config import MAIN, UNRELATED, AttentionConfig, CompareConfig, EvaluateConfig, WeightChangeConfig
 from cdkit.evaluation.embeddings import Material, embed_material
+from cdkit.evaluation.method_scores import (
+    WORST_ALIGNMENT,
+    ImageScores,
+    changes,
+    pooled,
+    read_image_scores,
+    worst_alignment,
+)
 from cdkit.evaluation.preservation import read_unrelated, score_unrelated
 from cdkit.evaluation.protocol import deviations
 from cdkit.evaluation.samples import SampleSet, read_sample_set
@@ -60,18 +57,23 @@ if TYPE_CHECKING:
 
 def compare(config: CompareConfig, inputs: Mapping[str, Input], out: Folder, context: Context) -> Dataset:
     """Write table.json, .md and .csv: pooled estimates per method with intervals, the paper's beside them."""
-    rows = [
-        TableRow(group, method, _scores_of(method, methods, config), paper_values(group, method))
+    read = cache(read_image_scores)
+    groups = {
+        group: {method: [read(place) for place in places] for method, places in methods.items()}
         for group, methods in (("single", config.single), ("multi", config.multi))
-        for method in methods
-    ]
-    folders = [folder for methods in (config.single, config.multi) for named in methods.values() for folder in named]
-    encoders = sorted({str(read_summary(Path(folder)).get("encoder")) for folder in folders})
+    }
+    folders = [folder for methods in groups.values() for scores in methods.values() for folder in scores]
+    encoders = sorted({str(folder.summary.get("encoder")) for folder in folders})
     if len(encoders) > 1:
         raise InputError(
             f"The scores were made with different encoders: {', '.join(encoders)}.",
             hint="Evaluate all of them with the same --encoder.",
         )
+    rows = [
+        TableRow(group, method, _scores_of(method, methods, config), paper_values(group, method))
+        for group, methods in groups.items()
+        for method in methods
+    ]
     notes = order_differences(rows)
     details = {"encoder": encoders[0], "rows": [asdict(row) for row in rows], "notes": notes}
     write_json(out / TABLE_NAME, details)
@@ -80,7 +82,9 @@ def compare(config: CompareConfig, inputs: Mapping[str, Input], out: Folder, con
     return Dataset("comparison", out.path, Counts(len(rows), len(rows)), details)
 
 
-def _scores_of(method: str, methods: Mapping[str, Sequence[str]], config: CompareConfig) -> dict[str, dict[str, Any]]:
+def _scores_of(
+    method: str, methods: Mapping[str, Sequence[ImageScores]], config: CompareConfig
+) -> dict[str, dict[str, Any]]:
     """A method's estimates by column: its own, its worst, and its change against the method that was named."""
     folders = methods[method]
     columns = pooled(folders, config.resamples, config.seed)

@@ -11,11 +11,11 @@ from cdkit.evaluation.comparison import (
     COLUMN_NAMES,
     COLUMNS,
     GROUP_NAMES,
-    OWN_COLUMNS,
     TableRow,
     headings,
     shown_columns,
 )
+from cdkit.evaluation.method_scores import OWN_COLUMNS
 from cdkit.report.picture_box import Chart, PictureBox
 from cdkit.report.run_folder import StepFolder
 from cdkit.report.sections.scores import interval

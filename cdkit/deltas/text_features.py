@@ -69,6 +69,22 @@ def ids_and_lengths(towers: Sequence[TextTower], prompts: Sequence[str]) -> tupl
     return [batch.input_ids for batch in encoded], encoded[0].attention_mask.sum(dim=1).tolist()
 
 
+def on_devices(towers: Sequence[TextTower], ids: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Each tower's ids where its weights are."""
+    return [row.to(next(tower.model.parameters()).device) for tower, row in zip(towers, ids, strict=True)]
+
+
+def ids_and_mask(tower: TextTower, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A tower's ids where its weights are, and 1 where they are text, 0 where they pad it."""
+    (rows,) = on_devices([tower], [ids])
+    return rows, (rows != tower.tokenizer.pad_token_id).long()
+
+
+def text_lengths(tower: TextTower, ids: torch.Tensor) -> list[int]:
+    """How many of each row's ids (prompts, positions) are text."""
+    return [int(number) for number in (ids != tower.tokenizer.pad_token_id).sum(dim=1)]
+
+
 def encode_ids(towers: Sequence[TextTower], ids: Sequence[torch.Tensor]) -> TextFeatures:
     """Features of token ids, differentiable.
 
@@ -77,7 +93,7 @@ def encode_ids(towers: Sequence[TextTower], ids: Sequence[torch.Tensor]) -> Text
     """
     import torch
 
-    on_device = [row.to(next(tower.model.parameters()).device) for tower, row in zip(towers, ids, strict=True)]
+    on_device = on_devices(towers, ids)
     if len(towers) == 1:
         return TextFeatures(towers[0].model(on_device[0])[0])
     outputs = [tower.model(row, output_hidden_states=True) for tower, row in zip(towers, on_device, strict=True)]

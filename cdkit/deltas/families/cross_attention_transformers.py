@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cdkit.deltas.families.family import Family, entries, stated_number
-from cdkit.deltas.text_features import TextFeatures, TextTower
+from cdkit.deltas.text_features import TextFeatures, TextTower, ids_and_mask, text_lengths
 
 if TYPE_CHECKING:
     import torch
@@ -25,9 +26,26 @@ CROSS_ATTENTION = r"transformer_blocks\.\d+\.attn2\."
 class CrossAttentionTransformer(Family):
     """What both share: one text encoder whose padding is masked, and a caption that is projected before the blocks."""
 
+    @abstractmethod
+    def called_with(self, denoiser: Any, times: torch.Tensor) -> dict[str, Any]:
+        """What the denoiser takes besides latents and text."""
+
     def prefix(self) -> str:
         """What the pipeline puts before every prompt."""
         return ""
+
+    def predict(
+        self, denoiser: Any, noisy: torch.Tensor, times: torch.Tensor, features: TextFeatures, sizes: torch.Tensor
+    ) -> torch.Tensor:
+        predicted: torch.Tensor = denoiser(
+            noisy,
+            encoder_hidden_states=features.hidden.to(noisy.dtype),
+            encoder_attention_mask=features.mask,
+            return_dict=False,
+            **self.called_with(denoiser, times),
+        )[0]
+        # A variance may stand behind it.
+        return predicted[:, : noisy.shape[1]]
 
     def written(self, text: str) -> str:
         return text.lower().strip()
@@ -45,16 +63,14 @@ class CrossAttentionTransformer(Family):
             return_tensors="pt",
         )
         read = self.seen(towers, [batch.input_ids])
-        return [batch.input_ids], (read != tokenizer.pad_token_id).sum(dim=1).tolist()
+        return [batch.input_ids], text_lengths(towers[0], read)
 
     def seen(self, towers: Sequence[TextTower], ids: Sequence[torch.Tensor]) -> torch.Tensor:
         return _read_positions(ids[0])
 
     def encode(self, towers: Sequence[TextTower], ids: Sequence[torch.Tensor]) -> TextFeatures:
-        tower = towers[0]
-        rows = ids[0].to(next(tower.model.parameters()).device)
-        mask = (rows != tower.tokenizer.pad_token_id).long()
-        hidden = tower.model(rows, attention_mask=mask)[0]
+        rows, mask = ids_and_mask(towers[0], ids[0])
+        hidden = towers[0].model(rows, attention_mask=mask)[0]
         return TextFeatures(_read_positions(hidden), mask=_read_positions(mask))
 
     def taken_widths(self, denoiser: Mapping[str, Any]) -> set[int]:
@@ -98,17 +114,8 @@ class Sana(CrossAttentionTransformer):
         read: torch.Tensor = denoiser.caption_norm(denoiser.caption_projection(features.hidden))
         return read
 
-    def predict(
-        self, denoiser: Any, noisy: torch.Tensor, times: torch.Tensor, features: TextFeatures, sizes: torch.Tensor
-    ) -> torch.Tensor:
-        predicted: torch.Tensor = denoiser(
-            noisy,
-            encoder_hidden_states=features.hidden.to(noisy.dtype),
-            encoder_attention_mask=features.mask,
-            timestep=times * 1000 * denoiser.config.timestep_scale,
-            return_dict=False,
-        )[0]
-        return predicted[:, : noisy.shape[1]]
+    def called_with(self, denoiser: Any, times: torch.Tensor) -> dict[str, Any]:
+        return {"timestep": times * 1000 * denoiser.config.timestep_scale}
 
     def moments(self, vae: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         latent = vae.encode(pixels).latent.float() * vae.config.scaling_factor
@@ -129,18 +136,8 @@ class PixArt(CrossAttentionTransformer):
         read: torch.Tensor = denoiser.caption_projection(features.hidden)
         return read
 
-    def predict(
-        self, denoiser: Any, noisy: torch.Tensor, times: torch.Tensor, features: TextFeatures, sizes: torch.Tensor
-    ) -> torch.Tensor:
-        predicted: torch.Tensor = denoiser(
-            noisy,
-            encoder_hidden_states=features.hidden.to(noisy.dtype),
-            encoder_attention_mask=features.mask,
-            timestep=times,
-            added_cond_kwargs={"resolution": None, "aspect_ratio": None},
-            return_dict=False,
-        )[0]
-        return predicted[:, : noisy.shape[1]]
+    def called_with(self, denoiser: Any, times: torch.Tensor) -> dict[str, Any]:
+        return {"timestep": times, "added_cond_kwargs": {"resolution": None, "aspect_ratio": None}}
 
 
 ROWS = (

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cdkit.deltas.families.family import Family, entries, stated_number, text_width
 from cdkit.deltas.families.stable_diffusion import CLIP_CONTEXT, CLIP_ENCODERS
-from cdkit.deltas.text_features import TextFeatures, TextTower
+from cdkit.deltas.text_features import TextFeatures, TextTower, ids_and_mask, on_devices, text_lengths
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +30,10 @@ TRAINED_GUIDANCE = 1.0
 @dataclass(frozen=True)
 class JointAttention(Family):
     """What the three share."""
+
+    def ids(self, towers: Sequence[TextTower], prompts: Sequence[str]) -> tuple[list[torch.Tensor], list[int]]:
+        ids = [padded_ids(tower, prompts, self.context[tower.name]) for tower in towers]
+        return ids, text_lengths(self.words_of(towers), self.seen(towers, ids))
 
     def taken_widths(self, denoiser: Mapping[str, Any]) -> set[int]:
         return {stated_number(denoiser, "joint_attention_dim", "transformer")}
@@ -58,11 +62,6 @@ def text_length(tower: TextTower, ids: torch.Tensor) -> int:
     return int(ends[0]) + 1 if len(ends) else len(ids)
 
 
-def lengths(tower: TextTower, ids: torch.Tensor) -> list[int]:
-    """How many of each row's ids (n, positions) are text."""
-    return [int(number) for number in (ids != tower.tokenizer.pad_token_id).sum(dim=1)]
-
-
 def pack(latents: torch.Tensor) -> torch.Tensor:
     """Latents (n, C, h, w) as the patches of 2 x 2 cells that FLUX and Qwen-Image read: (n, h w / 4, 4 C)."""
     number, channels, height, width = latents.shape
@@ -81,15 +80,11 @@ def unpack(patches: torch.Tensor, height: int, width: int) -> torch.Tensor:
 class StableDiffusion3(JointAttention):
     """Stable Diffusion 3 and 3.5: two CLIPs side by side and, where it is there, T5 behind them."""
 
-    def ids(self, towers: Sequence[TextTower], prompts: Sequence[str]) -> tuple[list[torch.Tensor], list[int]]:
-        ids = [padded_ids(tower, prompts, self.context[tower.name]) for tower in towers]
-        return ids, lengths(towers[0], ids[0])
-
     def encode(self, towers: Sequence[TextTower], ids: Sequence[torch.Tensor]) -> TextFeatures:
         import torch
         from torch.nn.functional import pad
 
-        rows = [row.to(next(tower.model.parameters()).device) for tower, row in zip(towers, ids, strict=True)]
+        rows = on_devices(towers, ids)
         outputs = [tower.model(row, output_hidden_states=True) for tower, row in zip(towers, rows, strict=True)]
         clip = torch.cat([output.hidden_states[-2] for output in outputs[:2]], dim=-1)
         pooled = torch.cat([output.text_embeds for output in outputs[:2]], dim=-1)
@@ -137,14 +132,8 @@ class StableDiffusion3(JointAttention):
 class Flux(JointAttention):
     """FLUX.1: T5's features are the text's stream, CLIP gives one vector of the whole prompt."""
 
-    def ids(self, towers: Sequence[TextTower], prompts: Sequence[str]) -> tuple[list[torch.Tensor], list[int]]:
-        ids = [padded_ids(tower, prompts, self.context[tower.name]) for tower in towers]
-        return ids, lengths(towers[1], ids[1])
-
     def encode(self, towers: Sequence[TextTower], ids: Sequence[torch.Tensor]) -> TextFeatures:
-        clip, long = (
-            tower.model(row.to(next(tower.model.parameters()).device)) for tower, row in zip(towers, ids, strict=True)
-        )
+        clip, long = (tower.model(row) for tower, row in zip(towers, on_devices(towers, ids), strict=True))
         return TextFeatures(long.last_hidden_state, clip.pooler_output)
 
     def words_of(self, towers: Sequence[TextTower]) -> TextTower:
@@ -201,16 +190,14 @@ class QwenImage(JointAttention):
             return_tensors="pt",
         )
         read = self.seen(towers, [batch.input_ids])
-        return [batch.input_ids], lengths(towers[0], read)
+        return [batch.input_ids], text_lengths(towers[0], read)
 
     def seen(self, towers: Sequence[TextTower], ids: Sequence[torch.Tensor]) -> torch.Tensor:
         return ids[0][:, DROPPED:]
 
     def encode(self, towers: Sequence[TextTower], ids: Sequence[torch.Tensor]) -> TextFeatures:
-        tower = towers[0]
-        rows = ids[0].to(next(tower.model.parameters()).device)
-        mask = (rows != tower.tokenizer.pad_token_id).long()
-        hidden = tower.model(input_ids=rows, attention_mask=mask, output_hidden_states=True).hidden_states[-1]
+        rows, mask = ids_and_mask(towers[0], ids[0])
+        hidden = towers[0].model(input_ids=rows, attention_mask=mask, output_hidden_states=True).hidden_states[-1]
         mask = mask[:, DROPPED:]
         return TextFeatures(hidden[:, DROPPED:] * mask.unsqueeze(-1), mask=mask)
 

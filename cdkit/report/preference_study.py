@@ -25,6 +25,7 @@ from cdkit.pictures.reading import read_pictures
 from cdkit.report.page import TEMPLATES, environment
 from cdkit.report.picture_box import PictureBox, Shown
 from cdkit.report.run_folder import RunFolder, StepFolder
+from cdkit.report.subjects import named_places
 
 SIDES: tuple[Side, Side] = ("left", "right")
 PHOTOS_SHOWN = 6
@@ -146,10 +147,8 @@ def _concepts(run: RunFolder, step: StepFolder) -> tuple[tuple[tuple[str, str], 
         scored = [other.values.get("samples"), *(compared.values() if isinstance(compared, Mapping) else ())]
         about = other.stage == "evaluate" and step.name in scored
         if about or (other.stage == "train" and other.name in trained):
-            concepts = other.values.get("concepts")
-            tokens = other.values.get("tokens")
-            if isinstance(concepts, Mapping):
-                places = ((str(word), run.resolve(str(photos))) for word, photos in concepts.items())
+            places, tokens = named_places(run, other), other.values.get("tokens")
+            if places:
                 words = [str(token) for token in tokens] if about and isinstance(tokens, list) else []
                 return tuple(sorted(places)), words
     return (), []

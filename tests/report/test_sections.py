@@ -17,7 +17,7 @@ from cdkit.report.sections.images import ROWS_SHOWN, ImagesSection, images_secti
 from cdkit.report.sections.regularization import Source, regularization_section
 from cdkit.report.sections.scores import ScoredSet, ScoreTable
 from cdkit.report.sections.training import token_spellings, token_texts, training_section
-from cdkit.report.subjects import run_subjects
+from cdkit.report.subjects import Subject, run_subjects
 from tests.support.pretend_run import write_manifest, write_retrieved, write_trained
 
 
@@ -108,6 +108,26 @@ def test_the_head_shows_the_prompt_with_most_concepts(tmp_path: Path) -> None:
     assert section.hero is not None
     row, seeds = section.hero
     assert (row.detail, row.prompt, seeds) == ("two", "a <new2> dog and a <new1> cat", [7])
+
+
+def test_concepts_of_one_word_have_their_own_pictures(tmp_path: Path) -> None:
+    _write_samples(tmp_path / "base", ["a dog at night"])
+    _write_samples(tmp_path / "one", ["a <new1> dog at night", "a dog at night"])
+    _write_samples(tmp_path / "two", ["a <new2> dog at night", "a dog at night"])
+    _write_samples(tmp_path / "both", ["a <new1> dog and a <new2> dog"])
+    subjects = [Subject("dog", ("<new1>",), "photos/one"), Subject("dog", ("<new2>",), "photos/two")]
+    section = images_section(read_run(tmp_path), subjects, PictureBox(1_000_000))
+    assert section is not None
+    shown = [
+        (group.title, sorted(row.prompt for grid in group.grids for row in grid.rows)) for group in section.groups
+    ]
+    # The base's, and what one's own set drew with and without the token.
+    assert shown == [
+        ("<new1> dog", ["a <new1> dog at night", "a dog at night", "a dog at night"]),
+        ("<new2> dog", ["a <new2> dog at night", "a dog at night", "a dog at night"]),
+        ("<new1> dog and <new2> dog in one picture", ["a <new1> dog and a <new2> dog"]),
+    ]
+    assert len({group.anchor for group in section.groups}) == 3
 
 
 def test_tokens_of_every_kind_of_manifest() -> None:

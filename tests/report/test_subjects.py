@@ -9,7 +9,7 @@ import pytest
 
 from cdkit.core.manifest import Manifest
 from cdkit.report.run_folder import RunFolder, StepFolder
-from cdkit.report.subjects import Subject, run_subjects, run_title
+from cdkit.report.subjects import Subject, run_subjects, run_title, subjects_of
 
 
 def _run(*steps: tuple[str, str, dict[str, Any], dict[str, Any]]) -> RunFolder:
@@ -81,3 +81,35 @@ def test_a_concept_keeps_the_names_that_a_merge_gave_its_token() -> None:
 )
 def test_a_prompt_is_about_a_concept(prompt: str, tokens: list[str], there: bool) -> None:
     assert Subject("star", ("sks",), "photos").is_in(prompt, tokens) is there
+
+
+def _tuned(concepts: dict[str, str], categories: dict[str, str], tokens: list[tuple[str, str]]) -> Any:
+    values = {"concepts": concepts, "categories": categories}
+    return "tuned", "train", values, {"tokens": [{"text": text, "category": word} for text, word in tokens]}
+
+
+def test_a_concept_is_called_by_its_word_where_its_name_is_another() -> None:
+    tuned = _tuned(
+        {"golden-retriever": "photos"}, {"golden-retriever": "golden retriever"}, [("<new1>", "golden retriever")]
+    )
+    run = _run(tuned, ("scores", "evaluate", {"concepts": {"golden retriever": "photos"}}, {}))
+    (dog,) = run_subjects(run)
+    assert dog.phrase == "<new1> golden retriever"
+    assert dog.is_in("a photo of a <new1> golden retriever at night")
+    assert [subjects_of(step, run, [dog]) for step in run.steps] == [[dog], [dog]]
+
+
+def test_concepts_of_one_word_keep_their_own_tokens_and_photos() -> None:
+    both = {"dog": "photos/one", "dog-2": "photos/two"}
+    run = _run(
+        _tuned(both, dict.fromkeys(both, "dog"), [("<new1>", "dog"), ("<new2>", "dog")]),
+        ("one", "evaluate", {"concepts": {"dog": "photos/one"}}, {}),
+        ("two", "evaluate", {"concepts": {"dog": "photos/two"}}, {}),
+        ("together", "evaluate", {"concepts": both}, {}),
+    )
+    one, two = run_subjects(run)
+    assert [(each.phrase, each.photos) for each in (one, two)] == [
+        ("<new1> dog", "photos/one"),
+        ("<new2> dog", "photos/two"),
+    ]
+    assert [subjects_of(step, run, [one, two]) for step in run.steps] == [[one, two], [one], [two], [one, two]]

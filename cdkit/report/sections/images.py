@@ -86,7 +86,7 @@ class ResultGroup:
     @property
     def anchor(self) -> str:
         """The end of its address on the page."""
-        words = "-".join(photos.subject.word for photos in self.photos) or "other"
+        words = "-".join(photos.subject.anchor for photos in self.photos) or "other"
         return "".join(letter if letter.isalnum() else "-" for letter in words)
 
     @property
@@ -137,6 +137,8 @@ class DrawnImage:
 
 
 Rows = dict[tuple[str, str], list[DrawnImage]]
+# A prompt without its tokens, and its rows.
+Asked = tuple[str, Rows]
 
 
 def images_section(run: RunFolder, subjects: Sequence[Subject], pictures: PictureBox) -> ImagesSection | None:
@@ -151,11 +153,11 @@ def images_section(run: RunFolder, subjects: Sequence[Subject], pictures: Pictur
             plain = without_tokens(image.prompt, tokens)
             by_prompt.setdefault(plain, {}).setdefault((name, image.prompt), []).append(image)
     grouped = _grouped(by_prompt, subjects, tokens)
-    chosen = _fitting(grouped, by_prompt)
+    chosen = _fitting(grouped)
     photos = {subject: _photos(subject, pictures) for subject in subjects}
     groups = []
     for key in [*((subject,) for subject in subjects if (subject,) not in chosen), *chosen]:
-        grids = [_grid(plain, by_prompt[plain], run, sets, tokens, pictures) for plain in chosen.get(key, [])]
+        grids = [_grid(plain, rows, run, sets, tokens, pictures) for plain, rows in chosen.get(key, [])]
         groups.append(ResultGroup([photos[subject] for subject in key], grids, len(grouped.get(key, []))))
     if not groups:
         return None
@@ -165,34 +167,57 @@ def images_section(run: RunFolder, subjects: Sequence[Subject], pictures: Pictur
 
 def _grouped(
     by_prompt: Mapping[str, Rows], subjects: Sequence[Subject], tokens: Sequence[str]
-) -> dict[tuple[Subject, ...], list[str]]:
+) -> dict[tuple[Subject, ...], list[Asked]]:
     """Prompts by the concepts they are about: one concept, in their order, then several, then none; those that most
     sets share first."""
-    groups: defaultdict[tuple[Subject, ...], list[str]] = defaultdict(list)
+    groups: defaultdict[tuple[Subject, ...], list[Asked]] = defaultdict(list)
     for plain, rows in by_prompt.items():
-        asked = [prompt for _, prompt in rows if find_tokens(prompt, tokens)] or [plain]
-        key = tuple(subject for subject in subjects if any(subject.is_in(prompt, tokens) for prompt in asked))
-        groups[key].append(plain)
+        for key, own in _parted(plain, rows, subjects, tokens).items():
+            groups[key].append((plain, own))
     place = {subject: number for number, subject in enumerate(subjects)}
     keys = sorted(groups, key=lambda key: (not key, len(key), [place[subject] for subject in key]))
-    order = list(by_prompt)
-    return {key: sorted(groups[key], key=lambda p: (-_interest(by_prompt[p]), order.index(p))) for key in keys}
+    return {key: sorted(groups[key], key=lambda asked: -_interest(asked[1])) for key in keys}
 
 
-def _fitting(
-    grouped: Mapping[tuple[Subject, ...], Sequence[str]], by_prompt: Mapping[str, Rows]
-) -> dict[tuple[Subject, ...], list[str]]:
+def _parted(
+    plain: str, rows: Rows, subjects: Sequence[Subject], tokens: Sequence[str]
+) -> dict[tuple[Subject, ...], Rows]:
+    """The rows of a prompt by the concepts they are about: only tokens tell concepts of one word apart.
+
+    A set without a token in the prompt stands beside all of them.
+    """
+    asking: dict[tuple[Subject, ...], set[str]] = {}
+    keys: dict[tuple[str, str], tuple[Subject, ...]] = {}
+    for name, prompt in rows:
+        if find_tokens(prompt, tokens):
+            key = tuple(subject for subject in subjects if subject.is_in(prompt, tokens))
+            keys[name, prompt] = key
+            asking.setdefault(key, set()).add(name)
+    if not asking:
+        return {tuple(subject for subject in subjects if subject.is_in(plain, tokens)): rows}
+    named = set().union(*asking.values())
+    return {
+        key: {
+            row: images
+            for row, images in rows.items()
+            if keys.get(row, key) == key and (row[0] in names or row[0] not in named)
+        }
+        for key, names in asking.items()
+    }
+
+
+def _fitting(grouped: Mapping[tuple[Subject, ...], Sequence[Asked]]) -> dict[tuple[Subject, ...], list[Asked]]:
     """Some prompts of every group in turn, fewer where many sets make every grid tall; always one."""
-    chosen: dict[tuple[Subject, ...], list[str]] = {key: [] for key in grouped}
+    chosen: dict[tuple[Subject, ...], list[Asked]] = {key: [] for key in grouped}
     prompts = rows = 0
     for turn in zip_longest(*grouped.values()):
-        for key, plain in zip(grouped, turn, strict=True):
-            if plain is None:
+        for key, asked in zip(grouped, turn, strict=True):
+            if asked is None:
                 continue
-            prompts, rows = prompts + 1, rows + len(by_prompt[plain])
+            prompts, rows = prompts + 1, rows + len(asked[1])
             if prompts > 1 and (prompts > max(PROMPTS_SHOWN, len(grouped)) or rows > ROWS_SHOWN):
                 return {key: prompts for key, prompts in chosen.items() if prompts}
-            chosen[key].append(plain)
+            chosen[key].append(asked)
     return chosen
 
 
@@ -206,7 +231,7 @@ def _photos(subject: Subject, pictures: PictureBox) -> Photos:
     try:
         photos = read_pictures(subject.photos).without_others().pictures
         opened = ((number, photo.open()) for number, photo in enumerate(photos[:PHOTOS_SHOWN]))
-        shown = [pictures.image(image, PHOTO_SIDE, f"photo-{subject.word}-{number}") for number, image in opened]
+        shown = [pictures.image(image, PHOTO_SIDE, f"photo-{subject.anchor}-{number}") for number, image in opened]
     except CdkitError as error:
         return Photos(subject, (), 0, error.message)
     return Photos(subject, [photo for photo in shown if photo is not None], len(photos))

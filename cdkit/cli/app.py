@@ -72,7 +72,7 @@ def execute_command(arguments: Sequence[str]) -> int:
         assembled = globals().get("app") or assemble(None if COMPLETING in os.environ else _first_word(arguments))
         outcome = typer.main.get_command(assembled).main(list(arguments), prog_name="cdkit", standalone_mode=False)
         # Typer turns ctrl-C into this exit code by itself.
-        code = _interrupted() if outcome == EXIT_INTERRUPTED else outcome if isinstance(outcome, int) else 0
+        code = _interrupted(arguments) if outcome == EXIT_INTERRUPTED else outcome if isinstance(outcome, int) else 0
         sys.stdout.flush()
         return code
     except CdkitError as error:
@@ -81,7 +81,7 @@ def execute_command(arguments: Sequence[str]) -> int:
         usage = error.format_message() if hasattr(error, "format_message") else str(error)
         return _report(ConfigError(usage, hint=f"See cdkit {_command_words(arguments)}--help"), arguments)
     except typer.Abort:
-        return _interrupted()
+        return _interrupted(arguments)
     except Exception as error:
         return _report_unexpected(error, arguments)
 
@@ -115,8 +115,10 @@ def _report_unexpected(error: Exception, arguments: Sequence[str]) -> int:
     return _report(bug, arguments)
 
 
-def _interrupted() -> int:
-    Output().note("Interrupted. Run the same command to continue: finished work is kept.")
+def _interrupted(arguments: Sequence[str]) -> int:
+    # Its answers are all that `init` has, and they are asked again.
+    kept = "Run the same command to continue: finished work is kept."
+    Output().note(f"Interrupted. {'Nothing was written.' if _first_word(arguments) == 'init' else kept}")
     return EXIT_INTERRUPTED
 
 

@@ -80,9 +80,9 @@ def _spread(arguments: Sequence[str], parameters: Sequence[Any]) -> Iterator[str
             yield from arguments[place:]
             return
         elif argument.startswith("-") and argument != "-":
-            name, _, value = argument.partition("=")
+            name, joined, _ = argument.partition("=")
             option = options.get(name)
-            wants_value = option is not None and not value and not getattr(option, "is_flag", False)
+            wants_value = option is not None and not joined and not getattr(option, "is_flag", False)
             current = name if getattr(option, "multiple", False) else ""
         elif current and taken >= fixed:
             if open_ended is None:

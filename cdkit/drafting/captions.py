@@ -104,7 +104,8 @@ def _pool(values: tuple[str, ...]) -> CaptionSource:
     if collections or local is None:
         return CaptionSource("pool", values, True if collections else None, described)
     addresses = _names_pictures(local)
-    return CaptionSource("pool", values, addresses, described if addresses else f"{described}, which name no pictures")
+    without = ", which name" + ("s" if len(files) == 1 else "") + " no pictures"
+    return CaptionSource("pool", values, addresses, described if addresses else described + without)
 
 
 def _is_picture_folder(value: str) -> bool:

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from html import escape
 from pathlib import Path
+from urllib.parse import quote
 
 from cdkit.core.errors import CdkitError
 from cdkit.core.formatting import duration_text
 from cdkit.core.storage import write_text
+from cdkit.pipeline.plan import report_page
 from cdkit.pipeline.watch import RunStatus, StageStatus
 from cdkit.training.live_page import LIVE_NAME, chart, document, figure
 from cdkit.training.metrics import METRICS_NAME, read_metrics
@@ -29,7 +31,10 @@ _CLOCK = """<script>
 const began = Date.now();
 for (const cell of document.querySelectorAll("[data-seconds]"))
   setInterval(() => {
-    cell.textContent = `${Math.round(+cell.dataset.seconds + (Date.now() - began) / 1000)} s`;
+    const seconds = Math.round(+cell.dataset.seconds + (Date.now() - began) / 1000);
+    const minutes = Math.floor(seconds / 60), hours = Math.floor(minutes / 60);
+    const short = minutes ? `${minutes} min ${seconds % 60} s` : `${seconds} s`;
+    cell.textContent = hours ? `${hours} h ${minutes % 60} min` : short;
   }, 1000);
 const written = document.querySelector("[data-written]");
 const minutes = Math.floor((began / 1000 - written.dataset.written) / 60);
@@ -57,6 +62,7 @@ class RunPage:
         """The page as HTML."""
         title = f"{status.place() or status.pipeline}: {headline(status)}"
         body = [f"<h1>{escape(status.pipeline)}</h1>", f"<p>{escape(title)}</p>", _bar(status), _problem(status)]
+        body += [_report(status)]
         body += [_table(status), _losses(status), *self._samples(status), _notes(status)]
         now = time.time()
         written = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now))
@@ -115,6 +121,13 @@ def _problem(status: RunStatus) -> str:
         return ""
     hint = f"\n{escape(status.hint)}" if status.hint else ""
     return f'<div class="problem" role="alert">{escape(status.problem)}{hint}</div>'
+
+
+def _report(status: RunStatus) -> str:
+    page = report_page([stage.planned for stage in status.stages])
+    if page is None or not status.ended or status.problem:
+        return ""
+    return f'<p><a href="{quote(page.relative_to(status.folder).as_posix())}">The report</a></p>'
 
 
 def _table(status: RunStatus) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -70,10 +70,10 @@ def plan(pipeline: Pipeline, folder: Path, forced: Set[str] = frozenset()) -> li
             except CdkitError as error:
                 problems.append(error)
         planned.append(Planned(step, out, state, reason, _input_bytes(inputs), _output_bytes(out, state)))
-    if problems:
-        if len(problems) == 1:
-            raise problems[0]
-        raise type(problems[0])(_joined(problems), hint=problems[0].hint)
+    # Stages that share an input have its problem in common.
+    distinct = list({problem.message: problem for problem in problems}.values())
+    if distinct:
+        raise distinct[0] if len(distinct) == 1 else type(distinct[0])(_joined(distinct), hint=distinct[0].hint)
     return planned
 
 
@@ -102,6 +102,11 @@ def _output_bytes(out: Path, state: State) -> int | None:
     if state != "cached":
         return None
     return sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+
+
+def report_page(planned: Sequence[Planned]) -> Path | None:
+    """The page that a run's last report is on; None where there is none."""
+    return next((path for entry in reversed(planned) if (path := entry.out / "report.html").exists()), None)
 
 
 def _joined(problems: list[CdkitError]) -> str:

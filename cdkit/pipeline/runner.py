@@ -16,7 +16,7 @@ from cdkit.core.protocols import Progress
 from cdkit.core.storage import Folder, write_json
 from cdkit.execute import Result, execute
 from cdkit.pipeline.live_page import RunPage
-from cdkit.pipeline.plan import Planned, plan
+from cdkit.pipeline.plan import Planned, plan, report_page
 from cdkit.pipeline.spec import Pipeline
 from cdkit.pipeline.watch import RunStatus, RunWatch
 
@@ -77,8 +77,7 @@ def run(
             Folder(folder).remove_temporaries(below=False)
             write_json(folder / RECORD_NAME, redacted(record))
             results = _run_steps(pipeline.name, folder, planned, forced, progress, threads, watch)
-    report = next((path for entry in reversed(planned) if (path := entry.out / "report.html").exists()), None)
-    return RunResult(folder, tuple(results), tuple(entry.step.name for entry in planned), report)
+    return RunResult(folder, tuple(results), tuple(entry.step.name for entry in planned), report_page(planned))
 
 
 def _run_steps(

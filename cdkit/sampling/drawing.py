@@ -149,7 +149,9 @@ def _written_out(
     convert = getattr(pipeline, "maybe_convert_prompt", None)
     if convert is None:
         return prompt, standing
-    return convert(prompt, tokenizer), [convert(word, tokenizer) for word in standing]
+    # It counts a long prompt's tokens aloud; what is cut off is said here.
+    with quiet():
+        return convert(prompt, tokenizer), [convert(word, tokenizer) for word in standing]
 
 
 def unknown_tokens(prompts: Sequence[str], known: Sequence[str]) -> list[str]:

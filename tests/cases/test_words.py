@@ -184,7 +184,9 @@ def test_a_tokenizer_that_does_not_know_the_context_is_no_way_around(material: M
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-def test_prompts_are_named_whose_word_is_not_read(tmp_path: Path, rows: int) -> None:
+def test_prompts_are_named_whose_word_is_not_read(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], rows: int
+) -> None:
     tiny_pipeline(tmp_path / "base")
     pipeline = loaded(tmp_path / "base")
     delta = made_delta(pipeline, rows=rows)
@@ -210,3 +212,4 @@ def test_prompts_are_named_whose_word_is_not_read(tmp_path: Path, rows: int) -> 
     ]
     assert len([note for note in notes if "its end is not seen" in note]) == (2 if rows == 1 else 1)
     assert len(notes) == 4
+    assert "Token indices" not in capfd.readouterr().err

@@ -106,4 +106,5 @@ def test_ctrl_c_writes_nothing() -> None:
     written, screen = run_on_terminal(COMMAND, 80, typed=typed)
     assert screen.exit_code == 130, written
     assert "Traceback" not in written
+    assert "Interrupted. Nothing was written." in written
     assert list(Path().iterdir()) == []

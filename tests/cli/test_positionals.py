@@ -56,6 +56,7 @@ def _parsed(line: str) -> dict[str, Any]:
         ("index add --captions a.csv mine", {"captions": ["a.csv"], "index": Path("mine")}),
         ("index build --captions a.csv b.csv --out o", {"captions": ["a.csv", "b.csv"], "out": Path("o")}),
         ("train --concept a=b c=d --delta x y --out o", {"concepts": ["a=b", "c=d"], "delta": ["x", "y"]}),
+        ("init --word= --base embedded", {"word": [""], "base": "embedded"}),
         ("inspect benchmark set.json --word 'a dog' pet", {"word": ["a dog"], "concept": "pet"}),
     ],
 )

@@ -114,6 +114,21 @@ def test_the_end_stops_it(status: RunStatus) -> None:
     assert headline(status) == "done in 1 min 15 s"
 
 
+def test_the_end_leads_to_the_report(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    entries = plan(chain(tmp_path, CHAIN + "  page: {run: report}\n"), folder)
+    status = RunStatus("chain", folder, [StageStatus(entry, "done") for entry in entries])
+    (folder / "page").mkdir(parents=True)
+    # Of an earlier run, as long as this one goes on.
+    (folder / "page" / "report.html").write_text("<p>A report</p>")
+    link = '<a href="page/report.html">'
+    assert link not in RunPage(folder).page(status)
+    status.ended = True
+    assert link in RunPage(folder).page(status)
+    status.problem = "It failed."
+    assert link not in RunPage(folder).page(status)
+
+
 def test_a_run_writes_it_and_says_what_failed(tmp_path: Path) -> None:
     text = "name: chain\nstages:\n  a: {run: adding}\n  b: {run: adding, fail_at: 2}\n"
     folder = tmp_path / "run"

@@ -161,6 +161,12 @@ def test_missing_inputs_are_all_named(chain: Path) -> None:
         plan(_load(chain), chain.parent / "run")
 
 
+def test_an_input_that_stages_share_is_named_once(chain: Path) -> None:
+    chain.write_text("stages:\n  a: {run: adding, source: gone}\n  b: {run: adding, source: gone}\n")
+    with pytest.raises(InputError, match=r"^gone does not exist\.$"):
+        plan(_load(chain), chain.parent / "run")
+
+
 def test_a_foreign_folder_is_refused(chain: Path) -> None:
     folder = chain.parent / "run"
     folder.mkdir()

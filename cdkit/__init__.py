@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from cdkit.core.machine import wait_passively
+from cdkit.core.threads import wait_passively
 
 if TYPE_CHECKING:
     from cdkit.api.drawing import evaluate, make_report, sample

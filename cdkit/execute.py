@@ -14,7 +14,6 @@ from typing import Literal
 from cdkit.core.config import ParallelConfig, StageConfig, canonical, field_settings
 from cdkit.core.errors import CdkitError, ConfigError, OutputError, writing
 from cdkit.core.fingerprints import Input
-from cdkit.core.machine import PeakMemory, threads
 from cdkit.core.manifest import (
     MANIFEST_NAME,
     STARTED_NAME,
@@ -25,8 +24,10 @@ from cdkit.core.manifest import (
     read_manifest,
     run_record,
 )
+from cdkit.core.peak_memory import PeakMemory
 from cdkit.core.protocols import Context, Engine, Progress, SilentProgress
 from cdkit.core.storage import TEMPORARY_PREFIX, Folder, flush_names
+from cdkit.core.threads import threads
 from cdkit.engines import create_engine
 from cdkit.engines.local import refuse_in_worker
 from cdkit.inputs import check_apart, resolve_inputs, with_local_copies

@@ -16,8 +16,8 @@ from cdkit.cli.progress import TerminalProgress
 from cdkit.core.config import StageConfig
 from cdkit.core.errors import ConfigError
 from cdkit.core.formatting import command_line, size_text
-from cdkit.core.machine import threads
 from cdkit.core.protocols import Context
+from cdkit.core.threads import threads
 from cdkit.engines import create_engine
 from cdkit.inputs import local_copy
 from cdkit.stages import STAGES

@@ -48,7 +48,7 @@ def _serve(
     threads: int | None = typer.Option(None, "--threads", help="Searches at once [default: one per CPU].", min=1),
     queue: int = typer.Option(128, "--queue", help="Requests at once; more are told to come again (429).", min=1),
 ) -> None:
-    from cdkit.core.machine import thread_count
+    from cdkit.core.threads import thread_count
     from cdkit.fetching.blocklist import read_blocklist
     from cdkit.serving.access import Access
     from cdkit.serving.app import SearchService

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import PydanticUndefined
 
 from cdkit.core.errors import ConfigError
-from cdkit.core.machine import thread_count
 from cdkit.core.text import is_text
+from cdkit.core.threads import thread_count
 
 # What a field names: `hub:USER/NAME` may stand where a model, a delta, an index or a regularization set may.
 InputKind = Literal["files", "folder", "model", "encoder", "run", "delta", "index", "set"]

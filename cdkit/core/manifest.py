@@ -18,8 +18,8 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 import cdkit
 from cdkit.core.errors import InputError, pip_install
 from cdkit.core.formatting import json_text
-from cdkit.core.machine import thread_count
 from cdkit.core.storage import flush_names, read_json, write_json
+from cdkit.core.threads import thread_count
 
 MANIFEST_NAME = "manifest.json"
 STARTED_NAME = "started.json"

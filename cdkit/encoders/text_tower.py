@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cdkit.core.errors import InputError, ResourceError
 from cdkit.core.formatting import json_text
-from cdkit.core.machine import separate_threads
+from cdkit.core.threads import separate_threads
 from cdkit.encoders.batches import batching_of, length_sorted_batches
 from cdkit.encoders.causal_tower import Before, CausalTower, same_without_padding
 from cdkit.encoders.cpu_products import use_fast_products

@@ -13,9 +13,9 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from cdkit.core.errors import ConfigError, ResourceError
-from cdkit.core.machine import set_threads, thread_count
 from cdkit.core.protocols import Item, Outcome, Value
 from cdkit.core.startup import claim_process
+from cdkit.core.threads import set_threads, thread_count
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ProcessPoolExecutor

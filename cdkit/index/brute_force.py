@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cdkit.core.fingerprints import GOLDEN, splitmix64
-from cdkit.core.machine import separate_threads
 from cdkit.core.shards import read_shard
+from cdkit.core.threads import separate_threads
 from cdkit.index.embedding_files import StoredEmbeddings
 from cdkit.index.records import BLOCK_ROWS, read_ahead, read_embeddings
 

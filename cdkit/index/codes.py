@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from cdkit.core.errors import InputError
 from cdkit.core.formatting import json_text
-from cdkit.core.machine import choose_device, threads
+from cdkit.core.machine import choose_device
 from cdkit.core.protocols import Context
 from cdkit.core.shards import FINGERPRINT_KEY, open_shard
 from cdkit.core.storage import Folder, atomic_path, read_json, write_json
+from cdkit.core.threads import threads
 from cdkit.index.brute_force import TRAINING, read_sample, sampled
 from cdkit.index.clustering import Tables, assign_and_encode, learn_tables, tensor_kernels
 from cdkit.index.faiss_index import (

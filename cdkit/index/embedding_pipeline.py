@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdkit.core.errors import InputError, writing
-from cdkit.core.machine import thread_count
 from cdkit.core.shards import finished_facts, open_shard, part_name
 from cdkit.core.storage import Folder
+from cdkit.core.threads import thread_count
 from cdkit.encoders.batches import batching_of, windows
 from cdkit.index.embedding_files import embedding_shard, join_shards
 from cdkit.index.shard_progress import ShardCounter

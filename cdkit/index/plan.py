@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from cdkit.core.config import describe_mistakes, did_you_mean
 from cdkit.core.errors import ConfigError
-from cdkit.core.machine import thread_count
+from cdkit.core.threads import thread_count
 from cdkit.core.yaml_files import read_yaml
 from cdkit.index.assignment import compared
 from cdkit.index.brute_force import MOST_MAPPED

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cdkit.core.machine import choose_device
-from cdkit.core.machine import threads as library_threads
+from cdkit.core.threads import threads as library_threads
 from cdkit.index.assignment import GroupedCentroids, compared
 from cdkit.index.clustering import Tables, assign_and_encode, tensor_kernels
 from cdkit.index.embedding_files import embedding_shard

@@ -9,10 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdkit.core.machine import threads
 from cdkit.core.protocols import Context, TextEncoder
 from cdkit.core.storage import Folder
 from cdkit.core.text import caption_id, clean_captions
+from cdkit.core.threads import threads
 from cdkit.index.brute_force import TOP, Pairs, Queries, Truth, brute_force
 from cdkit.index.caption_index import INDEX_NAME
 from cdkit.index.codes import Shards

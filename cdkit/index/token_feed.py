@@ -167,8 +167,8 @@ _tokenizers: list[Tokenizer] = []
 
 
 def _begin(tokenizer: Tokenizer) -> None:
-    from cdkit.core.machine import set_threads
     from cdkit.core.startup import claim_process
+    from cdkit.core.threads import set_threads
     from cdkit.engines.local import end_with_parent
 
     claim_process()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cdkit.core.errors import CdkitError, ConfigError, MissingExtraError
-from cdkit.core.machine import environment
+from cdkit.core.threads import environment
 from cdkit.engines.local import end_with_parent, require_main_guard
 
 if TYPE_CHECKING:

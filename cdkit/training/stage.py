@@ -9,11 +9,11 @@ from cdkit.core.config import canonical
 from cdkit.core.errors import ConfigError
 from cdkit.core.fingerprints import Input
 from cdkit.core.formatting import command_line
-from cdkit.core.machine import set_threads
 from cdkit.core.manifest import Counts
 from cdkit.core.protocols import Context, SilentProgress
 from cdkit.core.shards import Dataset
 from cdkit.core.storage import Folder, flush
+from cdkit.core.threads import set_threads
 from cdkit.deltas.delta import DELTA_NAME, ON_TOP_OF, Delta, load_delta, save_delta
 from cdkit.deltas.gating import GatedChange
 from cdkit.training.config import TrainConfig

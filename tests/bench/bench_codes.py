@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from cdkit.core.formatting import json_text
-from cdkit.core.machine import threads
 from cdkit.core.shards import parts
+from cdkit.core.threads import threads
 from cdkit.index.clustering import learn_tables, principal_directions, rotate, spherical_k_means
 from cdkit.index.faiss_index import assemble, faiss_kernels
 from cdkit.index.layout import product_layout

@@ -26,10 +26,10 @@ import faiss
 import numpy as np
 
 from cdkit.core.formatting import json_text
-from cdkit.core.machine import threads as library_threads
 from cdkit.core.manifest import Manifest
 from cdkit.core.protocols import Context
 from cdkit.core.shards import part_name, parts
+from cdkit.core.threads import threads as library_threads
 from cdkit.engines.local import LocalEngine
 from cdkit.index.brute_force import Queries, Truth, brute_force
 from cdkit.index.caption_index import INDEX_NAME, CaptionIndex

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cdkit.core.errors import ResourceError
-from cdkit.core.machine import separate_threads
+from cdkit.core.threads import separate_threads
 from cdkit.encoders import load_text_encoder
 from cdkit.encoders.text_tower import Computed, TowerTextEncoder
 from tests.support import tiny_models

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from cdkit.core.machine import NUMBERS, WAITING, cpu_count
+from cdkit.core.machine import cpu_count
+from cdkit.core.threads import NUMBERS, WAITING
 
 STEPS = 120
 SHARE = 3.0

@@ -15,11 +15,11 @@ from cdkit.core.config import canonical
 from cdkit.core.errors import InputError, writing
 from cdkit.core.fingerprints import Input
 from cdkit.core.formatting import json_text
-from cdkit.core.machine import thread_count
 from cdkit.core.manifest import Counts, Manifest
 from cdkit.core.protocols import Context
 from cdkit.core.shards import merge_counts, part_name, parts, read_parts, write_shard
 from cdkit.core.storage import Folder, read_json, write_json
+from cdkit.core.threads import thread_count
 from cdkit.index.caption_index import (
     INDEX_NAME,
     check_encoder,

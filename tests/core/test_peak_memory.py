@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cdkit.core import machine
+from cdkit.core import peak_memory
 from cdkit.core.fingerprints import Input
-from cdkit.core.machine import PeakMemory
+from cdkit.core.peak_memory import PeakMemory
 from cdkit.core.protocols import Context
 from cdkit.core.shards import Dataset
 from cdkit.core.storage import Folder
@@ -49,7 +49,7 @@ def test_each_stage_has_its_own_figure(adding: None, tmp_path: Path, monkeypatch
 
 CHILDREN = """
 import json, subprocess, sys, time
-from cdkit.core.machine import PeakMemory
+from cdkit.core.peak_memory import PeakMemory
 
 def child(megabytes, seconds):
     program = f"x = bytearray({megabytes} << 20); del x; print(flush=True); import time; time.sleep({seconds})"
@@ -85,8 +85,8 @@ def test_children_count_while_they_live_and_when_they_are_gone() -> None:
 def test_where_the_mark_cannot_be_set_back_memory_is_looked_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "PROC", tmp_path)
-    monkeypatch.setattr(machine, "SAMPLE_SECONDS", 0.02)
+    monkeypatch.setattr(peak_memory, "PROC", tmp_path)
+    monkeypatch.setattr(peak_memory, "SAMPLE_SECONDS", 0.02)
     _take(400)
     with PeakMemory() as small:
         time.sleep(0.2)
@@ -100,7 +100,7 @@ def test_where_the_mark_cannot_be_set_back_memory_is_looked_at(
 
 
 def test_nothing_is_said_where_nothing_can_be_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "PROC", tmp_path)
+    monkeypatch.setattr(peak_memory, "PROC", tmp_path)
     monkeypatch.setitem(sys.modules, "psutil", None)
     with PeakMemory() as peak:
         _take(10)

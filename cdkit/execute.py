@@ -172,8 +172,9 @@ class Target:
     def _is_older(self, existing: Manifest) -> bool:
         """Whether only its stage's version tells what the folder holds from what would be made."""
         ours = {self.stage.name: self.identity, **self.earlier}.get(existing.stage)
-        older = ours is not None and existing.version < ours.version
-        return older and replace(existing.identity(), version=ours.version) == ours
+        if ours is None or existing.version >= ours.version:
+            return False
+        return replace(existing.identity(), version=ours.version) == ours
 
     def kept(self) -> list[str]:
         """The stages before this one whose work the folder holds as they would do it now."""

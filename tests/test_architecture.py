@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
@@ -60,6 +61,14 @@ def test_imports_point_downwards(module: str) -> None:
     assert _room(module) in LAYERS, f"{_room(module)} has no place in the order of layers"
     level = LAYERS.index(_room(module))
     assert not {name for name in GRAPH[module] if LAYERS.index(_room(name)) > level}
+
+
+def test_the_house_is_drawn_as_it_stands() -> None:
+    drawing = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").split("```")[1]
+    # A line names a room and what it is for, or several rooms side by side.
+    words = [[line.split()[0], *re.split(r"\s{2,}", line)[1:]] for line in drawing.split("\n") if line.strip()]
+    assert [word for line in words for word in line if word in LAYERS] == list(reversed(LAYERS))
+    assert {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()} <= set(LAYERS)
 
 
 @pytest.mark.parametrize("module", sorted(module for module in MODULES if module.split(".")[-1] == "config"))

@@ -13,6 +13,7 @@ from cdkit.api.running import config_of, make
 from cdkit.fetching.job import MAX_THREADS
 from cdkit.index.config import IndexConfig
 from cdkit.index.layout import CODE_BYTES, EXACT_BELOW, RECALL_TARGET
+from cdkit.index.search import ENCODE_LIMIT, LIMIT
 from cdkit.inputs import local_copy
 from cdkit.pictures.picture import NEAR
 from cdkit.retrieval.config import RetrieveConfig
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from cdkit.api.places import Photos
 
 NsfwLimit = Literal["unlikely", "unsure", "nsfw"]
-LIMIT, ENCODE_LIMIT = 20, 4096
 
 
 def build_index(

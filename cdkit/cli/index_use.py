@@ -19,7 +19,8 @@ from cdkit.core.formatting import command_line, size_text
 from cdkit.core.protocols import Context
 from cdkit.core.threads import threads
 from cdkit.engines import create_engine
-from cdkit.inputs import local_copy
+from cdkit.index.search import ENCODE_LIMIT, LIMIT, search
+from cdkit.inputs import local_copy, resolve_inputs
 from cdkit.stages import STAGES
 
 INDEX = typer.Argument(..., help="An index folder.", show_default=False)
@@ -102,15 +103,14 @@ def _search(
     min_similarity: float | None = typer.Option(
         None, "--min-similarity", help="[default: the encoder's own threshold]"
     ),
-    limit: int = typer.Option(20, "--limit", help="Captions per query."),
-    encode_limit: int = typer.Option(4096, "--encode-limit", help="Most captions to encode again per query."),
+    limit: int = typer.Option(LIMIT, "--limit", help="Captions per query."),
+    encode_limit: int = typer.Option(ENCODE_LIMIT, "--encode-limit", help="Most captions to encode again per query."),
     encoder: str | None = typer.Option(None, "--encoder", help="[default: the one that built the index]"),
 ) -> None:
-    from cdkit.index.search import search
-
-    options = {"min_similarity": min_similarity, "limit": limit, "encode_limit": encode_limit}
     folder = Path(local_copy("index", str(index)))
-    answers = search(folder, text, encoder=encoder, **options)  # type: ignore[arg-type]
+    answers = search(
+        folder, text, min_similarity=min_similarity, limit=limit, encode_limit=encode_limit, encoder=encoder
+    )
 
     def draw(console: Console) -> None:
         for answer in answers:
@@ -158,7 +158,6 @@ def _changed(output: Output, index: Path, facts: Mapping[str, Any]) -> None:
 def _add(output: Output, config: StageConfig, further: Mapping[str, Any]) -> None:
     from cdkit.captions.config import ImportConfig
     from cdkit.index.changes.add import add_captions
-    from cdkit.inputs import resolve_inputs
 
     assert isinstance(config, ImportConfig)
     context = Context(create_engine(config.engine, config.worker_count()), TerminalProgress(output))

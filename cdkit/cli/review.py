@@ -52,12 +52,10 @@ def _review(
     from cdkit.serving.access import Access
     from cdkit.serving.review import DecisionFile, Review, check_writable
     from cdkit.serving.review_set import read_candidates_of, read_review_set
-    from cdkit.serving.server import bind, is_loopback, require_server, serve
+    from cdkit.serving.server import bind, require_server, require_token, serve
 
     require_server()
-    if not is_loopback(host) and not token:
-        hint = "Add --token with a secret, or leave --host out to serve this machine alone."
-        raise ConfigError(f"--host {host} lets everybody in who reaches this machine.", hint=hint)
+    require_token(host, token)
     if prompts and decisions is None:
         hint = "Add --decisions FILE: an index keeps none."
         raise ConfigError("Where should the decisions about these candidates go?", hint=hint)

@@ -54,13 +54,11 @@ def _serve(
     from cdkit.serving.app import SearchService
     from cdkit.serving.catalogue import open_catalogue
     from cdkit.serving.query_pictures import QueryPictures
-    from cdkit.serving.server import bind, is_loopback, require_server, serve
+    from cdkit.serving.server import bind, require_server, require_token, serve
     from cdkit.serving.work_queue import WorkQueue
 
     require_server()
-    if not is_loopback(host) and not token:
-        hint = "Add --token with a secret, or leave --host out to serve this machine alone."
-        raise ConfigError(f"--host {host} lets everybody in who reaches this machine.", hint=hint)
+    require_token(host, token)
     blocked = read_blocklist(blocklist).exact() if blocklist else frozenset()
     catalogue = open_catalogue(index or [], _names(name), blocked=blocked)
     pictures = QueryPictures(tuple(allow_host))

@@ -26,9 +26,6 @@ def register(root: typer.Typer) -> None:
     root.add_typer(app, name="tokens")
 
 
-COUNTED_SHOWN = 12
-
-
 def _print_counted(output: Output, result: Result) -> None:
     details = result.manifest.details
     rows = [

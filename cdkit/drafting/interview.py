@@ -62,7 +62,6 @@ class Question:
     check: Callable[[str], Any]
     default: str = ""
     choices: Sequence[tuple[str, str]] = ()
-    only_choices: bool = False
 
 
 Ask = Callable[[Question], Any]
@@ -177,7 +176,7 @@ class Interview:
             shows.append(_kind_of(given.shows[place if len(given.shows) > 1 else 0]))
         else:
             text = "What do these photos show? Nothing here can see it. Photos of several subjects: a folder for each."
-            shows.append(self._put(Question("--shows", text, _kind_of, "thing", list(SHOWS.items()), True)))
+            shows.append(self._put(Question("--shows", text, _kind_of, "thing", list(SHOWS.items()))))
 
     def _survey(self, source: str) -> PhotoSurvey:
         path = check_source(source.strip(), "--photos")
@@ -232,7 +231,7 @@ class Interview:
         if captions.kind != "none" and captions.pictures is not False:
             return "distil"
         text = "Without pictures of the class, what keeps its word as it is?"
-        keep: Keep = self._put(Question("--keep", text, _keep_of, "distil", list(KEEPS.items()), True))
+        keep: Keep = self._put(Question("--keep", text, _keep_of, "distil", list(KEEPS.items())))
         return keep
 
     def _fit(self, base: BaseModel) -> str | None:

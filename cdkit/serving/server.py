@@ -31,6 +31,13 @@ def require_server() -> None:
     del starlette
 
 
+def require_token(host: str, token: str | None) -> None:
+    """Raise ConfigError for a host that others can reach, where no secret keeps them out."""
+    if not is_loopback(host) and not token:
+        hint = "Add --token with a secret, or leave --host out to serve this machine alone."
+        raise ConfigError(f"--host {host} lets everybody in who reaches this machine.", hint=hint)
+
+
 @dataclass(frozen=True)
 class Address:
     """Where a service listens: the socket is bound, so that its port is known and nobody else's."""

@@ -17,6 +17,8 @@ from types import ModuleType
 from typing import Any
 
 COMPILER = "torch._dynamo"
+# Where torch keeps what the compiler's `disable` gave for a function.
+KEPT = "__dynamo_disable"
 
 
 @contextmanager
@@ -172,9 +174,9 @@ class _Compiler(ModuleType):
         for name, function in self._said:
             if name != "disable":
                 getattr(real, name)(function)
-            elif "__dynamo_disable" in vars(function):
-                # torch keeps what `disable` gave: it asks again.
-                del function.__dynamo_disable
+            elif KEPT in vars(function):
+                # torch keeps what `disable` gave: it asks again. (`del function.…` here would mean a name of this class.)
+                delattr(function, KEPT)
         self._said.clear()
         return real
 

@@ -116,6 +116,25 @@ def test_what_was_left_out_is_there_when_it_is_used() -> None:
     _python("\n".join((claim, *USES)))
 
 
+def test_what_ran_before_something_is_compiled_can_be_compiled() -> None:
+    """An optimizer's step asks for the compiler's `disable`, and keeps what it gave: with the compiler there, too."""
+    _python(
+        "from cdkit.core.startup import claim_process, import_pipelines\n"
+        "claim_process(); import_pipelines()\n"
+        "import sys, torch\n"
+        "def stepped():\n"
+        "    weight = torch.ones(3, requires_grad=True)\n"
+        "    optimizer = torch.optim.SGD([weight], lr=1.0)\n"
+        "    weight.sum().backward()\n"
+        "    optimizer.step()\n"
+        "    return weight.detach().tolist()\n"
+        "assert stepped() == [0, 0, 0] and 'sympy' not in sys.modules\n"
+        "compiled = torch.compile(lambda x: x + 1, backend='eager', fullgraph=True)\n"
+        "assert compiled(torch.ones(1)) == 2 and stepped() == [0, 0, 0]\n"
+        "assert type(sys.modules['torch._dynamo']).__name__ == 'module'"
+    )
+
+
 def test_libraries_that_cannot_do_with_stand_ins_are_imported_without() -> None:
     _python(
         "from cdkit.core import startup\n"

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from cdkit.api.places import Place, base_of, list_of, named_texts, optional_text, photos_folder, text_of, texts_of
+from cdkit.api.places import Place, base_of, folder_of, list_of, named, optional_text, photos_folder, text_of, texts_of
 from cdkit.api.progress import ProgressCallback
 from cdkit.api.results import ReportFolder, SampleFolder, ScoreFolder
 from cdkit.api.running import config_of, make
@@ -95,8 +93,8 @@ def evaluate(
     inputs |= {"unrelated": unrelated, "base_unrelated": base_unrelated}
     plain: dict[str, Any] = {
         "samples": text_of(samples),
-        "concepts": {name: photos_folder(photos) for name, photos in (concepts or {}).items()},
-        "compare": named_texts(compare or {}),
+        "concepts": {name: photos_folder(photos) for name, photos in named(concepts, "photos").items()},
+        "compare": {name: text_of(place) for name, place in named(compare, "samples").items()},
         "tokens": list_of(tokens),
     }
     plain |= {name: optional_text(place) for name, place in inputs.items()}
@@ -113,7 +111,7 @@ def make_report(
     progress: ProgressCallback | bool | None = None,
 ) -> ReportFolder:
     """Make the report of a run's folder, anew each time: one HTML page, Markdown, scores and a model card."""
-    folder = Path(os.fspath(run_folder))
+    folder = folder_of(run_folder)
     config = config_of(ReportConfig, locals() | {"run_folder": str(folder)})
     target = report_folder(folder) if out is None else out
     return make(ReportFolder, "report", config, out=target, force=True, progress=progress, replace_other=True)

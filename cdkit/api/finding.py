@@ -10,6 +10,7 @@ from cdkit.api.places import Place, list_of, optional_photos, optional_text, tex
 from cdkit.api.progress import ProgressCallback
 from cdkit.api.results import FoundCaptions, IndexFolder, SetFolder
 from cdkit.api.running import config_of, make
+from cdkit.core.config import StageConfig
 from cdkit.fetching.job import MAX_THREADS
 from cdkit.index.config import IndexConfig
 from cdkit.index.layout import CODE_BYTES, EXACT_BELOW, RECALL_TARGET
@@ -22,6 +23,16 @@ if TYPE_CHECKING:
     from cdkit.api.places import Photos
 
 NsfwLimit = Literal["unlikely", "unsure", "nsfw"]
+
+
+class _Query(StageConfig):
+    """The arguments of a search, of the types that they must have."""
+
+    text: str
+    threshold: float | None = None
+    limit: int = LIMIT
+    encode_limit: int = ENCODE_LIMIT
+    encoder: str | None = None
 
 
 def build_index(
@@ -76,8 +87,14 @@ def search(
     from cdkit.index import search as searching
 
     folder = Path(local_copy("index", text_of(index)))
+    given = config_of(_Query, locals())
     found = searching.search(
-        folder, [text], min_similarity=threshold, limit=limit, encode_limit=encode_limit, encoder=encoder
+        folder,
+        [given.text],
+        min_similarity=given.threshold,
+        limit=given.limit,
+        encode_limit=given.encode_limit,
+        encoder=given.encoder,
     )
     return FoundCaptions(found[0])
 

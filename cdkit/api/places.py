@@ -7,7 +7,7 @@ import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from cdkit.core.errors import ConfigError, InputError, writing
 from cdkit.core.fingerprints import EMBEDDED, cache_folder
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 # A path, a name such as `embedded` or `hub:USER/NAME`, or what an earlier call returned.
 Place = str | os.PathLike[str]
+Value = TypeVar("Value")
 KEPT_LETTERS = 16
 # What PNG keeps as it is.
 PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
@@ -31,11 +32,12 @@ PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
 
 def text_of(place: Place) -> str:
     """A path or a result as stages take it; raises ConfigError for anything else."""
-    if not isinstance(place, str | os.PathLike):
+    text = os.fspath(place) if isinstance(place, str | os.PathLike) else None
+    if not isinstance(text, str):
         raise ConfigError(
             f"{type(place).__name__} is no path.", hint="Give a path, a name, or what a cdkit call returned."
         )
-    return os.fspath(place)
+    return text
 
 
 def texts_of(places: Place | Iterable[Place]) -> list[str]:
@@ -47,13 +49,25 @@ def texts_of(places: Place | Iterable[Place]) -> list[str]:
     return [text_of(place) for place in places]
 
 
-def named_texts(places: Mapping[str, Place]) -> dict[str, str]:
-    """Paths by name."""
-    return {name: text_of(place) for name, place in places.items()}
+def folder_of(place: Place) -> Path:
+    """A folder that is given; raises ConfigError for what is no path, and for an empty one."""
+    text = text_of(place)
+    if not text:
+        raise ConfigError("A folder's name is empty.", hint="Give a path; '.' is the folder that you are in.")
+    return Path(text)
+
+
+def named(values: Mapping[str, Value] | None, what: str) -> dict[str, Value]:
+    """What is given by name, if anything is; raises ConfigError for anything but a mapping."""
+    if values is not None and not isinstance(values, Mapping):
+        raise ConfigError(f"{type(values).__name__} is no mapping.", hint=f"Give {{'dog': {what}, …}}.")
+    return dict(values or {})
 
 
 def list_of(texts: str | Iterable[str]) -> list[str]:
-    """One text or several as a list."""
+    """One text or several as a list; raises ConfigError for anything else."""
+    if not isinstance(texts, Iterable):
+        raise ConfigError(f"{type(texts).__name__} is no text.", hint="Give a text, or a list of texts.")
     return [texts] if isinstance(texts, str) else list(texts)
 
 
@@ -85,10 +99,14 @@ def photos_folder(photos: Photos) -> str:
     Raises InputError for a file that is not there, ConfigError for what is no picture.
     """
     if isinstance(photos, str | os.PathLike):
-        return os.fspath(photos)
+        return text_of(photos)
     if not isinstance(photos, Iterable):
         raise ConfigError(f"{type(photos).__name__} is no list of photos.", hint="Give [picture, picture, …].")
+    if isinstance(photos, Mapping):
+        raise ConfigError("A mapping is no list of photos.", hint="Give [picture, picture, …].")
     files = [file for place, photo in enumerate(photos) for file in _files(place, photo)]
+    if not files:
+        raise ConfigError("There are no photos in the list.", hint="Give [picture, picture, …].")
     digest = hashlib.sha256()
     for name, content in files:
         digest.update(f"{name} {len(content)} ".encode() + content)

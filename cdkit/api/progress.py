@@ -60,7 +60,7 @@ def listener(progress: ProgressCallback | bool | None) -> Listener:
     """
     if callable(progress):
         return Listener(_Told(progress))
-    if progress not in (None, True, False):
+    if not (progress is None or isinstance(progress, bool)):
         raise ConfigError(
             f"progress: True, False, or a function of an event (got {progress!r}).",
             hint="Example: progress=lambda event: print(event.label, event.done)",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cdkit.api.html import picture_grid, shown_table
+from cdkit.api.places import Place, folder_of
 from cdkit.api.tables import Table
 from cdkit.core.errors import InputError
 from cdkit.core.formatting import size_text
@@ -287,12 +287,12 @@ KINDS: dict[str, type[StageFolder]] = {
 }
 
 
-def load(folder: str | os.PathLike[str]) -> StageFolder:
+def load(folder: Place) -> StageFolder:
     """What lies in a folder that cdkit made, as the call that made it returned it.
 
-    Raises InputError when nothing finished lies there.
+    Raises InputError when nothing finished lies there, ConfigError for what is no path.
     """
-    folder = Path(folder)
+    folder = folder_of(folder)
     manifest = read_manifest(folder) if folder.is_dir() else None
     if manifest is None:
         raise InputError(f"{folder} holds no finished result.", hint="Give a folder that cdkit made.")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
-from cdkit.api.places import Place, results_folder
+from cdkit.api.places import Place, folder_of, results_folder
 from cdkit.api.progress import ProgressCallback, listener
 from cdkit.api.results import StageFolder
 from cdkit.core.config import Config, parse_config
@@ -25,8 +23,9 @@ def config_of(config: type[Config], values: Mapping[str, Any]) -> Config:
     """
     chosen = {}
     for name, info in config.model_fields.items():
-        value = values[name]
-        if info.is_required() or value != info.get_default():
+        value, default = values[name], info.get_default()
+        # Of one type before they are compared: an array would answer for each of its numbers.
+        if info.is_required() or type(value) is not type(default) or value != default:
             chosen[name] = value
     return parse_config(config, chosen)
 
@@ -47,6 +46,6 @@ def make(
         identity = identity_of(stage_named(stage), config, resolve_inputs(config))
         folder = results_folder(stage, identity.fingerprint)
     else:
-        folder = Path(os.fspath(out))
+        folder = folder_of(out)
     done = execute(stage, config, folder, progress=heard, force=force, replace_other=replace_other)
     return result(done.out, done.state, done.manifest, tuple(heard.notes))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from cdkit.api.places import Place, base_of, list_of, named_texts, optional_text, photos_folder, text_of, texts_of
+from cdkit.api.places import Place, base_of, list_of, named, optional_text, photos_folder, text_of, texts_of
 from cdkit.api.progress import ProgressCallback
 from cdkit.api.results import DeltaFolder
 from cdkit.api.running import config_of, make
@@ -67,10 +67,10 @@ def train(
     """
     plain: dict[str, Any] = {
         "base": text_of(base),
-        "concepts": {name: photos_folder(photos) for name, photos in concepts.items()},
-        "regularization": named_texts(regularization or {}),
-        "token": dict(token or {}),
-        "categories": dict(categories or {}),
+        "concepts": {name: photos_folder(photos) for name, photos in named(concepts, "photos").items()},
+        "regularization": {name: text_of(place) for name, place in named(regularization, "folder").items()},
+        "token": named(token, "'<new1>'"),
+        "categories": named(categories, "'animal'"),
         "tokens": optional_text(tokens),
         "template": None if template is None else list_of(template),
         "delta": texts_of(delta),

@@ -175,7 +175,7 @@ class _Compiler(ModuleType):
             if name != "disable":
                 getattr(real, name)(function)
             elif KEPT in vars(function):
-                # torch keeps what `disable` gave: it asks again. (`del function.…` here would mean a name of this class.)
+                # torch keeps what `disable` gave, and asks again. `del` would take the name for one of this class.
                 delattr(function, KEPT)
         self._said.clear()
         return real

@@ -49,7 +49,7 @@ def concept_photos(source: str) -> PictureFolder:
         others = f"; these are no images: {shown(folder.left_out)}" if folder.left_out else ""
         raise InputError(
             f"{folder.source} holds {number}{others}.",
-            hint="A concept needs at least 2 photos; 4 to 20 work best. Put them into that folder.",
+            hint="A concept needs at least 2 photos; 4 to 20 work best. Add some to it.",
         )
     return folder
 

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ from tests.faults.counts import count
 
 LONGEST = 2.0
 ROUNDS = 10
+# What some inputs need, and no command loads before it knows that it does.
+LOADED = ("diffusers", "faiss", "open_clip", "pyarrow.parquet", "torch", "transformers")
 # They wait for a browser, or reach for the hub.
 LASTING = {"serve", "review", "publish", "preference", "doctor"}
 
@@ -90,6 +93,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     # A process runs one command; assembling all of them for each of thousands would be what takes the time.
     command_line.assemble = lru_cache(64)(assemble)  # type: ignore[assignment]
     typer.main.get_command = lru_cache(64)(get_command)
+    # Before the clock is looked at: loading them takes seconds on a machine with more to do.
+    for name in LOADED:
+        import_module(name)
+    assert execute_command(["tokens", "explain", "star"]) == 0
     yield folder
     command_line.assemble, typer.main.get_command = assemble, get_command
     os.chdir(before)
@@ -150,7 +157,8 @@ def command_lines(draw: st.DrawFn) -> list[str]:
     flags = [option for option in options if option.startswith("-") and option != "--debug"]
     piece = st.sampled_from(flags or ["--x"]) | TEXTS.filter(lambda text: text != "--")
     arguments = draw(st.lists(piece, max_size=6))
-    out = ["--out", "taken"] if "--out" in options else []
+    # Twice, since an option without its value before it takes the first as that, and a whole run would begin.
+    out = ["--out", "taken"] * 2 if "--out" in options else []
     return [*words, *arguments, *out, *(["--format", "json"] if draw(st.booleans()) else [])]
 
 

@@ -201,7 +201,9 @@ class _Builder:
         first: dict[Any, int] = {}
         height = 1
         while not isinstance(event := next(events), yaml.MappingEndEvent):
+            mistakes = len(self.mistakes)
             key = self.node(event, events, "", depth + 1).value
+            readable = len(self.mistakes) == mistakes
             inner = f"{where}.{key}" if where else str(key)
             self.lines.setdefault(inner, _line(event))
             node = self.node(next(events), events, inner, depth + 1)
@@ -214,7 +216,7 @@ class _Builder:
                 self.mistake(event, f"the key {_short(key)} is given twice (first in line {first[key]})")
             else:
                 values[key], first[key] = node.value, _line(event)
-                if not isinstance(key, str):
+                if readable and not isinstance(key, str):
                     unusual.append((event, key))
         if self.scalar_keys_beside not in values:
             for event, key in unusual:
@@ -266,7 +268,7 @@ def _is_merge(event: Any) -> bool:
 
 
 def _written(event: Any) -> str:
-    return _short(event.value)[1:-1]
+    return f"*{event.anchor}" if isinstance(event, yaml.AliasEvent) else _short(event.value)[1:-1]
 
 
 def _short(value: Any) -> str:

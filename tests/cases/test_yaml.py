@@ -80,6 +80,8 @@ def test_the_case(name: str, words: str, capsys: pytest.CaptureFixture[str]) -> 
         ("stages:\n  on: {run: report}", "line 2: the key on is true in YAML, not a text: put it in quotes"),
         ("stages:\n  1: {run: report}", "line 2: the key 1 is a number in YAML"),
         ("stages: {s: {run: train, concepts: {no: photos}}}", "line 1: the key no is false in YAML"),
+        ("*none : 1" + STAGE, "line 1: *none is used before there is an &none"),
+        ("x: &one 1\n*one : 2" + STAGE, "line 2: the key *one is a number in YAML, not a text"),
         ("stages:\n  ? [a, b]\n  : {run: report}", "line 2: a key is a list"),
         ("stages:\n  ? {a: b}\n  : {run: report}", "line 2: a key is a list or a mapping"),
         ("name: 2024-01-01" + STAGE, "line 1: 2024-01-01 is a date in YAML: put it in quotes"),

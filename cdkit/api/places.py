@@ -127,9 +127,9 @@ def _files(place: int, photo: Photo) -> Sequence[tuple[str, bytes]]:
     if not path.is_file():
         raise InputError(f"{path} is no file.", hint="A list of photos holds pictures or their files.")
     caption = path.with_suffix(".txt")
-    found = [(path, path.suffix.lower()), *([(caption, ".txt")] if caption.is_file() and caption != path else [])]
+    files = [(path, path.suffix.lower()), *([(caption, ".txt")] if caption.is_file() and caption != path else [])]
     try:
-        return [(f"{place:03d}{suffix}", file.read_bytes()) for file, suffix in found]
+        return [(f"{place:03d}{suffix}", file.read_bytes()) for file, suffix in files]
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.", hint="Check its permissions.") from error
 

@@ -126,7 +126,7 @@ class _Stage(MetaPathFinder, Loader):
         return _StandIn(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
-        """There is nothing to run."""
+        """Nothing: there is nothing to run."""
 
 
 class _Compiler(ModuleType):
@@ -206,4 +206,4 @@ class _CompilerParts(MetaPathFinder, Loader):
         return sys.modules[spec.name]
 
     def exec_module(self, module: ModuleType) -> None:
-        """It was run with the compiler."""
+        """Nothing: the compiler ran it."""

@@ -96,6 +96,7 @@ def note_size(
 
 
 def imported_tokens(files: Sequence[ForeignFile], names: Sequence[str]) -> list[ModifierToken]:
+    """The tokens of all files, by `names` where there are any; raises ConfigError for another number, or doubles."""
     tokens = [token for file in files for token in file.tokens]
     if names and len(names) != len(tokens):
         raise ConfigError(

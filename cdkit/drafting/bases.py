@@ -52,8 +52,8 @@ class BaseModel:
 
 def bases_at_hand() -> list[BaseModel]:
     """Every usable base model: diffusers folders in and below this one, the hub's cache, and the embedded one last."""
-    found = [*_nearby(), *_cached()]
-    return [*found[:_MOST_SHOWN], describe_base(EMBEDDED)]
+    bases = [*_nearby(), *_cached()]
+    return [*bases[:_MOST_SHOWN], describe_base(EMBEDDED)]
 
 
 def describe_base(spec: str) -> BaseModel:

@@ -12,10 +12,10 @@ from cdkit.core.errors import OutputError, writing
 from cdkit.core.fingerprints import EMBEDDED
 from cdkit.core.formatting import command_line, json_text
 from cdkit.core.storage import alone_with, atomic_path
+from cdkit.core.templates import template_environment
 from cdkit.deltas.methods import Recipe
 from cdkit.drafting.answers import Answers, ConceptAnswer, Shows, names_of, with_article
 from cdkit.pipeline import spec
-from cdkit.report.page import template_environment
 from cdkit.training.config import ANY, PRESETS
 from cdkit.training.live_page import LIVE_NAME
 

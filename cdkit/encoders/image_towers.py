@@ -128,6 +128,7 @@ def _embedded_tower() -> ImageTower:
 
 
 def clip_picture_tower(model: Any, prepare: Callable[..., Tensor], facts: Mapping[str, Any]) -> ImageTower:
+    """The picture tower of a CLIP of transformers."""
     holder = nn.ModuleDict({"vision_model": model.vision_model, "visual_projection": model.visual_projection})
 
     def forward(pixels: Tensor) -> Tensor:

@@ -84,6 +84,7 @@ def watched_shards(task: Task, shards: list[Path]) -> Iterator[ShardWatch]:
 
 
 def counter_path(shard: Path) -> Path:
+    """Where the rows of a shard that is being written are counted."""
     return shard.parent / f"{TEMPORARY_PREFIX}count-{shard.stem}"
 
 

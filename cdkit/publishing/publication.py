@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import cdkit
 from cdkit.core.formatting import json_text
+from cdkit.core.templates import markdown_of, template_environment
 from cdkit.fetching.hub import RepositoryKind
 
 if TYPE_CHECKING:
@@ -73,12 +73,9 @@ def front_matter(values: Mapping[str, Any]) -> str:
 
 def render_card(template: str, **values: Any) -> bytes:
     """A card from its template; templates escape with `md`, `code` and `fenced`."""
-    text = _environment().get_template(template).render(**values)
-    return (re.sub(r"\n{3,}", "\n\n", text).strip() + "\n").encode()
+    return markdown_of(_environment().get_template(template).render(**values)).encode()
 
 
 @cache
 def _environment() -> Environment:
-    from cdkit.report.page import template_environment
-
     return template_environment(TEMPLATES)

@@ -13,6 +13,7 @@ from cdkit.core.errors import CdkitError, InputError
 from cdkit.core.fingerprints import EMBEDDED
 from cdkit.core.formatting import command_line
 from cdkit.core.storage import Folder, write_text
+from cdkit.core.templates import markdown_of
 from cdkit.deltas.delta import DELTA_NAME
 from cdkit.deltas.exporting import EMBEDDINGS
 from cdkit.evaluation.samples import find_tokens
@@ -104,7 +105,7 @@ def write_card_of(page: Page, step: StepFolder, licence: str, out: Folder, *, de
 
     card = _card(page, step, _write_samples(page.run, step, out), licence, out, delta, file)
     text = environment().get_template("model_card.md.jinja").render(card=card, page=page)
-    write_text(out / CARD_NAME, re.sub(r"\n{3,}", "\n\n", text).strip() + "\n")
+    write_text(out / CARD_NAME, markdown_of(text))
 
 
 def _card(

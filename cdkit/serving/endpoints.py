@@ -93,6 +93,7 @@ def problem(code: str, message: str, hint: str, status: int, headers: Mapping[st
 
 
 def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """A response whose JSON is written as everywhere."""
     from starlette.responses import Response
 
     return Response(json_text(content), status, headers, media_type="application/json")

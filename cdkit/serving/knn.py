@@ -109,6 +109,7 @@ def parse_knn(body: Any) -> KnnRequest:
 
 
 def parse_metadata(body: Any) -> MetadataRequest:
+    """A request for rows by their ids; raises ConfigError that names what is wrong."""
     return _parse(MetadataRequest, body)
 
 

@@ -17,7 +17,7 @@ LONGEST_RETRY_SECONDS = 60
 
 
 class BusyError(Exception):
-    """There are too many requests; retry_after: seconds after which there should be room again."""
+    """Refusal of a request beside too many; retry_after: seconds after which there should be room again."""
 
     def __init__(self, retry_after: int) -> None:
         super().__init__(f"Too many requests at once: try again in {retry_after} s.")

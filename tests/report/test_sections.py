@@ -10,7 +10,6 @@ from PIL import Image
 from cdkit.core.manifest import Manifest
 from cdkit.core.storage import Folder
 from cdkit.pictures.regularization_set import SetRow, write_images
-from cdkit.report.page import environment, value_text
 from cdkit.report.picture_box import PictureBox
 from cdkit.report.run_folder import StepFolder, read_run
 from cdkit.report.sections.images import ROWS_SHOWN, ImagesSection, images_section
@@ -156,14 +155,6 @@ def test_words_to_type_in_web_uis(
     manifest = Manifest(stage, 1, "x", {}, {}, details=details)
     step = StepFolder("step", stage, values, tmp_path, "done", manifest)
     assert [word.webui for word in token_spellings(step)] == typed
-
-
-def test_numbers_for_people() -> None:
-    filters = environment().filters
-    shown = [filters["seconds"](value) for value in (None, 3.21, 250, 7500)]
-    assert shown == ["–", "3.2 s", "4 min 10 s", "2 h 5 min"]
-    assert [filters["size"](value) for value in (None, 12, 12_300_000)] == ["–", "12 B", "12.3 MB"]
-    assert value_text({"a": [1, True], "b": None}) == "a: 1, yes, b: –"
 
 
 def test_the_funnel_counts_pictures_alone(tmp_path: Path) -> None:

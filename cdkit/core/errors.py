@@ -244,17 +244,20 @@ def _concerns(error: BaseException, path: Path | None) -> bool:
     if named is None or path is None or isinstance(named, int):
         return True
     file, folder = _absolute(os.fsdecode(named)), _absolute(path)
-    return file == folder or folder in file.parents or file in folder.parents
+    # What is to become a file is written beside it first, under a name that ends in its own.
+    is_made = file.parent == folder.parent and file.name.startswith(".") and file.name.endswith(folder.name)
+    return file == folder or folder in file.parents or file in folder.parents or is_made
 
 
 def _place(error: BaseException, path: Path | None) -> str:
     """Where writing failed: the output, or the file that the error names elsewhere."""
     named = getattr(error, "filename", None)
-    if isinstance(named, str | bytes):
-        file = _absolute(os.fsdecode(named))
-        if path is None or _absolute(path) not in (file, *file.parents):
-            return _shown(named)
-    return str(path) if path is not None else "a file"
+    if path is None:
+        return _shown(named) if isinstance(named, str | bytes) else "a file"
+    if not isinstance(named, str | bytes):
+        return str(path)
+    is_above = _absolute(os.fsdecode(named)) in _absolute(path).parents
+    return str(path) if _concerns(error, path) and not is_above else _shown(named)
 
 
 def _absolute(path: Path | str) -> Path:

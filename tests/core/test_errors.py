@@ -73,6 +73,8 @@ def of_file(code: int, name: str | bytes | None = None) -> OSError:
         (of_file(errno.EACCES, "runs/out"), OutputError, "Cannot write to runs/out"),
         (of_file(errno.EACCES, "runs"), OutputError, "Cannot write to runs"),
         (of_file(errno.EROFS, "runs/out/x"), OutputError, "Cannot write to runs/out"),
+        (of_file(errno.EACCES, "runs/.tmp-12-out"), OutputError, "Cannot write to runs/out"),
+        (of_file(errno.EACCES, "runs/.other"), InputError, "runs/.other cannot be used: Permission denied"),
         (of_file(errno.EACCES, "photos/1.jpg"), InputError, "photos/1.jpg cannot be used: Permission denied"),
         (of_file(errno.ENAMETOOLONG, f"runs/out/{'n' * 300}"), OutputError, "File name too long"),
         (of_file(errno.ENAMETOOLONG, "n" * 300), InputError, "cannot be used: File name too long"),

@@ -13,7 +13,7 @@ from cdkit.core.errors import CdkitError, OutputError, PartialError, writing
 from cdkit.core.formatting import duration_text, redacted
 from cdkit.core.manifest import read_manifest
 from cdkit.core.protocols import Progress
-from cdkit.core.storage import Folder, write_json
+from cdkit.core.storage import Folder, flush_names, write_json
 from cdkit.execute import Result, execute
 from cdkit.pipeline.live_page import RunPage
 from cdkit.pipeline.plan import Planned, plan, report_page
@@ -76,6 +76,8 @@ def run(
             record = {**_record(pipeline), "started": datetime.now(UTC).isoformat(timespec="seconds")}
             Folder(folder).remove_temporaries(below=False)
             write_json(folder / RECORD_NAME, redacted(record))
+            # After a power loss nothing else may be in a folder that does not say it is a run's: it would be refused.
+            flush_names(folder, below=False)
             results = _run_steps(pipeline.name, folder, planned, forced, progress, threads, watch)
     return RunResult(folder, tuple(results), tuple(entry.step.name for entry in planned), report_page(planned))
 

@@ -10,7 +10,7 @@ from pydantic import model_validator
 
 from cdkit.core.config import ModelConfig, setting
 from cdkit.core.fingerprints import EMBEDDED
-from cdkit.deltas.methods import METHODS, MethodName, Recipe, ScheduleName
+from cdkit.deltas.methods import METHODS, Method, MethodName, Recipe, ScheduleName
 
 PresetName = Literal["paper", "face", "style", "embedded"]
 Keep = Literal["images", "generated", "distil", "both", "none"]
@@ -60,10 +60,18 @@ def fill_in(values: Mapping[str, Any], *, base: str) -> dict[str, Any]:
         recipe["token_learning_rate"] = chosen["learning_rate"]
     if "fit" in chosen and chosen.get("device") != "cpu":
         recipe["precision"] = "bf16"
-    keeps = "images" if chosen.get("regularization") and method.change != "gated" else "none"
     written = chosen.get("template")
     templates = {"template": [written]} if isinstance(written, str) else {}
-    return {**recipe, "keep": keeps, **chosen, **templates}
+    return {**recipe, "keep": _default_keep(chosen, method), **chosen, **templates}
+
+
+def _default_keep(chosen: Mapping[str, Any], method: Method) -> Keep:
+    """Images where there is a set; else the base's predictions, which keep the class as well (docs/results.md)."""
+    if method.change == "gated":
+        return "none"
+    if chosen.get("regularization"):
+        return "images"
+    return "none" if chosen.get("no_token") or method.name == "textual-inversion" else "distil"
 
 
 class TrainConfig(ModelConfig):
@@ -83,7 +91,7 @@ class TrainConfig(ModelConfig):
         None,
         "What keeps the class word as it is: a regularization set's images, images that the base model draws first, "
         "the base model's predictions (distil), images and distil by turns (both), or nothing "
-        "[default: images where there is a set, else none].",
+        "[default: images where there is a set, else distil].",
     )
     no_token: bool = setting(False, "Train without modifier tokens: prompts name the category alone.")
     tokens: str | None = setting(

@@ -176,13 +176,8 @@ def _planned(
         note(f"The regularization set of {concept.name!r} is not used: --keep {config.keep}.")
     elif concept.regularization:
         images = _regularization(concept.regularization, stand_in, note)
-    elif config.keep == "none" and METHODS[config.method].change != "gated":
-        draw = command_line("cdkit", "class-images", f"photo of a {concept.category}", "--base", config.base)
-        note(
-            f"No regularization images for {concept.name!r}: what the model draws for {concept.category!r} will "
-            "drift towards the photos. cdkit retrieve makes a set of real images; "
-            f"{draw} --out DIR draws one."
-        )
+    elif METHODS[config.method].change != "gated":
+        note(_without_images(concept, config))
     asked = config.regularization_count
     if images and asked is not None:
         if len(images) < asked:
@@ -194,6 +189,20 @@ def _planned(
     about = [image.caption or stand_in for image in images]
     names = [photo.name for photo in photos]
     return PlannedConcept(concept, squares, captions, images, about, names, len(folder.left_out))
+
+
+def _without_images(concept: Concept, config: TrainConfig) -> str:
+    """What a concept without a regularization set is told."""
+    if config.keep != "none":
+        return (
+            f"No regularization images for {concept.name!r}: the base model's own predictions keep "
+            f"{concept.category!r} as it is. cdkit retrieve makes a set of real images."
+        )
+    draw = command_line("cdkit", "class-images", f"photo of a {concept.category}", "--base", config.base)
+    return (
+        f"No regularization images for {concept.name!r}: what the model draws for {concept.category!r} will "
+        f"drift towards the photos. cdkit retrieve makes a set of real images; {draw} --out DIR draws one."
+    )
 
 
 def class_prompt(concept: Concept, recipe: Recipe) -> str:

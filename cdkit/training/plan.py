@@ -193,15 +193,12 @@ def _planned(
 
 def _without_images(concept: Concept, config: TrainConfig) -> str:
     """What a concept without a regularization set is told."""
-    if config.keep != "none":
-        return (
-            f"No regularization images for {concept.name!r}: the base model's own predictions keep "
-            f"{concept.category!r} as it is. cdkit retrieve makes a set of real images."
-        )
     draw = command_line("cdkit", "class-images", f"photo of a {concept.category}", "--base", config.base)
+    kept = f"the base model's own predictions keep {concept.category!r} as it is"
+    drifts = f"what the model draws for {concept.category!r} will drift towards the photos"
     return (
-        f"No regularization images for {concept.name!r}: what the model draws for {concept.category!r} will "
-        f"drift towards the photos. cdkit retrieve makes a set of real images; {draw} --out DIR draws one."
+        f"No regularization images for {concept.name!r}: {drifts if config.keep == 'none' else kept}. "
+        f"cdkit retrieve makes a set of real images; {draw} --out DIR draws one."
     )
 
 

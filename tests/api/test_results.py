@@ -23,7 +23,7 @@ def test_every_result_has_a_short_name(work: Work) -> None:
         f"<IndexFolder {len(work.index):,} captions, embedded, threshold {work.index.threshold:g}",
         "<SetFolder 6 images, threshold 0.6",
         "<DeltaFolder <new1> on embedded, 822.5 kB",
-        "<DeltaFolder <new1>, <new2> on embedded, 222.9 kB",
+        "<DeltaFolder <new1>, <new2> on embedded, 548.7 kB",
         "<SampleFolder 4 images of 2 prompts",
         f"<ScoreFolder {len(work.scores.metrics)} scores",
     ]

@@ -150,6 +150,12 @@ def test_photos_below_the_resolution_can_be_enlarged(material: Material, out: Pa
     assert run(material.config(resolution=64, enlarge=True, steps=1, batch_size=2), out).state == "done"
 
 
+def test_what_nothing_keeps_is_said(material: Material, out: Path) -> None:
+    notes = Notes()
+    run(material.config(regularization={}, keep="none", steps=1), out, progress=notes)
+    assert any("what the model draws for 'cat' will drift" in note for note in notes.notes)
+
+
 def test_what_is_left_out_and_what_is_missing_is_said(material: Material, out: Path, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     write_photos(folder, 2, seed=0)
@@ -158,7 +164,7 @@ def test_what_is_left_out_and_what_is_missing_is_said(material: Material, out: P
     result = run(material.config(concepts={"cat": str(folder)}, regularization={}, steps=1), out, progress=notes)
     assert result.manifest.counts == {"in": 3, "kept": 2, "rejected": {"not_an_image": 1}}
     assert any("notes.pdf" in note for note in notes.notes)
-    assert any("drift" in note for note in notes.notes)
+    assert any("the base model's own predictions keep 'cat' as it is" in note for note in notes.notes)
     assert any("2 photos; 4 to 20 work best" in note for note in notes.notes)
 
 

@@ -76,7 +76,9 @@ def test_the_fingerprint_holds_the_settings_in_force() -> None:
 
 
 def test_what_keeps_the_class_word_follows_from_what_is_given() -> None:
-    assert _config().keep == "none"
+    assert _config().keep == "distil"
+    for without in ({"no_token": True}, {"method": "textual-inversion"}, {"method": "custom-diffusion-gated"}):
+        assert _config(**without).keep == "none"
     assert _config(regularization={"dog": "images"}).keep == "images"
     assert _config(regularization={"dog": "images"}, keep="none").keep == "none"
     assert _config(keep="distil").distils

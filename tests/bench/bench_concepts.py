@@ -65,6 +65,7 @@ class Bench:
         values: dict[str, Any] = {
             "concepts": {word: f"embedded:{name}" for word, name in categories.items()},
             "regularization": {word: str(self.regularization(word)) for word in categories} if regularize else {},
+            "keep": "images" if regularize else "none",
             "token": {word: f"<new{number}>" for number, word in enumerate(categories, start=first_token)},
         }
         values |= JOINT if len(names) > 1 else {}

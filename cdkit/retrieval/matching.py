@@ -97,6 +97,9 @@ def read_matched_photos(
 
 
 def _plain(caption: str) -> str:
+    # A caption with {} says what is around the concept, not what it is: such a photo counts by its picture.
+    if "{}" in caption:
+        return ""
     # The captions of photos that were trained on name the concept by its modifier token, which no encoder knows.
     plain = " ".join(MODIFIER_TOKEN.sub(" ", caption).split())
     return plain if clean_caption(plain) else ""

@@ -198,7 +198,8 @@ def _without_images(concept: Concept, config: TrainConfig) -> str:
     drifts = f"what the model draws for {concept.category!r} will drift towards the photos"
     return (
         f"No regularization images for {concept.name!r}: {drifts if config.keep == 'none' else kept}. "
-        f"cdkit retrieve makes a set of real images; {draw} --out DIR draws one."
+        "cdkit retrieve makes a set of real images; "
+        f"{draw} --out DIR draws one."
     )
 
 

@@ -28,7 +28,7 @@ def test_pool_files_with_addresses_and_without(tmp_path: Path) -> None:
     assert look_at_captions([str(with_addresses)]).pictures is True
     found = look_at_captions([str(without)])
     assert (found.kind, found.pictures) == ("pool", False)
-    assert found.described == "1 pool file, which name no pictures"
+    assert found.described == "1 pool file, which names no pictures"
     assert look_at_captions([str(tmp_path)]).described.startswith("2 pool files")
 
 

@@ -9,6 +9,8 @@ import signal
 import struct
 import subprocess
 import termios
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import pyte
 
 ROWS = 40
 CTRL_C = "\x03"
+AGAIN_SECONDS = 15
 
 
 class Screen(pyte.HistoryScreen):  # type: ignore[misc]
@@ -31,6 +34,13 @@ class Screen(pyte.HistoryScreen):  # type: ignore[misc]
         while lines and not lines[-1]:
             lines.pop()
         return lines
+
+
+def _interrupt(running: subprocess.Popen[bytes]) -> None:
+    """Interrupt, and again: one that comes just before the program waits for a key is noticed with the next only."""
+    while running.returncode is None:
+        running.send_signal(signal.SIGINT)
+        time.sleep(AGAIN_SECONDS)
 
 
 def run_on_terminal(
@@ -76,7 +86,7 @@ def run_on_terminal(
             seen = place + len(waiting[0][0].encode())
             answer = waiting.pop(0)[1]
             if answer == CTRL_C:  # as the terminal would, were it the program's own
-                running.send_signal(signal.SIGINT)
+                threading.Thread(target=_interrupt, args=(running,), daemon=True).start()
             else:
                 os.write(controller, answer.encode())
     os.close(controller)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -118,10 +119,10 @@ class DeltaFolder(StageFolder):
 class PicturesFolder(StageFolder, Sequence["Image.Image"]):
     """A folder of pictures, each decoded when it is asked for."""
 
-    @cached_property
+    @property
+    @abstractmethod
     def pictures(self) -> list[Picture]:
         """Where the pictures lie, with what is known of each."""
-        raise NotImplementedError
 
     def __len__(self) -> int:
         return len(self.pictures)

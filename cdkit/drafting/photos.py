@@ -5,7 +5,6 @@ Nothing here knows what a photo shows: no detector of faces or things is at hand
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +12,10 @@ from cdkit.core.errors import InputError
 from cdkit.core.fingerprints import EMBEDDED
 from cdkit.core.protocols import Progress, SilentProgress
 from cdkit.pictures.folder import shown
-from cdkit.pictures.picture import NEAR, perceptual_hash
+from cdkit.pictures.picture import NEAR, names_alike, perceptual_hash
 from cdkit.pictures.reading import read_pictures
+from cdkit.training.config import BEST_NUMBER, FEW_PHOTOS, LEAST_PHOTOS, MANY_PHOTOS
 
-LEAST, FEW, MANY = 2, 4, 20
 # A folder of thousands is none of a concept's photos; what is said of the first of them is enough to see that.
 MOST_LOOKED_AT = 200
 
@@ -56,10 +55,10 @@ class PhotoSurvey:
         lines = []
         if self.looked_at < self.number:
             lines.append(f"{self.source}: only the first {self.looked_at} of {self.number:,} photos were looked at.")
-        if self.number < FEW:
-            lines.append(f"{self.source}: {self.number} photos are few: {FEW} to {MANY} work best.")
-        if self.number > MANY:
-            lines.append(f"{self.source}: {self.number:,} photos are many: {FEW} to {MANY} of one subject work best.")
+        if self.number < FEW_PHOTOS:
+            lines.append(f"{self.source}: {self.number} photos are few: {BEST_NUMBER} work best.")
+        if self.number > MANY_PHOTOS:
+            lines.append(f"{self.source}: {self.number:,} photos are many: {BEST_NUMBER} of one subject work best.")
         lines += [f"{self.source}: {shown(names)} show nearly the same: keep one of them." for names in self.alike]
         small = self.smaller_than(side)
         if small:
@@ -81,9 +80,9 @@ class PhotoSurvey:
             raise InputError(
                 "\n".join(self.damaged), hint="Mend these photos or move them away: training takes no damaged one."
             )
-        if self.number < LEAST:
+        if self.number < LEAST_PHOTOS:
             found = "only one photo" if self.number else "no photo"
-            raise InputError(f"{self.source} holds {found}.", hint=f"Give a folder of {FEW} to {MANY} photos.")
+            raise InputError(f"{self.source} holds {found}.", hint=f"Give a folder of {BEST_NUMBER} photos.")
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -124,21 +123,10 @@ def survey_photos(source: str, progress: Progress | None = None) -> PhotoSurvey:
         len(first),
         tuple(sizes),
         tuple(damaged),
-        groups_alike(hashes),
+        tuple(tuple(names) for names in names_alike(hashes, NEAR)),
         sum(picture.caption is not None for picture in folder.pictures),
         len(folder.left_out),
     )
-
-
-def groups_alike(hashes: Sequence[tuple[str, int]]) -> tuple[tuple[str, ...], ...]:
-    """Names whose perceptual hashes are near each other's, by groups; what is near nothing is in none."""
-    groups: list[list[tuple[str, int]]] = []
-    for name, value in hashes:
-        near = [group for group in groups if any((value ^ other).bit_count() <= NEAR for _, other in group)]
-        merged = [entry for group in near for entry in group]
-        groups = [group for group in groups if group not in near]
-        groups.append([*merged, (name, value)])
-    return tuple(tuple(name for name, _ in group) for group in groups if len(group) > 1)
 
 
 def class_word(source: str) -> str:

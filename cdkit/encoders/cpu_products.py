@@ -19,6 +19,9 @@ LEAST_PRODUCT = 3_500_000
 
 def fast_linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """functional.linear, by oneDNN where that is faster: in fp32 on a CPU, from LEAST_PRODUCT multiplications on."""
+    # torch's compiler cannot take oneDNN's product as it is called here, and chooses one itself.
+    if torch.compiler.is_compiling():
+        return functional.linear(input, weight, bias)
     small = input.numel() * len(weight) < LEAST_PRODUCT
     if small or weight.device.type != "cpu" or weight.dtype != torch.float32 or not _has_products():
         return functional.linear(input, weight, bias)
@@ -67,6 +70,8 @@ class _Pointwise(nn.Conv2d):
     """A convolution of single pixels, of pictures whose channels lie together: a product of pixels and channels."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if torch.compiler.is_compiling():
+            return super().forward(input)
         pixels = input.permute(0, 2, 3, 1)
         weight = self.weight.view(self.out_channels, self.in_channels)
         rows: torch.Tensor = _Product.apply(pixels.reshape(-1, self.in_channels), weight, self.bias)

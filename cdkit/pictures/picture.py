@@ -184,6 +184,27 @@ def mirrored_hash(picture: Image.Image) -> int:
     return perceptual_hash(ImageOps.mirror(picture))
 
 
+def hash_groups(hashes: Sequence[int], bits: int) -> list[int]:
+    """The group of each 64-bit hash: those within `bits` of each other, directly or by others between them."""
+    import numpy as np
+
+    values: np.ndarray = np.array(hashes, dtype=np.uint64)
+    groups = np.arange(len(values))
+    for place in range(len(values)):
+        near = np.flatnonzero(np.bitwise_count(values[:place] ^ values[place]) <= bits)
+        for group in np.unique(groups[near]):
+            groups[groups == group] = place
+    return [int(group) for group in groups]
+
+
+def names_alike(hashes: Sequence[tuple[str, int]], bits: int) -> list[list[str]]:
+    """Names whose hashes are in one group, group by group, in their order; what is near nothing is in none."""
+    groups: dict[int, list[str]] = {}
+    for (name, _), group in zip(hashes, hash_groups([value for _, value in hashes], bits), strict=True):
+        groups.setdefault(group, []).append(name)
+    return [names for names in groups.values() if len(names) > 1]
+
+
 class NearHashes:
     """A growing set of 64-bit hashes that answers whether one is within `distance` bits of any."""
 

@@ -15,13 +15,13 @@ from cdkit.core.manifest import read_manifest
 from cdkit.core.shards import open_shard, parts, read_shard
 from cdkit.fetching.urls import host_of
 from cdkit.index.caption_index import open_index
+from cdkit.pictures.picture import names_alike
 from cdkit.pictures.regularization_set import GENERATED, set_shards
 from cdkit.retrieval.candidates import DIGITS, CandidateSettings, find_candidates
 from cdkit.retrieval.decisions import Decision
 from cdkit.retrieval.set_folder import REJECTS
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow as pa
 
 # Bits of 64 in which the hashes of two pictures differ that stand side by side: more than what retrieval drops.
@@ -106,24 +106,8 @@ class ReviewSet:
     @cached_property
     def alike(self) -> list[list[str]]:
         """Keys of pictures that look alike, group by group, in their order."""
-        hashed = [picture for picture in self.pictures if picture.phash is not None]
-        groups: dict[int, list[str]] = {}
-        for picture, group in zip(hashed, _components(hashed, self.alike_bits), strict=True):
-            groups.setdefault(group, []).append(picture.key)
-        return [keys for keys in groups.values() if len(keys) > 1]
-
-
-def _components(pictures: Sequence[ReviewPicture], bits: int) -> list[int]:
-    """The number of each picture's group: those within `bits` of each other, directly or by others between them."""
-    import numpy as np
-
-    hashes: np.ndarray = np.array([picture.phash for picture in pictures], dtype=np.uint64)
-    groups = np.arange(len(hashes))
-    for place in range(len(hashes)):
-        near = np.flatnonzero(np.bitwise_count(hashes[:place] ^ hashes[place]) <= bits)
-        for group in np.unique(groups[near]):
-            groups[groups == group] = place
-    return [int(group) for group in groups]
+        hashed = [(picture.key, picture.phash) for picture in self.pictures if picture.phash is not None]
+        return names_alike(hashed, self.alike_bits)
 
 
 def read_review_set(folder: Path, *, encoder: str | None = None, alike_bits: int = ALIKE_BITS) -> ReviewSet:

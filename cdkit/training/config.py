@@ -16,6 +16,9 @@ PresetName = Literal["paper", "face", "style", "embedded"]
 Keep = Literal["images", "generated", "distil", "both", "none"]
 Fit = Literal["8GB", "12GB", "16GB", "24GB", "auto"]
 ANY = "any method"
+# Photos of one concept: fewer than the least teach nothing, and between few and many work best.
+LEAST_PHOTOS, FEW_PHOTOS, MANY_PHOTOS = 2, 4, 20
+BEST_NUMBER = f"{FEW_PHOTOS} to {MANY_PHOTOS}"
 # Preset → method → what it sets. Only what stands here differs from the method's recipe in cdkit.deltas.methods;
 # what the user sets counts before both. "paper" is the method's own recipe.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
@@ -71,7 +74,16 @@ def _default_keep(chosen: Mapping[str, Any], method: Method) -> Keep:
         return "none"
     if chosen.get("regularization"):
         return "images"
-    return "none" if chosen.get("no_token") or method.name == "textual-inversion" else "distil"
+    return "none" if _no_distilling(method, no_token=bool(chosen.get("no_token"))) else "distil"
+
+
+def _no_distilling(method: Method, *, no_token: bool) -> str:
+    """Why nothing can be trained towards the base's own predictions; empty where it can."""
+    if no_token:
+        return "it keeps the word that no_token teaches: give images, or keep none"
+    if method.name == "textual-inversion":
+        return "textual-inversion changes no weights, there is nothing to distil"
+    return ""
 
 
 class TrainConfig(ModelConfig):
@@ -188,12 +200,9 @@ class TrainConfig(ModelConfig):
             raise ValueError(f"keep {self.keep}: prompts without the token stay as they are with {self.method} anyway")
         if self.keep in ("images", "both") and not self.regularization:
             raise ValueError(f"keep {self.keep} needs a regularization set: give --regularization NAME=DIR")
-        if self.keep not in ("distil", "both"):
-            return
-        if self.no_token:
-            raise ValueError(f"keep {self.keep} keeps the word that no_token teaches: give images, or keep none")
-        if self.method == "textual-inversion":
-            raise ValueError(f"keep {self.keep}: textual-inversion changes no weights, there is nothing to distil")
+        why_not = _no_distilling(METHODS[self.method], no_token=self.no_token)
+        if self.keep in ("distil", "both") and why_not:
+            raise ValueError(f"keep {self.keep}: {why_not}")
 
     def recipe(self) -> Recipe:
         """The settings in force, presets and defaults filled in."""

@@ -16,11 +16,11 @@ from cdkit.core.manifest import read_manifest
 from cdkit.pictures.folder import shown
 from cdkit.pictures.picture import Picture
 from cdkit.pictures.reading import PictureFolder, read_pictures
+from cdkit.training.config import BEST_NUMBER, LEAST_PHOTOS
 
 if TYPE_CHECKING:
     from cdkit.training.concepts import Concept
 
-LEAST_PHOTOS = 2
 # Zooming in takes up to 1.4 times the resolution; more than twice of it is never seen.
 KEPT_OVER_RESOLUTION = 2
 Frame = tuple[int, int, int, int]
@@ -49,7 +49,7 @@ def concept_photos(source: str) -> PictureFolder:
         others = f"; these are no images: {shown(folder.left_out)}" if folder.left_out else ""
         raise InputError(
             f"{folder.source} holds {number}{others}.",
-            hint="A concept needs at least 2 photos; 4 to 20 work best. Add some to it.",
+            hint=f"A concept needs at least {LEAST_PHOTOS} photos; {BEST_NUMBER} work best. Add some to it.",
         )
     return folder
 

@@ -18,13 +18,12 @@ from cdkit.tokens.modifiers import Pick, read_picks, resolve_initializer
 from cdkit.training.augmentation import ALL_WORDS, with_words
 from cdkit.training.base_facts import BaseFacts
 from cdkit.training.concepts import Concept, check_rarity, check_split, check_word, describe_concepts, initializer_name
+from cdkit.training.config import BEST_NUMBER, FEW_PHOTOS
 from cdkit.training.photos import Square, concept_photos, decode_photos, regularization_pictures
 from cdkit.training.trainables import NewToken
 
 if TYPE_CHECKING:
     from cdkit.training.config import TrainConfig
-
-FEW_PHOTOS = 4
 
 
 @dataclass(frozen=True)
@@ -164,7 +163,7 @@ def _planned(
     for sentence in folder.all_notes():
         note(sentence)
     if len(photos) < FEW_PHOTOS:
-        note(f"{concept.folder} holds {len(photos)} photos; 4 to 20 work best.")
+        note(f"{concept.folder} holds {len(photos)} photos; {BEST_NUMBER} work best.")
     squares = decode_photos(concept, photos, resolution, enlarge=config.enlarge)
     captions = [concept.captions_of(photo.caption, recipe.template) for photo in photos]
     if recipe.template != METHODS[config.method].recipe.template and all(photo.caption for photo in photos):

@@ -84,9 +84,7 @@ def set_up(
         # On a GPU every group norm would turn the layout round.
         denoiser.to(memory_format=torch.channels_last)
     if device.type == "cpu" and dtype == torch.float32:
-        towers = [tower.model for tower in text_towers(pipeline)]
-        # torch's compiler cannot take oneDNN's product as we call it, and chooses one itself.
-        for part in (*([] if config.compile else [denoiser]), pipeline.vae, *towers):
+        for part in (denoiser, pipeline.vae, *(tower.model for tower in text_towers(pipeline))):
             use_fast_products(part)
     encoder = PictureEncoder(pipeline.vae, family, device=device, dtype=dtype)
     conditioning = Conditioning(family, text_towers(pipeline), rows)

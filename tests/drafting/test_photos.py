@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from cdkit.core.errors import ConfigError, InputError
-from cdkit.drafting.photos import MOST_LOOKED_AT, class_word, groups_alike, survey_photos
+from cdkit.drafting.photos import MOST_LOOKED_AT, class_word, survey_photos
 
 
 def write_photo(path: Path, seed: int, size: tuple[int, int] = (96, 64)) -> Path:
@@ -73,11 +73,6 @@ def test_what_training_would_refuse_is_refused_with_every_name(tmp_path: Path) -
         seen.check()
     with pytest.raises(InputError, match="does not exist"):
         survey_photos(str(tmp_path / "gone"))
-
-
-def test_groups_grow_together() -> None:
-    assert groups_alike([("a", 0), ("b", 0b111111), ("c", 0b111), ("far", (1 << 64) - 1)]) == (("a", "b", "c"),)
-    assert groups_alike([]) == ()
 
 
 def test_only_embedded_concepts_come_with_their_word() -> None:

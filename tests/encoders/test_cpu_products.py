@@ -82,3 +82,21 @@ def test_what_computes_something_else_is_left_alone() -> None:
     kinds = [type(layer) for layer in layers]
     use_fast_products(layers)
     assert [type(layer) for layer in layers] == kinds
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch was built without oneDNN")
+def test_a_compiler_finds_layers_that_it_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_products, "LEAST_PRODUCT", 0)
+    traced: list[str] = []
+
+    def backend(module: torch.fx.GraphModule, _: object) -> object:
+        traced.extend(str(node.target) for node in module.graph.nodes)
+        return module.forward
+
+    model = nn.Sequential(nn.Conv2d(6, 8, 1), nn.Flatten(2), nn.Linear(20, 7))
+    use_fast_products(model)
+    pictures = torch.randn(2, 6, 4, 5)
+    compiled = torch.compile(model, backend=backend, fullgraph=True)  # type: ignore[arg-type]
+    torch.testing.assert_close(compiled(pictures), model(pictures))
+    assert any("linear" in name for name in traced)
+    assert not any("pointwise" in name or "_Product" in name for name in traced)

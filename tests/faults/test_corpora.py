@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import ipaddress
 import random
-import sys
 import time
 import urllib.parse
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +25,7 @@ from cdkit.fetching.urls import host_of, parse_url
 from cdkit.pictures.decoding import Undecodable, decode
 from cdkit.retrieval.config import RetrieveConfig
 from cdkit.training.config import TrainConfig
+from tests.faults.audit_watch import AuditWatch
 from tests.faults.corpora import GUARDS, addresses, places, sdist
 from tests.faults.counts import count
 from tests.faults.scenarios import stage
@@ -120,27 +118,20 @@ metadata.google.internal 3232235521 0xc0a80001 0xA9FEA9FE 2852039166 425.510.425
 """
 
 
-class Dialled:
+class Dialled(AuditWatch):
     """Sees every connection that is about to be made, and lets those to this machine's own server through alone."""
 
     def __init__(self, place: str) -> None:
-        self.place, self.addresses, self.active = place, [], False
-        sys.addaudithook(self)
+        self.place = place
+        self.addresses: list[str] = []
+        super().__init__()
 
-    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if self.active and event == "socket.connect" and isinstance(arguments[1], tuple):
+    def happened(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "socket.connect" and isinstance(arguments[1], tuple):
             host, port = arguments[1][:2]
             if f"{host}:{port}" != self.place:
                 self.addresses.append(str(host))
                 raise ConnectionRefusedError(f"{host} is not dialled in a test")
-
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        self.active = True
-        try:
-            yield
-        finally:
-            self.active = False
 
 
 def is_private(address: str) -> bool:

@@ -9,13 +9,10 @@ import io
 import pickle
 import random
 import shutil
-import sys
 import time
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +25,7 @@ from cdkit.deltas.importing import read_foreign
 from cdkit.encoders import load_text_encoder
 from cdkit.encoders.image_towers import load_image_encoder
 from tests.cli.running import ran
+from tests.faults.audit_watch import AuditWatch
 from tests.faults.corpora import dangerous_names, hostile_files, sdist
 from tests.faults.counts import count
 from tests.faults.scenarios import stage, write_captions
@@ -47,31 +45,21 @@ def chosen(items: list[Any], every: bool) -> list[Any]:
     return items if every else random.Random(0).sample(items, FEW)
 
 
-@dataclass
-class Watch:
+class Watch(AuditWatch):
     """Sees what a pickle does to run something: it looks a function up; and what most of those functions do then."""
 
     EVENTS = frozenset(
         {"pickle.find_class", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "pty.spawn"}
         | {"subprocess.Popen", "socket.connect", "socket.getaddrinfo", "urllib.Request", "webbrowser.open"}
     )
-    seen: list[str] = field(default_factory=list)
-    active: bool = False
 
-    def __post_init__(self) -> None:
-        sys.addaudithook(self)
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+        super().__init__()
 
-    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if self.active and event in self.EVENTS:
+    def happened(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event in self.EVENTS:
             self.seen.append(f"{event} {arguments!r}")
-
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        self.active = True
-        try:
-            yield
-        finally:
-            self.active = False
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
-from cdkit.pictures.picture import NEAR, NearHashes, mirrored_hash, perceptual_hash
+from cdkit.pictures.picture import NEAR, NearHashes, mirrored_hash, names_alike, perceptual_hash
 from tests.support.photo_pool import picture, real_photos
 
 HASHES = st.integers(0, 2**64 - 1)
@@ -60,3 +60,10 @@ def test_real_photos_are_told_apart() -> None:
         known.add(value)
     assert len(photos) == 140
     assert near == 0
+
+
+def test_groups_of_near_hashes_grow_together() -> None:
+    named = [("a", 0), ("far", (1 << 64) - 1), ("b", 0b111111), ("c", 0b111)]
+    assert names_alike(named, 4) == [["a", "b", "c"]]
+    assert names_alike(named, 2) == []
+    assert names_alike([], 4) == []
